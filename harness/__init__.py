@@ -1,0 +1,1 @@
+"""Pacemark's harness: training, time, records. It knows no workload and no optimizer by name."""

@@ -1,0 +1,1 @@
+"""Training algorithms: one file per algorithm, or one per close family."""

@@ -1,0 +1,1 @@
+"""Fixed problems: one file per workload (model, data, loss, metric)."""

@@ -1,0 +1,1 @@
+"""Where the workloads' data come from, checked by content hash whatever the source."""
