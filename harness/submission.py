@@ -1,0 +1,228 @@
+"""The interface of a submission: a training algorithm that owns its step.
+
+The shortest submission is a YAML file that names a `torch.optim.Optimizer`: see `OptimizerSubmission`, the default
+step of one gradient and one update. An algorithm that needs more is a class here:
+
+    class SAM(OptimizerSubmission):
+        needs = frozenset({Need.RE_EVALUATE})
+
+        def step(self, ctx): ...
+
+Its keyword arguments are its hyperparameters; the harness refuses any that the signature does not name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.needs import Need, UndeclaredNeed
+from harness.roles import Role
+from harness.schedules import Schedule
+from harness.seeding import ExampleStream, Selection
+from harness.step import StepContext
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a submission is built on: the trainable parameters and the facts it may know."""
+
+    named_parameters: dict[str, nn.Parameter]
+    """Trainable parameters in the model's order."""
+    nominal_batch: int
+    schedule: Schedule
+    generator: torch.Generator
+    """The submission's own randomness, on the CPU; part of the checkpoint."""
+    device_generator: torch.Generator
+    """The same on the device of the parameters (the same object on a CPU)."""
+    clip_norm: float | None
+    """Clip the global gradient norm to this before the update (option of the default step)."""
+    no_decay: frozenset[Role]
+    """Roles that get no weight decay (option of the default step)."""
+    needs: frozenset[Need]
+    _roles: dict[str, Role]
+    _max_steps: int
+    _model: nn.Module
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.named_parameters.values())
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """Role of every parameter by name."""
+        self._require(Need.PARAMETER_ROLES, "parameter roles")
+        return self._roles
+
+    @property
+    def total_steps(self) -> int:
+        """The budget in nominal steps."""
+        self._require(Need.TOTAL_STEPS, "the total steps of the budget")
+        return self._max_steps
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, for hooks on its layers."""
+        self._require(Need.LAYERS, "the model")
+        return self._model
+
+    def learning_rate_factor(self, step: float) -> float:
+        """The schedule's factor for the update made after `step` nominal steps."""
+        return self.schedule.factor(step, self._max_steps)
+
+    def decay_groups(self, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Parameter groups of `names` (default: all): with the submission's weight decay, and without by `no_decay`."""
+        names = list(self.named_parameters) if names is None else list(names)
+        plain = [self.named_parameters[name] for name in names if self._roles[name] not in self.no_decay]
+        exempt = [self.named_parameters[name] for name in names if self._roles[name] in self.no_decay]
+        groups: list[dict[str, Any]] = [{"params": plain}] if plain else []
+        return groups + ([{"params": exempt, "weight_decay": 0.0}] if exempt else [])
+
+    def _require(self, need: Need, asked: str) -> None:
+        if need not in self.needs:
+            raise UndeclaredNeed(asked, need, "the submission")
+
+
+class Submission:
+    """A training algorithm. Everything it does, its construction included, is on the clock."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    def select(self, stream: ExampleStream) -> Selection:
+        """The examples of the next step; by default the next nominal batch. Overriding it needs Need.SELECTION."""
+        return stream.take(self.setup.nominal_batch)
+
+    def step(self, ctx: StepContext) -> None:
+        """One step on one batch."""
+        raise TypeError(f"{type(self).__name__} does not define step(ctx)")
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Within it the parameters hold the weights to evaluate; their trained values must come back to the bit
+        (see `harness.step.swapped`). Overriding it needs Need.EVALUATION_WEIGHTS."""
+        yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resume needs besides the parameters: tensors, numbers, strings, lists and dicts."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(f"{type(self).__name__} saved a state but does not define load_state_dict")
+
+    def state_tensors(self) -> list[Tensor]:
+        """Every tensor held between steps, to count the bytes; by default those of `state_dict`."""
+        return tensors_in(self.state_dict())
+
+    def state_bytes(self) -> int:
+        """Bytes held between steps besides the parameters, each storage once."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.state_tensors()}
+        storages.pop(0, None)
+        return sum(storages.values())
+
+
+class OptimizerSubmission(Submission):
+    """The default step: one gradient, clipped if asked, learning rates from the schedule, one update."""
+
+    def __init__(self, setup: Setup, optimizers: Sequence[torch.optim.Optimizer], *, closure: bool = False) -> None:
+        super().__init__(setup)
+        self.optimizers = list(optimizers)
+        self.closure = closure
+        self._assert_each_parameter_once()
+        self._initial = [[group.get("lr") for group in optimizer.param_groups] for optimizer in self.optimizers]
+        scheduled = setup.schedule.shape != "constant" or setup.schedule.warmup_fraction > 0
+        if scheduled and any(lr is None for lrs in self._initial for lr in lrs):
+            names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+            raise ValueError(
+                f"{names} has a parameter group without `lr`, so a schedule cannot act on it; "
+                "use schedule=constant schedule.warmup_fraction=0"
+            )
+
+    def step(self, ctx: StepContext) -> None:
+        if self.closure:
+            self.apply_schedule(ctx)
+            for optimizer in self.optimizers:
+                optimizer.step(lambda: self._gradient(ctx))
+            return
+        self._gradient(ctx)
+        self.update(ctx)
+
+    def update(self, ctx: StepContext) -> None:
+        """The update from the gradients in ``.grad``."""
+        self.apply_schedule(ctx)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def apply_schedule(self, ctx: StepContext) -> None:
+        factor = self.setup.learning_rate_factor(ctx.step)
+        for optimizer, initial in zip(self.optimizers, self._initial, strict=True):
+            for group, lr in zip(optimizer.param_groups, initial, strict=True):
+                if lr is not None:
+                    group["lr"] = lr * factor
+
+    def clip_gradients(self) -> None:
+        if self.setup.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.setup.parameters, self.setup.clip_norm, foreach=True)
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Optimizers with the `eval()`/`train()` convention of Schedule-Free are switched, and switched back exactly:
+        their own way back rounds, which would make the result depend on how often one evaluates."""
+        switching: list[Any] = [o for o in self.optimizers if hasattr(o, "eval") and hasattr(o, "train")]
+        if not switching:
+            yield
+            return
+        parameters = self.setup.parameters
+        trained = [parameter.detach().clone() for parameter in parameters]
+        for optimizer in switching:
+            optimizer.eval()
+        try:
+            yield
+        finally:
+            for optimizer in switching:
+                optimizer.train()
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+    def state_tensors(self) -> list[Tensor]:
+        return [tensor for optimizer in self.optimizers for tensor in tensors_in(dict(optimizer.state))]
+
+    def _gradient(self, ctx: StepContext) -> Tensor:
+        loss = ctx.backward()
+        self.clip_gradients()
+        return loss
+
+    def _assert_each_parameter_once(self) -> None:
+        claimed = [p.data_ptr() for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        own = [p.data_ptr() for p in self.setup.parameters]
+        if sorted(claimed) != sorted(own):
+            raise ValueError(
+                f"the optimizers of {type(self).__name__} claim {len(claimed)} parameters, "
+                f"{len(set(claimed))} of them different, but the model has {len(own)}; each must be claimed once"
+            )
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []
