@@ -1,0 +1,350 @@
+"""The configuration of a trial: its schema, and how the command line becomes one.
+
+Hydra composes the groups of configs/; pydantic checks the result against the schema below. Composition lets unknown
+keys through on purpose: the schema then reports all of them together, with the key that was probably meant.
+Importing this module does not import torch, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.needs import Need
+from harness.problems import UserError, did_you_mean
+from harness.schedules import Schedule
+
+if TYPE_CHECKING:
+    from harness.workload import Facts
+
+CONFIG_DIR = Path(__file__).parent.parent / "configs"
+GROUPS = ("workload", "scale", "optimizer", "schedule", "ruleset", "tracker")
+_SCALE_GROUP = "workload/scale"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(_Strict):
+    """A choice of a group that has only a name and a line for --help."""
+
+    name: str
+    description: str
+
+
+class Tracker(Named):
+    project: str = "pacemark"
+    mode: Literal["online", "offline"] = "offline"
+    """wandb only."""
+    folder: Path | None = None
+    """Where the tracker writes; default: inside the record."""
+
+
+class Recipe(_Strict):
+    """What runs when the user says nothing: sensible on the mini workloads, all of them alike."""
+
+    hyperparameters: dict[str, Any] = {}
+    warmup_fraction: float = 0.0
+    horizon_fraction: float = 1.0
+    clip_norm: float | None = None
+
+
+class Optimizer(_Strict):
+    """A submission as configured."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    description: str
+    paper: str | None = None
+    class_path: str
+    """A torch.optim.Optimizer or a harness.submission.Submission."""
+    defaults: dict[str, Any] = {}
+    """Defaults of the paper."""
+    recipe: Recipe = Recipe()
+    """Over the defaults."""
+    hyperparameters: dict[str, Any] = {}
+    """What the user sets, over the recipe."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    no_decay: list[str] = []
+    """Parameter roles without weight decay, for example [norm, bias]."""
+    needs: list[Need] = []
+    """Needs beyond those the class declares."""
+    closure: bool = False
+    """Call optimizer.step(closure); the closure evaluates the same batch again (LBFGS and the like)."""
+
+    @property
+    def effective_hyperparameters(self) -> dict[str, Any]:
+        return self.defaults | self.recipe.hyperparameters | self.hyperparameters
+
+
+class Run(_Strict):
+    """One trial, whole."""
+
+    workload: dict[str, Any]
+    scale: Named
+    optimizer: Optimizer
+    schedule: Schedule
+    ruleset: Named
+    tracker: Tracker
+    seed: int = Field(ge=0, lt=2**31)
+    """Study seed; the record goes to study_<seed>."""
+    trial: int = Field(ge=1)
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    deterministic: bool
+    threads: int = Field(ge=1)
+    """CPU threads of the trial; the bits depend on it, so it is a fact and not the machine's core count."""
+    run_to_end: bool
+    records: Path
+    label: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    overwrite: bool
+    data: str
+    checkpoint_seconds: float = Field(ge=0)
+    """At an evaluation, write a checkpoint when the last one is older than this."""
+    debug: bool
+
+    # What the command line made of it; not keys of the config.
+    modified: tuple[str, ...] = ()
+    shipped: bool = True
+
+    @property
+    def facts(self) -> Facts:
+        from harness.workload import Facts
+
+        return Facts(**self.workload)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that can move the result, and nothing else."""
+        everything = self.model_dump(mode="json")
+        for irrelevant in ("records", "label", "overwrite", "data", "checkpoint_seconds", "debug", "tracker"):
+            del everything[irrelevant]
+        for irrelevant in ("modified", "shipped"):
+            del everything[irrelevant]
+        everything["workload"].pop("target_provenance", None)
+        everything["workload"].pop("description", None)
+        everything["optimizer"] = self.algorithm()["optimizer"]
+        return everything
+
+    def algorithm(self) -> dict[str, Any]:
+        """The submission alone, as it takes effect."""
+        optimizer = self.optimizer.model_dump(mode="json", exclude={"defaults", "recipe", "description", "paper"})
+        optimizer["hyperparameters"] = self.optimizer.effective_hyperparameters
+        return {"optimizer": optimizer, "schedule": self.schedule.model_dump(mode="json")}
+
+    @property
+    def submission_label(self) -> str:
+        """The submission's folder name: plain as shipped, with a short hash of its configuration otherwise."""
+        if self.label is not None:
+            return self.label
+        return self.optimizer.name if self.shipped else f"{self.optimizer.name}-{short_hash(self.algorithm())}"
+
+    @property
+    def scale_folder(self) -> str:
+        """A changed workload has a folder of its own, so that no table mixes it with the real one."""
+        if not self.modified:
+            return self.scale.name
+        return f"{self.scale.name}-modified-{short_hash(self.identity()['workload'])}"
+
+
+def config_hash(value: Any) -> str:
+    """SHA-256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def short_hash(value: Any) -> str:
+    return config_hash(value)[:8]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def expand(arguments: list[str]) -> list[list[str]]:
+    """The runs of a sweep: every combination of `a=1,2` style arguments, in order."""
+    combinations: list[list[str]] = [[]]
+    for override in _parse(arguments):
+        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+        lines = [override.input_line] if values is None else [f"{override.key_or_group}={v}" for v in values]
+        combinations = [combination + [str(line)] for combination in combinations for line in lines]
+    return combinations
+
+
+def load(arguments: list[str]) -> Run:
+    """Compose and check; raises UserError with every problem found."""
+    overrides = _parse(arguments)
+    for override in overrides:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line}: several values are a sweep; add -m to run them all, "
+                f"or quote a text or list that has commas, like {override.key_or_group}='[a,b]'"
+            )
+    _check_groups(overrides)
+    composed = _compose([_as_override(override) for override in overrides])
+    groups = [_as_override(o) for o in overrides if o.key_or_group in (*GROUPS, _SCALE_GROUP)]
+    shipped = _compose(groups)
+    run = _validated(_container(composed))
+    plain = _validated(_container(shipped), complete=False)
+    changed = _changes(plain["workload"], run.workload)
+    as_shipped = plain["algorithm"] is not None and plain["algorithm"] == run.algorithm()
+    return run.model_copy(update={"modified": changed, "shipped": as_shipped})
+
+
+def _parse(arguments: list[str]) -> list[Override]:
+    parser, overrides, problems = OverridesParser.create(), [], []
+    for argument in arguments:
+        try:
+            override = parser.parse_override(argument)
+        except HydraException:
+            problems.append(f"{argument}: cannot be read; write key=value, and quote what has spaces or commas")
+            continue
+        if override.is_delete():
+            problems.append(f"{argument}: a key cannot be removed; set it to another value, for example to null")
+        overrides.append(override)
+    if problems:
+        raise UserError(problems)
+    return overrides
+
+
+def _check_groups(overrides: list[Override]) -> None:
+    chosen = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in GROUPS}
+    problems = [
+        f"{group}={choice}: no such {group}; {did_you_mean(choice, choices(group))}"
+        for group, choice in chosen.items()
+        if choice not in choices(group)
+    ]
+    for group in ("workload", "optimizer"):
+        if group not in chosen:
+            problems.append(f"{group} is not given; add {group}=NAME, one of {', '.join(choices(group))}")
+    if not problems:
+        at_scale = f"{chosen['workload']}-{chosen.get('scale', 'mini')}"
+        if at_scale not in choices(_SCALE_GROUP):
+            scales = [c.rpartition("-")[2] for c in choices(_SCALE_GROUP) if c.startswith(f"{chosen['workload']}-")]
+            problems.append(
+                f"scale={chosen['scale']}: workload={chosen['workload']} does not exist at this scale; "
+                f"it exists at {', '.join(scales)}"
+            )
+    if problems:
+        raise UserError(problems)
+
+
+def _as_override(override: Override) -> str:
+    """Groups as they are; values so that unknown keys get through to the schema, which reports all of them."""
+    line = str(override.input_line)
+    return line if override.key_or_group in GROUPS else "++" + line.lstrip("+")
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_DIR.resolve()), version_base="1.3"):
+            return compose("config", overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"the configuration cannot be composed: {str(error).splitlines()[0]}") from error
+
+
+def _container(config: DictConfig) -> dict[str, Any]:
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _validated(values: dict[str, Any], complete: bool = True) -> Any:
+    """The Run, all problems at once. complete=False: only what comparing with the shipped configuration needs."""
+    from harness import hyperparameters, roles, workload
+
+    if not complete:
+        try:
+            return {"workload": values["workload"], "algorithm": Run(**values).algorithm()}
+        except ValidationError:  # optimizer=any is incomplete as shipped
+            return {"workload": values["workload"], "algorithm": None}
+    problems: list[str] = []
+    run: Run | None = None
+    try:
+        run = Run(**values)
+    except ValidationError as error:
+        problems += _messages(error, Run)
+    try:
+        facts = workload.Facts(**values["workload"])
+        cls = hyperparameters.import_class(facts.class_path, "workload.class_path")
+        for part in ("model", "data"):
+            try:
+                getattr(cls, part.capitalize())(**getattr(facts, part))
+            except ValidationError as error:
+                problems += _messages(error, getattr(cls, part.capitalize()), f"workload.{part}.")
+    except ValidationError as error:
+        problems += _messages(error, workload.Facts, "workload.")
+    except UserError as error:
+        problems += error.problems
+    optimizer = values.get("optimizer")
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("class_path"), str):
+        try:
+            effective = Optimizer(**optimizer).effective_hyperparameters
+            problems += hyperparameters.check(optimizer["class_path"], effective)
+        except ValidationError:
+            pass  # reported above
+    if run is not None:
+        for role in run.optimizer.no_decay:
+            if role not in set(roles.Role):
+                problems.append(f"optimizer.no_decay={role}: no such role; {did_you_mean(role, roles.Role)}")
+    if problems:
+        raise UserError(problems)
+    assert run is not None
+    return run
+
+
+def _messages(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    messages = []
+    for detail in error.errors():
+        location = [str(part) for part in detail["loc"]]
+        key = prefix + ".".join(location)
+        if detail["type"] == "extra_forbidden":
+            owner = _field_owner(model, location[:-1])
+            known = owner.model_fields if owner is not None else ()
+            messages.append(f"{key}={detail['input']}: unknown key; {did_you_mean(location[-1], known)}")
+        elif detail["type"] == "missing":
+            messages.append(f"{key} is missing; add {key}=VALUE")
+        elif detail["type"] == "value_error":
+            messages.append(f"{key.rstrip('.') or 'config'}: {detail['ctx']['error']}")
+        else:
+            text = detail["msg"].replace("Input should", "must").replace("String should", "must")
+            messages.append(f"{key}={detail['input']}: {text}")
+    return messages
+
+
+def _field_owner(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    for part in location:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field is not None else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        model = annotation
+    return model
+
+
+def _changes(shipped: dict[str, Any], actual: dict[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """Keys of the workload whose value is not the shipped one."""
+    changed: list[str] = []
+    for key in sorted(shipped.keys() | actual.keys()):
+        before, after = shipped.get(key), actual.get(key)
+        if key == "target_provenance":
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += _changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changed.append(f"{prefix}{key}")
+    return tuple(changed)
