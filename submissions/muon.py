@@ -43,8 +43,8 @@ class Muon(OptimizerSubmission):
         # A parameter that shares its memory with the model's and has its shape as a matrix: updating it in place
         # updates the model.
         self._views = [
-            (nn.Parameter(_as_matrix(setup.named_parameters[name].detach())), setup.named_parameters[name])
-            for name in matrices
+            (nn.Parameter(_as_matrix(parameter.detach(), like=parameter)), parameter)
+            for parameter in (setup.named_parameters[name] for name in matrices)
         ]
         optimizers: list[torch.optim.Optimizer] = []
         if matrices:
@@ -72,12 +72,12 @@ class Muon(OptimizerSubmission):
 
     def update(self, ctx: StepContext) -> None:
         for view, parameter in self._views:
-            view.grad = None if parameter.grad is None else _as_matrix(parameter.grad)
+            view.grad = None if parameter.grad is None else _as_matrix(parameter.grad, like=parameter)
         super().update(ctx)
 
 
-def _as_matrix(tensor: Tensor) -> Tensor:
-    """[out, ...] as [out, the rest], without a copy whatever the memory format."""
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+def _as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
+    """[out, ...] as [out, the rest], columns in the order of `like`'s memory; shares the memory of a tensor laid out so."""
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.view(tensor.shape[0], -1)
+    return tensor.reshape(tensor.shape[0], -1)

@@ -1,0 +1,505 @@
+"""One trial: train a workload with a submission until it meets the target, and leave a record.
+
+    check -> load data -> open the record -> build and warm up the model -> build the submission (clock starts)
+    -> [train a segment | evaluate | append a row | checkpoint] ... -> close the record with a status
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from harness import hyperparameters, machine
+from harness.clock import Clock, Disturbance
+from harness.config import Run
+from harness.needs import Need
+from harness.problems import UserError
+from harness.record import Record, Status
+from harness.roles import Role, parameter_roles
+from harness.seeding import ExampleStream, TrialSeeds
+from harness.step import Counters, Evaluator, StepContext
+from harness.submission import OptimizerSubmission, Setup, Submission
+from harness.workload import Split, Workload, WorkloadError
+
+Row = dict[str, Any]
+
+
+class Observer(Protocol):
+    """Watches a trial, off the clock: the progress line, a tracker."""
+
+    def begin(self, record: Record, first_step: float) -> None: ...
+    def evaluation(self, row: Row) -> None: ...
+    def end(self, record: Record) -> None: ...
+
+
+def run_trial(run: Run, observers: Callable[[], list[Observer]] = list) -> tuple[Record, bool]:
+    """Run, continue, or find finished the trial that `run` describes.
+
+    Returns the record and whether anything was done. Raises UserError, before anything is written, for what the user
+    can mend; every later failure is a status in the record.
+    """
+    device = _device(run)
+    _configure_torch(run, device)
+    record = Record.inspect(run, machine.folder_name(machine.describe(device, run.threads)))
+    if record.status is not None and record.status.finished and not run.overwrite:
+        return record, False
+    cls = hyperparameters.algorithm_class(run.optimizer.class_path)
+    needs = _needs(cls, run)
+    try:
+        workload: Workload = hyperparameters.import_class(run.facts.class_path, "workload.class_path")(run.facts)
+        workload.load(run.data, device)
+    except WorkloadError as error:
+        raise UserError(str(error)) from error
+    with ExitStack() as stack:
+        stack.callback(record.close)
+        watching = observers()
+        checkpoint = None if run.overwrite else record.load_checkpoint(device)
+        record.begin(_manifest_facts(run, workload, device, needs))
+        if checkpoint is not None:
+            record.write_rows()
+        trial = _Trial(run, record, workload, cls, needs, device, watching)
+        status, final = trial.run(checkpoint)
+        record.finish(status, final)
+        for observer in watching:
+            observer.end(record)
+    return record, True
+
+
+class _Trial:
+    """The state of one running trial."""
+
+    def __init__(
+        self,
+        run: Run,
+        record: Record,
+        workload: Workload,
+        cls: type[Submission] | type[torch.optim.Optimizer],
+        needs: frozenset[Need],
+        device: torch.device,
+        observers: list[Observer],
+    ) -> None:
+        self.run_config, self.record, self.workload, self.cls = run, record, workload, cls
+        self.needs, self.device, self.observers = needs, device, observers
+        self.facts = workload.facts
+        self.seeds = TrialSeeds(run.seed, run.trial)
+        self.stream = ExampleStream(self.seeds, workload.train_size)
+        self.clock = Clock(device)
+        self.disturbance = Disturbance()
+        self.memory = machine.PeakMemory(device)
+        self.evaluator: Evaluator
+        self.submission: Submission
+        self.state_bytes = 0
+        self.stop_reason: str | None = None
+        self.reached_row: int | None = None
+
+    # ---- life of a trial -----------------------------------------------------------------------------------------
+
+    def run(self, checkpoint: dict[str, Any] | None) -> tuple[Status, dict[str, Any]]:
+        error: str | None = None
+        try:
+            with _private_compiler_cache(Need.OWN_COMPILATION in self.needs):
+                self._build(checkpoint)
+                status = self._train(resumed=checkpoint is not None)
+        except KeyboardInterrupt:
+            status, self.stop_reason = Status.STOPPED, "interrupted; the same command continues it"
+        except torch.OutOfMemoryError as caught:
+            status, error = Status.OUT_OF_MEMORY, f"{caught}\n{traceback.format_exc()}"
+        except MemoryError:
+            status, error = Status.OUT_OF_MEMORY, traceback.format_exc()
+        except _RecordError as caught:
+            raise UserError(
+                f"records={self.run_config.records}: {self.record.folder} could not be written ({caught}); make room "
+                "there, and the same command continues from the last checkpoint"
+            ) from caught
+        except Exception:
+            status, error = Status.FAILED, traceback.format_exc()
+        return status, self._final_figures(error)
+
+    def _build(self, checkpoint: dict[str, Any] | None) -> None:
+        torch.manual_seed(self.seeds.key("initial weights"))
+        layout = torch.channels_last if self.facts.memory_format == "channels_last" else torch.contiguous_format
+        model = self.workload.build_model()
+        model = model.to(self.device, memory_format=layout) if layout != torch.contiguous_format else model.to(self.device)
+        model.train()
+        roles = parameter_roles(model, self.workload.role_patterns)
+        forward_model = model
+        if self.run_config.compile and not self.needs & {Need.SECOND_DERIVATIVES, Need.LAYERS}:
+            forward_model = torch.compile(model)  # type: ignore[assignment]
+        self.evaluator = Evaluator(self.workload, model, self.seeds, self._precision, forward_model)
+        self._warm_up()
+        generator = torch.Generator().manual_seed(self.seeds.key("submission"))
+        on_device = generator
+        if self.device.type != "cpu":
+            on_device = torch.Generator(self.device).manual_seed(self.seeds.key("submission on device"))
+        with self.clock.submission("build", charge_compile=checkpoint is None):
+            self.submission = self._build_submission(model, roles, generator, on_device)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        for observer in self.observers:
+            observer.begin(self.record, self._nominal_step())
+
+    def _build_submission(
+        self, model: nn.Module, roles: dict[str, Role], generator: torch.Generator, on_device: torch.Generator
+    ) -> Submission:
+        options = self.run_config.optimizer
+        setup = Setup(
+            named_parameters={name: p for name, p in model.named_parameters() if p.requires_grad},
+            nominal_batch=self.facts.nominal_batch,
+            schedule=self.run_config.schedule,
+            generator=generator,
+            device_generator=on_device,
+            clip_norm=options.clip_norm,
+            no_decay=frozenset(Role(role) for role in options.no_decay),
+            needs=self.needs,
+            _roles=roles,
+            _max_steps=self.facts.max_steps,
+            _model=model,
+        )
+        arguments = hyperparameters.as_arguments(options.effective_hyperparameters)
+        if issubclass(self.cls, Submission):
+            return self.cls(setup, **arguments)
+        decays = "weight_decay" in hyperparameters.accepted(self.cls)
+        groups = setup.decay_groups() if decays else [{"params": setup.parameters}]
+        return OptimizerSubmission(setup, [self.cls(groups, **arguments)], closure=options.closure)
+
+    def _warm_up(self) -> None:
+        """Fill caches and compile the fixed model, on the first batch of the stream; leaves no trace in the model."""
+        evaluator = self.evaluator
+        before = [buffer.detach().clone() for buffer in evaluator.buffers]
+        size = self.facts.nominal_batch
+        batch = self.workload.batch(self.stream.indices_at(0, size), self.stream.keys_at(0, size))
+        for _ in range(2):
+            StepContext(evaluator, batch, 0, frozenset(Need), "warm-up").backward()
+        for buffer, value in zip(evaluator.buffers, before, strict=True):
+            buffer.copy_(value)
+        for parameter in evaluator.parameters:
+            parameter.grad = None
+        evaluator.counters = Counters()
+
+    def _train(self, resumed: bool) -> Status:
+        facts, counters = self.facts, self.evaluator.counters
+        last_checkpoint = perf_counter()
+        budget = facts.max_steps * facts.nominal_batch
+        if resumed and (ended := self._status_after(self.record.rows[-1])) is not None:
+            return ended
+        while True:
+            grid = facts.eval_every * facts.nominal_batch
+            goal = min(budget, (counters.examples // grid + 1) * grid)
+            train_loss = self._segment(goal, charge_compile=not resumed)
+            resumed = False
+            metrics = self._evaluate("validation")
+            with self.clock.off("logging"):
+                row = self._row(train_loss, metrics)
+            status = self._status_after(row)
+            if self.reached_row is None and facts.meets_target(row[f"validation/{facts.metric}"]):
+                self.reached_row = len(self.record.rows)
+                row |= self._split_columns("test", self._evaluate("test"))
+            elif status is not None:
+                row |= self._split_columns("test", self._evaluate("test"))
+            with self.clock.off("logging"):
+                self._write(lambda row=row: self.record.append(row))  # type: ignore[misc]
+                for observer in self.observers:
+                    observer.evaluation(row)
+                if status is None and perf_counter() - last_checkpoint >= self.run_config.checkpoint_seconds:
+                    self._write(lambda: self.record.save_checkpoint(self._checkpoint()))
+                    last_checkpoint = perf_counter()
+            if status is not None:
+                return status
+
+    def _segment(self, goal: int, charge_compile: bool) -> Tensor:
+        """Train until `goal` examples are done; the mean of the steps' losses. Nothing here waits for the device."""
+        submission, stream, counters = self.submission, self.stream, self.evaluator.counters
+        name, nominal = self.run_config.optimizer.name, self.facts.nominal_batch
+        label_generator = submission.setup.device_generator
+        before, first = self.clock.elapsed.submission, counters.update_steps
+        examples_before = counters.examples
+        total = torch.zeros((), device=self.device)
+        with self.clock.submission(charge_compile=charge_compile):
+            while counters.examples < goal:
+                start = perf_counter()
+                selection = submission.select(stream)
+                batch = self.workload.batch(*selection)
+                self.clock.data_wait(perf_counter() - start)
+                ctx = StepContext(
+                    self.evaluator, batch, counters.examples / nominal, self.needs, name, label_generator
+                )
+                submission.step(ctx)
+                counters.update_steps += 1
+                counters.examples += len(selection.indices)
+                if ctx.first_loss is not None:
+                    total += ctx.first_loss
+        nominal_steps = (counters.examples - examples_before) / nominal
+        self.disturbance.add(self.clock.elapsed.submission - before, nominal_steps)
+        return total / (counters.update_steps - first)
+
+    def _evaluate(self, split: Split) -> dict[str, float]:
+        """Metrics of the weights that the submission wants evaluated. Preparing those is on the clock, the rest off."""
+        evaluator, model = self.evaluator, self.evaluator.model
+        weights = self.submission.evaluation_weights()
+        with self.clock.submission("averaging"):
+            weights.__enter__()
+        try:
+            with self.clock.off("evaluation"), torch.no_grad():
+                model.eval()
+                sums: dict[str, Tensor] = {}
+                for batch in self.workload.evaluation_batches(split):
+                    with evaluator.precision_context():
+                        outputs = self.workload.forward(evaluator.forward_model, batch)
+                    for key, value in self.workload.evaluation_sums(outputs, batch).items():
+                        sums[key] = sums[key] + value if key in sums else value
+                count = float(sums.pop("num_examples"))
+                metrics = {key: float(value) / count for key, value in sums.items()} | {"num_examples": int(count)}
+                model.train()
+        finally:
+            with self.clock.submission("averaging"):
+                weights.__exit__(None, None, None)
+        return metrics
+
+    def _status_after(self, row: Row) -> Status | None:
+        """The status with which the trial ends after `row`, or None to go on."""
+        value = row[f"validation/{self.facts.metric}"]
+        if not (math.isfinite(row["train/loss"]) and math.isfinite(value)):
+            self.stop_reason = f"train/loss={row['train/loss']}, validation/{self.facts.metric}={value}"
+            return Status.DIVERGED
+        reached = self.reached_row is not None or self.facts.meets_target(value)
+        if reached and not self.run_config.run_to_end:
+            return Status.REACHED
+        if row["global_step"] >= self.facts.max_steps:
+            return Status.REACHED if reached else Status.EXHAUSTED
+        if self.clock.elapsed.submission > self.facts.max_seconds:
+            self.stop_reason = f"workload.max_seconds={self.facts.max_seconds} used up"
+            return Status.REACHED if reached else Status.EXHAUSTED
+        return None
+
+    # ---- what is recorded ----------------------------------------------------------------------------------------
+
+    def _nominal_step(self) -> float:
+        step = self.evaluator.counters.examples / self.facts.nominal_batch
+        return int(step) if step == int(step) else step
+
+    def _split_columns(self, split: Split, metrics: dict[str, float]) -> Row:
+        return {f"{split}/{key}": value for key, value in metrics.items()}
+
+    def _row(self, train_loss: Tensor, metrics: dict[str, float]) -> Row:
+        self.clock.tick()
+        elapsed, counters = self.clock.elapsed, self.evaluator.counters
+        self.state_bytes = max(self.state_bytes, self.submission.state_bytes())
+        return {
+            "accumulated_submission_time": elapsed.submission,
+            "accumulated_eval_time": elapsed.evaluation,
+            "accumulated_logging_time": elapsed.logging,
+            "global_step": self._nominal_step(),
+            "score": elapsed.submission,
+            "total_duration": elapsed.total,
+            "preemption_count": self.record.manifest["preemption_count"],
+            "train/loss": float(train_loss),
+            **self._split_columns("validation", metrics),
+            **{f"test/{key}": "" for key in metrics},
+            "accumulated_build_time": elapsed.build,
+            "accumulated_compile_time": elapsed.compile,
+            "accumulated_averaging_time": elapsed.averaging,
+            "accumulated_data_wait_time": elapsed.data_wait,
+            "accumulated_cpu_time": elapsed.cpu,
+            **asdict(counters),
+            "peak_memory_bytes": self.memory.bytes(),
+            "optimizer_state_bytes": self.state_bytes,
+        }
+
+    def _final_figures(self, error: str | None) -> dict[str, Any]:
+        facts, rows = self.facts, self.record.rows
+        final: dict[str, Any] = {"stop_reason": self.stop_reason}
+        if error is not None:
+            final["traceback"] = error
+        if not rows:
+            return final
+        last, metric = rows[-1], f"validation/{facts.metric}"
+        values = [row[metric] for row in rows if math.isfinite(row[metric])]
+        parameters = sum(parameter.numel() for parameter in self.evaluator.parameters)
+        elapsed = self.clock.elapsed
+        final |= {
+            "time_to_target": None,
+            "steps_to_target": None,
+            "global_step": last["global_step"],
+            "submission_seconds": last["accumulated_submission_time"],
+            f"final_{metric}": last[metric],
+            f"best_{metric}": (min if facts.direction == "min" else max)(values) if values else None,
+            "peak_memory_bytes": last["peak_memory_bytes"],
+            "parameters": parameters,
+            "optimizer_state_bytes": self.state_bytes,
+            "optimizer_state_bytes_per_parameter": self.state_bytes / parameters,
+            "data_wait_share": elapsed.data_wait / elapsed.submission if elapsed.submission else 0.0,
+            "evaluation_share": elapsed.evaluation / elapsed.total if elapsed.total else 0.0,
+            "weights_sha256": _weights_hash(self.evaluator.model),
+            **self.disturbance.summary(elapsed, self.device),
+        }
+        if self.reached_row is not None and self.reached_row < len(rows):
+            reached = rows[self.reached_row]
+            before = rows[self.reached_row - 1] if self.reached_row else {}
+            final |= {
+                "time_to_target": reached["accumulated_submission_time"],
+                "steps_to_target": reached["global_step"],
+                "resolution_seconds": reached["accumulated_submission_time"]
+                - before.get("accumulated_submission_time", 0.0),
+                "resolution_steps": reached["global_step"] - before.get("global_step", 0),
+                "forward_examples_to_target": reached["forward_examples"],
+                "backward_examples_to_target": reached["backward_examples"],
+                f"test/{facts.metric}_at_target": reached[f"test/{facts.metric}"],
+            }
+        return final
+
+    def _checkpoint(self) -> dict[str, Any]:
+        setup = self.submission.setup
+        return {
+            "model": self.evaluator.model.state_dict(),
+            "submission": self.submission.state_dict(),
+            "generator": setup.generator.get_state(),
+            "device_generator": setup.device_generator.get_state(),
+            "position": self.stream.position,
+            "counters": asdict(self.evaluator.counters),
+            "clock": self.clock.state_dict(),
+            "seconds_per_step": self.disturbance.seconds_per_step,
+            "reached_row": self.reached_row,
+            "state_bytes": self.state_bytes,
+        }
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        setup = self.submission.setup
+        self.evaluator.model.load_state_dict(checkpoint["model"])
+        self.submission.load_state_dict(checkpoint["submission"])
+        setup.generator.set_state(checkpoint["generator"].cpu())
+        setup.device_generator.set_state(checkpoint["device_generator"].cpu())
+        self.stream.position = checkpoint["position"]
+        self.evaluator.counters = Counters(**checkpoint["counters"])
+        self.clock.load_state_dict(checkpoint["clock"])
+        self.disturbance.seconds_per_step = checkpoint["seconds_per_step"]
+        self.reached_row = checkpoint["reached_row"]
+        self.state_bytes = checkpoint["state_bytes"]
+
+    def _write(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise _RecordError(error.strerror or str(error)) from error
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.run_config.precision == "bf16":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            if Need.SECOND_DERIVATIVES in self.needs:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
+
+
+class _RecordError(Exception):
+    """The record could not be written while training; nothing that was written is lost."""
+
+
+def _device(run: Run) -> torch.device:
+    name = run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(f"device={run.device}: torch {torch.__version__} sees no GPU here; use device=cpu")
+        index = int(name.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise UserError(f"device={run.device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    return torch.device(name)
+
+
+def _configure_torch(run: Run, device: torch.device) -> None:
+    torch.set_num_threads(run.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    torch.use_deterministic_algorithms(run.deterministic)
+    # Filling fresh memory with NaN is a debugging aid that would be charged to the submission.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = not run.deterministic
+
+
+def _needs(cls: type[Any], run: Run) -> frozenset[Need]:
+    needs = frozenset(run.optimizer.needs)
+    if run.optimizer.closure:
+        needs |= {Need.RE_EVALUATE}
+    if not issubclass(cls, Submission):
+        return needs
+    needs |= cls.needs
+    if cls.select is not Submission.select and Need.SELECTION not in needs:
+        raise UserError(f"{cls.__name__} overrides select() without declaring it; add Need.SELECTION to its `needs`")
+    own_weights = cls.evaluation_weights not in (Submission.evaluation_weights, OptimizerSubmission.evaluation_weights)
+    if own_weights and Need.EVALUATION_WEIGHTS not in needs:
+        raise UserError(
+            f"{cls.__name__} overrides evaluation_weights() without declaring it; "
+            "add Need.EVALUATION_WEIGHTS to its `needs`"
+        )
+    return needs
+
+
+def _manifest_facts(run: Run, workload: Workload, device: torch.device, needs: frozenset[Need]) -> dict[str, Any]:
+    seeds = TrialSeeds(run.seed, run.trial)
+    return {
+        "submission": run.submission_label,
+        "workload": run.facts.name,
+        "workload_version": run.facts.version,
+        "target_version": run.facts.target_version,
+        "metric": f"validation/{run.facts.metric}",
+        "direction": run.facts.direction,
+        "target": run.facts.target,
+        "hyperparameters": run.optimizer.effective_hyperparameters,
+        "needs": sorted(needs),
+        "arranged": {
+            "compile": run.compile and not needs & {Need.SECOND_DERIVATIVES, Need.LAYERS},
+            "attention": "math" if Need.SECOND_DERIVATIVES in needs else "fused where possible",
+        },
+        "seeds": {"study": run.seed, "trial": run.trial, "base": seeds.base},
+        "data": workload.fingerprint,
+        "code": machine.code_version(),
+        "packages": machine.packages(),
+        "machine": machine.describe(device, run.threads),
+    }
+
+
+def _weights_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _private_compiler_cache(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    import torch._dynamo  # so that the clock's compile column starts counting  # noqa: F401
+
+    with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, contextlib.ExitStack() as stack:
+        before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        stack.callback(_restore_environment, "TORCHINDUCTOR_CACHE_DIR", before)
+        yield
+
+
+def _restore_environment(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
