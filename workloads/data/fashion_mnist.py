@@ -1,0 +1,131 @@
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747; MIT licence): 70,000 grey images of 28 x 28, ten classes.
+
+Three sources, one content: the Hugging Face hub through `datasets`, the Debian package dataset-fashion-mnist, or a folder
+that holds the IDX files (plain or .gz) or the hub's parquet files. Whichever it was, the same hash of pixels and labels
+is checked.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.workload import WorkloadError
+
+HUB = "zalando-datasets/fashion_mnist"
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+SHA256 = {
+    "train": "16d82e2b505296aa2b78bd5ea0992634f30419a4c97def7c907d154a35ac6157",
+    "test": "9f1ec356a747bfe4ebab3cfb722d3694c9ca737e2570f6f90cf31d7b6fd689d4",
+}
+"""Of the images' bytes followed by the labels' bytes; from the files of the original release."""
+
+THREE_WAYS = (
+    "Fashion-MNIST can come from (1) the Hugging Face hub, with a network: data=hub; "
+    "(2) Debian's package, `apt-get install dataset-fashion-mnist`: data=debian; "
+    "(3) a folder with its four IDX files or the hub's parquet files: data=/path/to/folder"
+)
+
+
+class Images(NamedTuple):
+    images: np.ndarray
+    """uint8 [n, 28, 28]"""
+    labels: np.ndarray
+    """uint8 [n]"""
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+
+
+def load(source: str) -> tuple[str, dict[str, Images]]:
+    """The name of the source used and the splits `train` (60,000) and `test` (10,000). Raises WorkloadError."""
+    if source == "auto":
+        source = "debian" if DEBIAN.is_dir() else "hub"
+    try:
+        if source == "hub":
+            splits = {split: _from_hub(split) for split in SHA256}
+        elif source == "debian":
+            splits = _from_folder(DEBIAN)
+        else:
+            splits = _from_folder(Path(source).expanduser())
+    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+        raise WorkloadError(f"data={source}: Fashion-MNIST cannot be read ({_first_line(error)}). {THREE_WAYS}") from error
+    for split, expected in SHA256.items():
+        if splits[split].sha256 != expected:
+            raise WorkloadError(
+                f"data={source}: the {split} split is not Fashion-MNIST as released "
+                f"(SHA-256 {splits[split].sha256}, expected {expected}). {THREE_WAYS}"
+            )
+    return source, splits
+
+
+def parse_idx(content: bytes) -> np.ndarray:
+    """The array of an IDX file of unsigned bytes: magic 0, 0, 8, dimensions; big-endian sizes; data. Raises ValueError."""
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError("not an IDX file of unsigned bytes")
+    dimensions = content[3]
+    header = 4 + 4 * dimensions
+    if len(content) < header:
+        raise ValueError("truncated IDX header")
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
+    size = 1
+    for length in shape:
+        size *= length
+    if len(content) != header + size:
+        raise ValueError(f"IDX data of {len(content) - header} bytes where the header says {size}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _from_folder(folder: Path) -> dict[str, Images]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    if any(folder.rglob("*.parquet")):
+        return {split: _from_hub(split, folder) for split in SHA256}
+    names = {"train": "train", "test": "t10k"}
+    return {
+        split: Images(
+            parse_idx(_read(folder, f"{name}-images-idx3-ubyte")), parse_idx(_read(folder, f"{name}-labels-idx1-ubyte"))
+        )
+        for split, name in names.items()
+    }
+
+
+def _read(folder: Path, name: str) -> bytes:
+    plain, zipped = folder / name, folder / f"{name}.gz"
+    if plain.exists():
+        return plain.read_bytes()
+    if zipped.exists():
+        return gzip.decompress(zipped.read_bytes())
+    raise FileNotFoundError(f"neither {plain.name} nor {zipped.name} in {folder}")
+
+
+def _from_hub(split: str, folder: Path | None = None) -> Images:
+    """A split through `datasets`, from the hub or from a local copy of its parquet files."""
+    import datasets
+
+    try:
+        if folder is None:
+            rows: Any = datasets.load_dataset(HUB, split=split)
+        else:
+            files = sorted(str(path) for path in folder.rglob(f"{split}*.parquet"))
+            if not files:
+                raise FileNotFoundError(f"no {split}*.parquet in {folder}")
+            rows = datasets.load_dataset("parquet", data_files={split: files}, split=split)
+            rows = rows.cast_column("image", datasets.Image())
+        rows = rows.with_format("numpy")
+        return Images(
+            np.stack([np.asarray(image, dtype=np.uint8) for image in rows["image"]]),
+            np.asarray(rows["label"], dtype=np.uint8),
+        )
+    except Exception as error:  # datasets and pyarrow raise many kinds; all mean that this source does not serve
+        raise OSError(f"{type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,176 @@
+"""GPT-2 (Radford et al. 2019) on text: next-token prediction, loss in nats per token.
+
+At scale=mini the tokens are bytes. The architecture is the published one: pre-norm blocks, learned positions, GELU (tanh
+form), the head tied to the token embedding, weights from N(0, 0.02²) with those that end a residual branch scaled by
+1/sqrt(2 · layers). 12 layers, width 768, 12 heads, context 1024 and 50,257 tokens make the published 124M model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from harness.workload import Batch, Split, Workload
+from workloads.data import kjv
+
+
+class GPT2Options(BaseModel):
+    """Size of the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vocabulary: int = Field(ge=2)
+    context: int = Field(ge=1)
+    """Tokens a prediction can see, and per training example."""
+    layers: int = Field(ge=1)
+    width: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> GPT2Options:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+        return self
+
+
+class GPT2Model(nn.Module):
+    """Tokens int64 [n, t] -> logits [n, t, vocabulary], t <= context."""
+
+    def __init__(self, options: GPT2Options) -> None:
+        super().__init__()
+        width = options.width
+        self.tokens = nn.Embedding(options.vocabulary, width)
+        self.positions = nn.Embedding(options.context, width)
+        self.dropout = nn.Dropout(options.dropout)
+        self.blocks = nn.ModuleList(Block(width, options.heads, options.dropout) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(width)
+        self.apply(_initialise)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for last in (block.project, block.contract):
+                nn.init.normal_(last.weight, std=0.02 / (2 * options.layers) ** 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        here = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.dropout(self.tokens(tokens) + self.positions(here))
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.tokens.weight)
+
+
+class Block(nn.Module):
+    """Attention, then two linear layers, each after a LayerNorm and around a residual."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._dropped(self.project(self._attention(self.attention_norm(x))))
+        hidden = F.gelu(self.expand(self.mlp_norm(x)), approximate="tanh")
+        return x + self._dropped(self.contract(hidden))
+
+    def _attention(self, x: Tensor) -> Tensor:
+        n, t, width = x.shape
+        q, k, v = self.query_key_value(x).view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout).transpose(1, 2).flatten(2)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+class TextData(BaseModel):
+    """Options of the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    blocks: int = Field(ge=10)
+    """The text is cut into so many blocks; of every ten, one is held back for validation and one for the test."""
+    evaluation_examples: int = Field(ge=1)
+    """Windows of `context` tokens per evaluation, spread evenly over the held-back text."""
+    evaluation_batch: int = Field(ge=1)
+    """Windows per forward of an evaluation."""
+
+
+class GPT2(Workload):
+    Model = GPT2Options
+    Data = TextData
+
+    def load(self, source: str, device: torch.device) -> None:
+        options: TextData = self.data_options
+        name, text = kjv.load(source)
+        self._fingerprint = {"name": "kjv", "source": name, "text": kjv.SHA256}
+        splits = kjv.split(text, options.blocks, {"validation": 4, "test": 9})
+        self._train = torch.from_numpy(splits["train"].copy()).to(device)
+        self._held_back = {
+            name: self._windows(torch.from_numpy(splits[name].copy()).long().to(device), options.evaluation_examples)
+            for name in ("validation", "test")
+        }
+        self._device = device
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        return self._fingerprint
+
+    @property
+    def train_size(self) -> int:
+        """Windows that fit one after the other, one kept free for the shift."""
+        return len(self._train) // self.model_options.context - 1
+
+    def build_model(self) -> nn.Module:
+        return GPT2Model(self.model_options)
+
+    def batch(self, indices: Tensor, keys: Tensor) -> Batch:
+        """inputs and labels: int64 [n, context]. Window i starts at i · context, shifted on by the key (mod context),
+        so that no two epochs cut the text in the same places."""
+        context = self.model_options.context
+        start = (indices * context + keys.remainder(context)).to(self._device)
+        windows = self._train[start[:, None] + torch.arange(context + 1, device=self._device)].long()
+        return {"inputs": windows[:, :-1], "labels": windows[:, 1:]}
+
+    def loss(self, outputs: Tensor, batch: Batch, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+        """Cross-entropy in nats per token."""
+        losses = F.cross_entropy(outputs.float().flatten(0, 1), batch["labels"].flatten(), reduction=reduction)
+        return losses if reduction == "mean" else losses.view_as(batch["labels"]).mean(1)
+
+    def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        chances = outputs.float().softmax(-1).flatten(0, 1)
+        return torch.multinomial(chances, 1, generator=generator).view(outputs.shape[:2])
+
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        for windows in self._held_back[split].split(self.data_options.evaluation_batch):
+            yield {"inputs": windows[:, :-1], "labels": windows[:, 1:]}
+
+    def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """loss, in nats per token; examples are tokens here."""
+        labels = batch["labels"]
+        return {
+            "loss": F.cross_entropy(outputs.float().flatten(0, 1), labels.flatten(), reduction="sum"),
+            "num_examples": torch.tensor(labels.numel()),
+        }
+
+    def _windows(self, text: Tensor, count: int) -> Tensor:
+        context = self.model_options.context
+        last = len(text) - context - 1
+        start = torch.arange(count, device=text.device) * last // max(1, count - 1)
+        return text[start[:, None] + torch.arange(context + 1, device=text.device)]

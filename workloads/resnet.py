@@ -1,0 +1,128 @@
+"""Residual networks (He et al. 2016, arXiv:1512.03385) for image classification.
+
+`stages` blocks per stage, each stage twice as wide as the one before and, from the second on, at half the resolution.
+Three stages of one block at width 16 are ResNet-8; four of two at width 64 with a 3x3 stem are the usual ResNet-18 for
+CIFAR; bottleneck blocks (3, 4, 6, 3) with the ImageNet stem are ResNet-50.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from workloads.image_classification import ImageClassification
+
+
+class ResNetOptions(BaseModel):
+    """Size of the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: int = Field(ge=1)
+    """Of the images."""
+    classes: int = Field(ge=2)
+    width: int = Field(ge=1)
+    """Channels of the first stage."""
+    stages: list[int] = Field(min_length=1)
+    """Blocks per stage."""
+    block: Literal["basic", "bottleneck"] = "basic"
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """cifar: a 3x3 convolution; imagenet: 7x7 at stride 2, then max pooling at stride 2."""
+    stem_stride: int = Field(default=1, ge=1, le=4)
+    """Stride of the cifar stem; above 1 it makes the whole network cheaper."""
+    zero_init_residual: bool = False
+    """Start the last BatchNorm of each block at scale 0 (Goyal et al. 2017)."""
+
+
+class ResNetModel(nn.Module):
+    """Images float [n, channels, h, w] -> logits [n, classes]."""
+
+    def __init__(self, options: ResNetOptions) -> None:
+        super().__init__()
+        width = options.width
+        if options.stem == "cifar":
+            self.stem = _convolution(options.channels, width, 3, options.stem_stride)
+            self.pool: nn.Module = nn.Identity()
+        else:
+            self.stem = _convolution(options.channels, width, 7, 2)
+            self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.stem_norm = nn.BatchNorm2d(width)
+        block = BasicBlock if options.block == "basic" else Bottleneck
+        blocks: list[nn.Module] = []
+        channels = width
+        for stage, count in enumerate(options.stages):
+            for index in range(count):
+                stride = 2 if stage and not index else 1
+                blocks.append(block(channels, width << stage, stride))
+                channels = (width << stage) * block.expansion
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, options.classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if options.zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.pool(F.relu(self.stem_norm(self.stem(images))))
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a residual."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = _convolution(channels, width, 3, stride)
+        self.first_norm = nn.BatchNorm2d(width)
+        self.last = _convolution(width, width, 3, 1)
+        self.last_norm = nn.BatchNorm2d(width)
+        self.shortcut = _shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.last_norm(self.last(y)) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a residual; the stride is on the 3x3 (Goyal et al. 2017)."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = _convolution(channels, width, 1, 1)
+        self.first_norm = nn.BatchNorm2d(width)
+        self.middle = _convolution(width, width, 3, stride)
+        self.middle_norm = nn.BatchNorm2d(width)
+        self.last = _convolution(width, width * self.expansion, 1, 1)
+        self.last_norm = nn.BatchNorm2d(width * self.expansion)
+        self.shortcut = _shortcut(channels, width * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first_norm(self.first(x)))
+        y = F.relu(self.middle_norm(self.middle(y)))
+        return F.relu(self.last_norm(self.last(y)) + self.shortcut(x))
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if inputs == outputs and stride == 1:
+        return nn.Identity()
+    return nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+class ResNet(ImageClassification):
+    Model = ResNetOptions
+    role_patterns = {"stem.weight": "stem", "head.weight": "head"}
+
+    def build_model(self) -> nn.Module:
+        return ResNetModel(self.model_options)
