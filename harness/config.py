@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,7 +70,7 @@ class Optimizer(_Strict):
     paper: str | None = None
     class_path: str
     """A torch.optim.Optimizer or a harness.submission.Submission."""
-    defaults: dict[str, Any] = {}
+    paper_defaults: dict[str, Any] = {}
     """Defaults of the paper."""
     recipe: Recipe = Recipe()
     """Over the defaults."""
@@ -85,7 +86,7 @@ class Optimizer(_Strict):
 
     @property
     def effective_hyperparameters(self) -> dict[str, Any]:
-        return self.defaults | self.recipe.hyperparameters | self.hyperparameters
+        return self.paper_defaults | self.recipe.hyperparameters | self.hyperparameters
 
 
 class Run(_Strict):
@@ -139,7 +140,7 @@ class Run(_Strict):
 
     def algorithm(self) -> dict[str, Any]:
         """The submission alone, as it takes effect."""
-        optimizer = self.optimizer.model_dump(mode="json", exclude={"defaults", "recipe", "description", "paper"})
+        optimizer = self.optimizer.model_dump(mode="json", exclude={"paper_defaults", "recipe", "description", "paper"})
         optimizer["hyperparameters"] = self.optimizer.effective_hyperparameters
         return {"optimizer": optimizer, "schedule": self.schedule.model_dump(mode="json")}
 
@@ -197,7 +198,10 @@ def load(arguments: list[str]) -> Run:
     run = _validated(_container(composed))
     plain = _validated(_container(shipped), complete=False)
     changed = _changes(plain["workload"], run.workload)
-    as_shipped = plain["algorithm"] is not None and plain["algorithm"] == run.algorithm()
+    if run.optimizer.class_path != plain["class_path"] and run.optimizer.name == plain["name"]:
+        name = re.sub(r"[^a-z0-9]+", "-", run.optimizer.class_path.rpartition(".")[2].lower()).strip("-")
+        run = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"name": name})})
+    as_shipped = plain["algorithm"] == run.algorithm()
     return run.model_copy(update={"modified": changed, "shipped": as_shipped})
 
 
@@ -256,7 +260,7 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 def _container(config: DictConfig) -> dict[str, Any]:
     try:
-        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
     assert isinstance(container, dict)
@@ -268,30 +272,32 @@ def _validated(values: dict[str, Any], complete: bool = True) -> Any:
     from harness import hyperparameters, roles, workload
 
     if not complete:
-        try:
-            return {"workload": values["workload"], "algorithm": Run(**values).algorithm()}
-        except ValidationError:  # optimizer=any is incomplete as shipped
-            return {"workload": values["workload"], "algorithm": None}
+        names = {"class_path": values["optimizer"]["class_path"], "name": values["optimizer"]["name"]}
+        return {"workload": values["workload"], "algorithm": Run(**values).algorithm(), **names}
     problems: list[str] = []
     run: Run | None = None
     try:
         run = Run(**values)
     except ValidationError as error:
         problems += _messages(error, Run)
+    facts = values["workload"]
     try:
-        facts = workload.Facts(**values["workload"])
-        cls = hyperparameters.import_class(facts.class_path, "workload.class_path")
-        for part in ("model", "data"):
-            try:
-                getattr(cls, part.capitalize())(**getattr(facts, part))
-            except ValidationError as error:
-                problems += _messages(error, getattr(cls, part.capitalize()), f"workload.{part}.")
+        workload.Facts(**facts)
     except ValidationError as error:
         problems += _messages(error, workload.Facts, "workload.")
+    try:
+        cls = hyperparameters.import_class(str(facts.get("class_path")), "workload.class_path")
+        for part, schema in (("model", cls.Model), ("data", cls.Data)):
+            try:
+                schema(**facts.get(part, {}))
+            except ValidationError as error:
+                problems += _messages(error, schema, f"workload.{part}.")
     except UserError as error:
         problems += error.problems
     optimizer = values.get("optimizer")
     if isinstance(optimizer, dict) and isinstance(optimizer.get("class_path"), str):
+        if optimizer["class_path"] == "???":
+            raise UserError([*problems, "optimizer.class_path is not given; add optimizer.class_path=package.Class"])
         try:
             effective = Optimizer(**optimizer).effective_hyperparameters
             problems += hyperparameters.check(optimizer["class_path"], effective)

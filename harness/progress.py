@@ -1,0 +1,107 @@
+"""What the user sees: a live line while a trial runs, plain lines where there is no terminal, a summary at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, Task, TextColumn
+from rich.table import Table
+
+from harness.record import Record, Status
+
+_MEANING = {
+    Status.REACHED: "green",
+    Status.EXHAUSTED: "yellow",
+    Status.DIVERGED: "red",
+    Status.OUT_OF_MEMORY: "red",
+    Status.FAILED: "red",
+    Status.STOPPED: "yellow",
+}
+
+
+class ProgressLine:
+    """An observer. It draws at evaluations only, off the clock: no thread of its own competes with the training."""
+
+    def __init__(self, console: Console, lines_every: int = 10) -> None:
+        self._console = console
+        self._lines_every = lines_every
+        self._live: Progress | None = None
+        self._count = 0
+
+    def begin(self, record: Record, first_step: float) -> None:
+        self._facts = record.run.facts
+        if first_step:
+            self._console.print(f"continuing from step {first_step:g}", highlight=False)
+        if self._console.is_terminal:
+            columns = (BarColumn(20), TextColumn("{task.description}"))
+            self._live = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
+            self._task = self._live.add_task("starting", total=self._facts.max_steps, completed=int(first_step))
+            self._live.start()
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        facts = self._facts
+        value = row[f"validation/{facts.metric}"]
+        distance = facts.distance(value)
+        done = row["global_step"] / facts.max_steps
+        left = row["total_duration"] * (1 - done) / done
+        text = (
+            f"step {row['global_step']:g}/{facts.max_steps}  {row['accumulated_submission_time']:.1f} s  "
+            f"train/loss {row['train/loss']:.4f}  {facts.metric} {value:.4f}  "
+            + (f"to target {distance:.4f}  " if distance > 0 else "target met  ")
+            + f"at most {left:.0f} s left"
+        )
+        self._count += 1
+        if self._live is not None:
+            self._live.update(self._task, completed=int(row["global_step"]), description=text)
+            self._live.refresh()
+        elif self._count % self._lines_every == 1:
+            self._console.print(text, highlight=False, soft_wrap=True)
+
+    def end(self, record: Record) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def print_summary(console: Console, record: Record) -> None:
+    """The outcome of a finished or stopped trial."""
+    manifest, status = record.manifest, record.status
+    final: dict[str, Any] = manifest.get("final", {})
+    assert status is not None
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+
+    def line(name: str, text: str) -> None:
+        table.add_row(name, text)
+
+    metric = manifest["metric"]
+    reason = f" ({escape(str(final['stop_reason']))})" if final.get("stop_reason") else ""
+    line("status", f"[{_MEANING[status]}]{status}[/]{reason}")
+    if final.get("steps_to_target") is not None:
+        line(
+            "time-to-target",
+            f"{final['time_to_target']:.2f} s on the clock, known to {final['resolution_seconds']:.2f} s",
+        )
+        line("steps-to-target", f"{final['steps_to_target']:g}, known to {final['resolution_steps']:g}")
+        name = metric.removeprefix("validation/")
+        line("test at target", f"{name} {final[f'test/{name}_at_target']:.4f} (reported only)")
+    if "parameters" in final:
+        best = final[f"best_{metric}"]
+        line(metric, f"{'none finite' if best is None else f'{best:.4f}'} best, target {manifest['target']:g}")
+        line("peak memory", f"{final['peak_memory_bytes'] / 2**20:.0f} MiB")
+        line("optimizer state", f"{final['optimizer_state_bytes_per_parameter']:.2f} bytes per parameter")
+        line("waiting for data", f"{100 * final['data_wait_share']:.1f}% of the clock")
+        if final["disturbed"]:
+            line("disturbed", "[yellow]the machine was busy with something else; the seconds say little[/]")
+    if manifest["modified"]:
+        line("modified", "[yellow]not comparable: " + escape(", ".join(manifest["modified"])) + "[/]")
+    if final.get("traceback"):
+        line("error", escape(final["traceback"].strip().splitlines()[-1]) + " (traceback in the manifest)")
+    line("record", escape(str(record.folder)))
+    console.print(table)
