@@ -299,14 +299,15 @@ def _validated(values: dict[str, Any], complete: bool = True) -> Any:
         if optimizer["class_path"] == "???":
             raise UserError([*problems, "optimizer.class_path is not given; add optimizer.class_path=package.Class"])
         try:
-            effective = Optimizer(**optimizer).effective_hyperparameters
-            problems += hyperparameters.check(optimizer["class_path"], effective)
+            algorithm = Optimizer(**optimizer)
+            problems += hyperparameters.check(optimizer["class_path"], algorithm.effective_hyperparameters)
+            problems += [
+                f"optimizer.no_decay={role}: no such role; {did_you_mean(role, roles.Role)}"
+                for role in algorithm.no_decay
+                if role not in set(roles.Role)
+            ]
         except ValidationError:
             pass  # reported above
-    if run is not None:
-        for role in run.optimizer.no_decay:
-            if role not in set(roles.Role):
-                problems.append(f"optimizer.no_decay={role}: no such role; {did_you_mean(role, roles.Role)}")
     if problems:
         raise UserError(problems)
     assert run is not None
