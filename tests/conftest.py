@@ -1,0 +1,61 @@
+"""Small trials: the real workloads, real data and the real engine, at sizes that take a fraction of a second."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+from harness.config import load
+from harness.record import Record
+from harness.trial import run_trial
+from workloads.data import fashion_mnist
+
+TINY_GPT2 = [
+    "workload=gpt2",
+    "workload.model={vocabulary: 256, context: 16, layers: 1, width: 16, heads: 2, dropout: 0.1}",
+    "workload.data={blocks: 200, evaluation_examples: 16, evaluation_batch: 8}",
+    "workload.nominal_batch=8",
+    "workload.micro_batch=8",
+    "workload.max_steps=12",
+    "workload.eval_every=3",
+    "workload.target=0.001",
+]
+TINY_RESNET = [
+    "workload=resnet",
+    "workload.model={channels: 1, classes: 10, width: 4, stages: [1, 1], stem_stride: 4}",
+    "workload.data={validation_size: 59000, pad: 2, flip: true, evaluation_batch: 20000}",
+    "workload.nominal_batch=16",
+    "workload.micro_batch=16",
+    "workload.max_steps=4",
+    "workload.eval_every=2",
+    "workload.target=1.0",
+]
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Callable[..., Record]:
+    """Run a tiny trial in this process with further arguments; its record."""
+
+    def run(*arguments: str, base: list[str] = TINY_GPT2, optimizer: str = "adamw") -> Record:
+        config = load([*base, f"optimizer={optimizer}", f"records={tmp_path / 'records'}", *arguments])
+        return run_trial(config)[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_data() -> dict[str, fashion_mnist.Images]:
+    """The real data; `python scripts/prepare_data.py fashion_mnist` fetches them."""
+    if not fashion_mnist.DEBIAN.is_dir():
+        try:
+            return fashion_mnist.load("hub")[1]
+        except Exception:
+            pytest.skip("Fashion-MNIST is not here: python scripts/prepare_data.py fashion_mnist")
+    return fashion_mnist.load("debian")[1]
