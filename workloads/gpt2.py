@@ -1,176 +1,132 @@
-"""GPT-2 on bytes of English text (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+"""GPT-2 (Radford et al. 2019) on text: next-token prediction, loss in nats per token.
 
-Pre-norm blocks, learned positions, GELU in its tanh form, output head tied to the token embedding, and the weights
-that write into the residual stream initialised smaller by 1/sqrt(2 x layers). Validation metric: nats per byte.
-The published 124M model is vocab 50257, context 1024, 12 layers, width 768, 12 heads.
+At scale=mini the tokens are bytes. The architecture is the published one: pre-norm blocks, learned positions, GELU (tanh
+form), the head tied to the token embedding, weights from N(0, 0.02²) with those that end a residual branch scaled by
+1/sqrt(2 · layers). 12 layers, width 768, 12 heads, context 1024 and 50,257 tokens make the published 124M model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from harness.workload import Batch, Facts, Split, Workload
-from workloads.data import text
+from harness.workload import Batch, Split, Workload
+from workloads.data import kjv
 
 
-class GPT2Model(BaseModel):
-    """Size of the transformer."""
+class GPT2Options(BaseModel):
+    """Size of the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    vocab: int = Field(ge=2)
-    """Number of tokens."""
+    vocabulary: int = Field(ge=2)
     context: int = Field(ge=1)
-    """Tokens the model sees at once, and predicts in one example."""
+    """Tokens a prediction can see, and per training example."""
     layers: int = Field(ge=1)
-    """Transformer blocks."""
     width: int = Field(ge=1)
-    """Size of the residual stream."""
     heads: int = Field(ge=1)
-    """Attention heads; each is width / heads wide."""
-    dropout: float = Field(ge=0, lt=1)
-    """On embeddings, attention weights and both branches of a block."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> GPT2Model:
+    def _divides(self) -> GPT2Options:
         if self.width % self.heads:
-            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}; make it one")
+            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
         return self
 
 
-class TextData(BaseModel):
-    """How the text is split and evaluated."""
+class GPT2Model(nn.Module):
+    """Tokens int64 [n, t] -> logits [n, t, vocabulary], t <= context."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    blocks: int = Field(ge=4)
-    """Equal pieces the text is cut into."""
-    period: int = Field(ge=4)
-    """Of so many neighbouring blocks, one is validation and one is test."""
-    evaluation_windows: int = Field(ge=1)
-    """Windows of one context evaluated per split, spread evenly over the held-back text."""
-    evaluation_batch: int = Field(ge=1)
-    """Windows per forward in evaluation."""
-
-    @model_validator(mode="after")
-    def _whole_period(self) -> TextData:
-        if self.blocks < self.period:
-            raise ValueError(f"blocks={self.blocks} is less than period={self.period}, so that no block would be test")
-        return self
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Model
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention, [n, time, width] -> the same."""
-
-    def __init__(self, options: GPT2Model) -> None:
+    def __init__(self, options: GPT2Options) -> None:
         super().__init__()
-        self.heads, self.dropout = options.heads, options.dropout
-        self.qkv = nn.Linear(options.width, 3 * options.width)
-        self.projection = nn.Linear(options.width, options.width)
+        width = options.width
+        self.tokens = nn.Embedding(options.vocabulary, width)
+        self.positions = nn.Embedding(options.context, width)
+        self.dropout = nn.Dropout(options.dropout)
+        self.blocks = nn.ModuleList(Block(width, options.heads, options.dropout) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(width)
+        self.apply(_initialise)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for last in (block.project, block.contract):
+                nn.init.normal_(last.weight, std=0.02 / (2 * options.layers) ** 0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        n, time, width = x.shape
-        # [n, time, 3 * width] -> three of [n, heads, time, width / heads]
-        q, k, v = self.qkv(x).view(n, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-        return self.projection(y.transpose(1, 2).reshape(n, time, width))
-
-
-class MLP(nn.Module):
-    """Four times as wide inside, [n, time, width] -> the same."""
-
-    def __init__(self, options: GPT2Model) -> None:
-        super().__init__()
-        self.expansion = nn.Linear(options.width, 4 * options.width)
-        self.projection = nn.Linear(4 * options.width, options.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.projection(F.gelu(self.expansion(x), approximate="tanh"))
+    def forward(self, tokens: Tensor) -> Tensor:
+        here = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.dropout(self.tokens(tokens) + self.positions(here))
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.tokens.weight)
 
 
 class Block(nn.Module):
-    """Communicate, then think; each normalised first and added to the stream."""
+    """Attention, then two linear layers, each after a LayerNorm and around a residual."""
 
-    def __init__(self, options: GPT2Model) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.norm_attention = nn.LayerNorm(options.width)
-        self.attention = Attention(options)
-        self.norm_mlp = nn.LayerNorm(options.width)
-        self.mlp = MLP(options)
-        self.dropout = nn.Dropout(options.dropout)
+        self.heads, self.dropout = heads, dropout
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm_attention(x)))
-        return x + self.dropout(self.mlp(self.norm_mlp(x)))
+        x = x + self._dropped(self.project(self._attention(self.attention_norm(x))))
+        hidden = F.gelu(self.expand(self.mlp_norm(x)), approximate="tanh")
+        return x + self._dropped(self.contract(hidden))
+
+    def _attention(self, x: Tensor) -> Tensor:
+        n, t, width = x.shape
+        q, k, v = self.query_key_value(x).view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout).transpose(1, 2).flatten(2)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-class GPT(nn.Module):
-    """Tokens int64 [n, time <= context] -> logits [n, time, vocab]."""
-
-    def __init__(self, options: GPT2Model) -> None:
-        super().__init__()
-        self.token_embedding = nn.Embedding(options.vocab, options.width)
-        self.position_embedding = nn.Embedding(options.context, options.width)
-        self.dropout = nn.Dropout(options.dropout)
-        self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
-        self.norm = nn.LayerNorm(options.width)
-        self.head = nn.Linear(options.width, options.vocab, bias=False)
-        self.head.weight = self.token_embedding.weight
-        self._initialise(options.layers)
-
-    def _initialise(self, layers: int) -> None:
-        for name, parameter in self.named_parameters():
-            if name.endswith("projection.weight"):
-                # Each block adds two terms to the stream; this keeps its variance independent of the depth.
-                nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5)
-            elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Workload
-# ---------------------------------------------------------------------------------------------------------------------
+class TextData(BaseModel):
+    """Options of the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    blocks: int = Field(ge=10)
+    """The text is cut into so many blocks; of every ten, one is held back for validation and one for the test."""
+    evaluation_examples: int = Field(ge=1)
+    """Windows of `context` tokens per evaluation, spread evenly over the held-back text."""
+    evaluation_batch: int = Field(ge=1)
+    """Windows per forward of an evaluation."""
 
 
 class GPT2(Workload):
-    """Next-byte prediction. Batch: ``inputs`` and ``labels``, int64 [n, context]; metric ``loss`` in nats per byte."""
-
-    Model = GPT2Model
+    Model = GPT2Options
     Data = TextData
-    role_patterns: ClassVar = {"token_embedding.weight": "embedding", "position_embedding.weight": "embedding"}
-
-    def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.context: int = self.model_options.context
 
     def load(self, source: str, device: torch.device) -> None:
-        content, way = text.load(source)
-        self._fingerprint = {"source": way, "text": text.SHA256}
-        parts = text.split(content, self.data_options.blocks, self.data_options.period)
-        # Bytes stay bytes on the device; a batch is widened when it is cut out.
-        self._bytes = {name: torch.from_numpy(part.copy()).to(device) for name, part in parts.items()}
-        self._offsets = torch.arange(self.context + 1, device=device)
+        options: TextData = self.data_options
+        name, text = kjv.load(source)
+        self._fingerprint = {"name": "kjv", "source": name, "text": kjv.SHA256}
+        splits = kjv.split(text, options.blocks, {"validation": 4, "test": 9})
+        self._train = torch.from_numpy(splits["train"].copy()).to(device)
+        self._held_back = {
+            name: self._windows(torch.from_numpy(splits[name].copy()).long().to(device), options.evaluation_examples)
+            for name in ("validation", "test")
+        }
+        self._device = device
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -178,36 +134,43 @@ class GPT2(Workload):
 
     @property
     def train_size(self) -> int:
-        return len(self._bytes["train"]) // self.context - 1  # One less leaves room for the jitter of the last one.
+        """Windows that fit one after the other, one kept free for the shift."""
+        return len(self._train) // self.model_options.context - 1
 
     def build_model(self) -> nn.Module:
-        return GPT(self.model_options)
+        return GPT2Model(self.model_options)
 
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:
-        """Example i starts at byte i x context, moved on by up to context - 1 bytes, as its key says."""
-        return self._cut("train", indices * self.context + keys % self.context)
+        """inputs and labels: int64 [n, context]. Window i starts at i · context, shifted on by the key (mod context),
+        so that no two epochs cut the text in the same places."""
+        context = self.model_options.context
+        start = (indices * context + keys.remainder(context)).to(self._device)
+        windows = self._train[start[:, None] + torch.arange(context + 1, device=self._device)].long()
+        return {"inputs": windows[:, :-1], "labels": windows[:, 1:]}
 
     def loss(self, outputs: Tensor, batch: Batch, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+        """Cross-entropy in nats per token."""
         losses = F.cross_entropy(outputs.float().flatten(0, 1), batch["labels"].flatten(), reduction=reduction)
-        # Every example has the same number of tokens, so the mean over tokens is the mean over examples.
         return losses if reduction == "mean" else losses.view_as(batch["labels"]).mean(1)
 
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        probabilities = outputs.detach().float().softmax(-1)
-        return torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(outputs.shape[:-1])
+        chances = outputs.float().softmax(-1).flatten(0, 1)
+        return torch.multinomial(chances, 1, generator=generator).view(outputs.shape[:2])
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
-        last = len(self._bytes[split]) - self.context - 1
-        count = min(self.data_options.evaluation_windows, last // self.context + 1)
-        starts = torch.arange(count) * last // max(count - 1, 1)
-        for some in starts.split(self.data_options.evaluation_batch):
-            yield self._cut(split, some)
+        for windows in self._held_back[split].split(self.data_options.evaluation_batch):
+            yield {"inputs": windows[:, :-1], "labels": windows[:, 1:]}
 
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        losses = self.loss(outputs, batch, reduction="none")
-        return {"loss": losses.sum(), "num_examples": torch.tensor(len(losses), device=losses.device)}
+        """loss, in nats per token; examples are tokens here."""
+        labels = batch["labels"]
+        return {
+            "loss": F.cross_entropy(outputs.float().flatten(0, 1), labels.flatten(), reduction="sum"),
+            "num_examples": torch.tensor(labels.numel()),
+        }
 
-    def _cut(self, split: str, starts: Tensor) -> Batch:
-        content = self._bytes[split]
-        windows = content[starts.to(content.device, non_blocking=True)[:, None] + self._offsets].long()
-        return {"inputs": windows[:, :-1], "labels": windows[:, 1:]}
+    def _windows(self, text: Tensor, count: int) -> Tensor:
+        context = self.model_options.context
+        last = len(text) - context - 1
+        start = torch.arange(count, device=text.device) * last // max(1, count - 1)
+        return text[start[:, None] + torch.arange(context + 1, device=text.device)]

@@ -1,7 +1,4 @@
-"""What the image workloads share: Fashion-MNIST on the device, augmentation, loss and accuracy.
-
-A subclass adds a model. Data is normalised once, when it is loaded; a training batch is then one gather.
-"""
+"""What image classification workloads share: the data, its augmentation, the loss and the metric."""
 
 from __future__ import annotations
 
@@ -18,49 +15,42 @@ from workloads.data import fashion_mnist
 
 
 class ImageData(BaseModel):
-    """Fashion-MNIST; the last `validation_examples` of its training part are held back as validation."""
+    """Options of the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    validation_examples: int = Field(ge=1, le=50_000)
-    """Examples cut from the end of the training part, whose order is random."""
-    test_examples: int = Field(ge=1, le=10_000)
-    """Leading examples of the official test part that are evaluated."""
-    pad: int = Field(ge=0, le=14)
-    """Training pictures are shifted by up to this many pixels in each direction."""
+    validation_size: int = Field(ge=1, lt=60_000)
+    """Images cut from the end of the training part."""
+    pad: int = Field(ge=0, le=8)
+    """Augmentation: pad by this many zeros on each side, crop back at random."""
     flip: bool
-    """Whether half of the training pictures are mirrored."""
+    """Augmentation: mirror left-right half of the time."""
     evaluation_batch: int = Field(ge=1)
-    """Examples per forward in evaluation."""
+    """Images per forward of an evaluation."""
 
 
 class ImageClassification(Workload):
-    """Images in, logits [n, classes] out. Batch: ``inputs`` float32 [n, 1, 28, 28], ``labels`` int64 [n]."""
-
     Data = ImageData
 
     def load(self, source: str, device: torch.device) -> None:
-        arrays, way = fashion_mnist.load(source)
-        self._fingerprint = {"source": way, **arrays.hashes()}
+        options: ImageData = self.data_options
+        name, splits = fashion_mnist.load(source)
+        self._fingerprint = {"name": "fashion-mnist", "source": name} | {k: s.sha256 for k, s in splits.items()}
+        images, labels = (torch.from_numpy(array.copy()) for array in splits["train"])
+        cut = len(labels) - options.validation_size
+        mean, deviation = _statistics(images[:cut])
 
-        def images(pixels: Tensor) -> Tensor:
-            return ((pixels.to(device).float() / 255 - fashion_mnist.MEAN) / fashion_mnist.STD).unsqueeze(1)
+        def prepared(raw: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+            return ((raw.float() - mean) / deviation).unsqueeze(1).to(device), classes.long().to(device)
 
-        # Copies, because the arrays are views of read-only bytes.
-        pictures, labels = torch.from_numpy(arrays.train_images.copy()), torch.from_numpy(arrays.train_labels.copy())
-        size = len(pictures) - self.data_options.validation_examples
-        test = slice(0, self.data_options.test_examples)
-        self._splits = {
-            "validation": (images(pictures[size:]), labels[size:].long().to(device)),
-            "test": (
-                images(torch.from_numpy(arrays.test_images[test].copy())),
-                torch.from_numpy(arrays.test_labels[test].copy()).long().to(device),
-            ),
+        self._train_images, self._train_labels = prepared(images[:cut], labels[:cut])
+        # Padding at load time: cropping is then one gather.
+        self._train_images = F.pad(self._train_images, [options.pad] * 4)
+        self._held_back = {
+            "validation": prepared(images[cut:], labels[cut:]),
+            "test": prepared(*(torch.from_numpy(array.copy()) for array in splits["test"])),
         }
-        # Padded with black, the pictures' own background.
-        pad = self.data_options.pad
-        self._pictures = images(F.pad(pictures[:size], (pad, pad, pad, pad)))
-        self._labels = labels[:size].long().to(device)
+        self._device = device
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -68,39 +58,47 @@ class ImageClassification(Workload):
 
     @property
     def train_size(self) -> int:
-        return len(self._labels)
+        return len(self._train_labels)
 
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:
-        """Pad-crop-flip: bit 0 of the key mirrors, bits 1-20 choose the row and bits 21-40 the column."""
-        device, shifts = self._labels.device, 2 * self.data_options.pad + 1
-        indices, keys = indices.to(device, non_blocking=True), keys.to(device, non_blocking=True)
-        height, width = (side - shifts + 1 for side in self._pictures.shape[-2:])
-        rows = ((keys >> 1 & 0xFFFFF) % shifts)[:, None] + torch.arange(height, device=device)
-        columns = ((keys >> 21 & 0xFFFFF) % shifts)[:, None] + torch.arange(width, device=device)
-        if self.data_options.flip:
-            columns = torch.where((keys & 1).bool()[:, None], columns.flip(1), columns)
-        channels = torch.arange(self._pictures.shape[1], device=device)
-        # One gather [n, channels, height, width].
-        inputs = self._pictures[
-            indices[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
-        ]
-        return {"inputs": inputs, "labels": self._labels[indices]}
+        """inputs: float [n, 1, 28, 28], labels: int64 [n]. A key's bits 0-15 give the row, 16-31 the column of the
+        crop and bit 32 the mirroring."""
+        options: ImageData = self.data_options
+        indices, keys = indices.to(self._device), keys.to(self._device)
+        size, shifts = self._train_images.shape[-1] - 2 * options.pad, 2 * options.pad + 1
+        span = torch.arange(size, device=self._device)
+        rows = (keys & 0xFFFF).remainder(shifts)[:, None] + span
+        columns = (keys >> 16 & 0xFFFF).remainder(shifts)[:, None] + span
+        if options.flip:
+            columns = torch.where((keys >> 32 & 1).bool()[:, None], columns.flip(1), columns)
+        images = self._train_images[:, 0][indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return {"inputs": images.unsqueeze(1), "labels": self._train_labels[indices]}
 
     def loss(self, outputs: Tensor, batch: Batch, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+        """Cross-entropy in nats."""
         return F.cross_entropy(outputs.float(), batch["labels"], reduction=reduction)
 
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.multinomial(outputs.detach().float().softmax(-1), 1, generator=generator).squeeze(1)
+        return torch.multinomial(outputs.float().softmax(-1), 1, generator=generator).squeeze(1)
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
-        inputs, labels = (part.split(self.data_options.evaluation_batch) for part in self._splits[split])
-        for x, y in zip(inputs, labels, strict=True):
-            yield {"inputs": x, "labels": y}
+        images, labels = self._held_back[split]
+        size = self.data_options.evaluation_batch
+        for piece, classes in zip(images.split(size), labels.split(size), strict=True):
+            yield {"inputs": piece, "labels": classes}
 
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """accuracy (share of images right) and loss (nats per image)."""
         labels = batch["labels"]
         return {
             "accuracy": (outputs.argmax(-1) == labels).sum(),
-            "loss": self.loss(outputs, batch, reduction="none").sum(),
-            "num_examples": torch.tensor(len(labels), device=labels.device),
+            "loss": F.cross_entropy(outputs.float(), labels, reduction="sum"),
+            "num_examples": torch.tensor(len(labels)),
         }
+
+
+def _statistics(images: Tensor) -> tuple[float, float]:
+    """Mean and deviation of the pixels, in float64 from integer sums: the same on every machine."""
+    values = images.reshape(-1).to(torch.int64)
+    mean = values.sum().item() / values.numel()
+    return mean, (values.square().sum().item() / values.numel() - mean**2) ** 0.5
