@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
@@ -487,9 +486,10 @@ def _private_compiler_cache(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    import torch._dynamo  # so that the clock's compile column starts counting  # noqa: F401
+    import torch._dynamo
 
-    with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, contextlib.ExitStack() as stack:
+    torch._dynamo.reset()  # what an earlier trial of this process compiled must be paid for again
+    with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, ExitStack() as stack:
         before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         stack.callback(_restore_environment, "TORCHINDUCTOR_CACHE_DIR", before)

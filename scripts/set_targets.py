@@ -30,7 +30,7 @@ from harness.workload import Facts
 
 ROOT = Path(__file__).parent.parent
 LENGTH = 0.75
-GRID = {"sgd": (0.1, 0.3, 1.0), "adamw": (3e-3, 6e-3, 1.2e-2), "nadamw": (3e-3, 6e-3, 1.2e-2)}
+GRID = {"sgd": (0.3, 1.0), "adamw": (6e-3, 1.2e-2), "nadamw": (6e-3, 1.2e-2)}
 GRID_SEED = 900_000
 FINALIST_SEEDS = range(900_001, 900_006)
 CONFIRM_SEEDS = range(900_010, 900_020)

@@ -72,7 +72,7 @@ class ZerothOrder(Submission):
 class HutchinsonDiagonal(_Sgd):
     """Hessian-vector products: gradients scaled by a running estimate of the Hessian's diagonal."""
 
-    needs = frozenset({Need.SECOND_DERIVATIVES})
+    needs = frozenset({Need.SECOND_DERIVATIVES, Need.RE_EVALUATE})
 
     def __init__(self, setup: Setup, *, lr: float = 0.1) -> None:
         super().__init__(setup, lr=lr)
