@@ -6,6 +6,7 @@ python run.py workload=gpt2 optimizer=lion
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,10 +131,9 @@ def _describe_choices() -> str:
     for group in GROUPS:
         lines.append(f"{group}=")
         for choice in choices(group):
-            config = OmegaConf.load(CONFIG_DIR / group / f"{choice}.yaml")
-            first = (CONFIG_DIR / group / f"{choice}.yaml").read_text().splitlines()[0]
-            described = config.get("description") or first.removeprefix("# ")
-            lines.append(f"  {choice:<14}{described}")
+            text = (CONFIG_DIR / group / f"{choice}.yaml").read_text()
+            found = re.search(r"^(?:description:|#) *(.*)$", text, re.MULTILINE)
+            lines.append(f"  {choice:<14}{found.group(1) if found else ''}")
     return "\n".join(lines) + "\n"
 
 

@@ -153,7 +153,7 @@ class Disturbance:
     def __init__(self) -> None:
         self.seconds_per_step: list[float] = []
 
-    def add(self, seconds: float, steps: int) -> None:
+    def add(self, seconds: float, steps: float) -> None:
         if steps:
             self.seconds_per_step.append(seconds / steps)
 

@@ -45,7 +45,9 @@ class Named(_Strict):
     description: str
 
 
-class Tracker(Named):
+class Tracker(_Strict):
+    name: Literal["none", "wandb", "tensorboard"]
+    description: str
     project: str = "pacemark"
     mode: Literal["online", "offline"] = "offline"
     """wandb only."""
@@ -178,7 +180,7 @@ def expand(arguments: list[str]) -> list[list[str]]:
     for override in _parse(arguments):
         values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
         lines = [override.input_line] if values is None else [f"{override.key_or_group}={v}" for v in values]
-        combinations = [combination + [str(line)] for combination in combinations for line in lines]
+        combinations = [[*combination, str(line)] for combination in combinations for line in lines]
     return combinations
 
 
@@ -193,7 +195,7 @@ def load(arguments: list[str]) -> Run:
             )
     _check_groups(overrides)
     composed = _compose([_as_override(override) for override in overrides])
-    groups = [_as_override(o) for o in overrides if o.key_or_group in (*GROUPS, _SCALE_GROUP)]
+    groups = [_as_override(o) for o in overrides if o.key_or_group in ("workload", "scale", "optimizer")]
     shipped = _compose(groups)
     run = _validated(_container(composed))
     plain = _validated(_container(shipped), complete=False)

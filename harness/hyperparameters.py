@@ -65,7 +65,7 @@ def check(path: str, values: dict[str, Any]) -> list[str]:
     ]
     for name, parameter in known.items():
         if name in values:
-            problems += _check_value(name, values[name], parameter.default)
+            problems += _check_value(name, values[name], parameter)
         elif parameter.default is inspect.Parameter.empty:
             problems.append(
                 f"optimizer.hyperparameters.{name} is missing: {cls.__name__} has no default for it; "
@@ -81,11 +81,12 @@ def as_arguments(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _check_value(name: str, value: Any, default: Any) -> list[str]:
+def _check_value(name: str, value: Any, parameter: inspect.Parameter) -> list[str]:
+    default = parameter.default
     key = f"optimizer.hyperparameters.{name}={value}"
     if value is None:
         return []
-    if isinstance(default, bool):
+    if isinstance(default, bool) or str(parameter.annotation) in ("bool", "bool | None", "typing.Optional[bool]"):
         return [] if isinstance(value, bool) else [f"{key}: must be true or false"]
     if isinstance(default, str):
         return [] if isinstance(value, str) else [f"{key}: must be a text like {default!r}"]
@@ -102,7 +103,7 @@ def _check_value(name: str, value: Any, default: Any) -> list[str]:
             return [f"{key}: must be a number" + (f", and {item!r} is none" if len(items) > 1 else "")]
         if not math.isfinite(item):
             return [f"{key}: must be finite"]
-        if name in _POSITIVE and item < 0 or name == "lr" and item == 0:
+        if (name in _POSITIVE and item < 0) or (name == "lr" and item == 0):
             return [f"{key}: must be above 0"]
         if name in _NON_NEGATIVE and item < 0:
             return [f"{key}: must be at least 0"]

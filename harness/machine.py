@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -75,10 +76,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
         else:
             # Linux: forget the peak of what ran before in this process.
-            try:
+            with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
-            except OSError:
-                pass
 
     def bytes(self) -> int:
         if self._device.type == "cuda":

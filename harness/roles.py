@@ -36,20 +36,20 @@ def parameter_roles(model: nn.Module, patterns: Mapping[str, str] | None = None)
     `patterns` (fnmatch on the name -> role) come from the workload and win over the module's type. Raises ValueError
     for a pattern that matches nothing or an unknown role, since both are slips that would silently change a method.
     """
-    patterns = {pattern: Role(role) for pattern, role in (patterns or {}).items()}
+    claims = {pattern: Role(role) for pattern, role in (patterns or {}).items()}
     owners: dict[str, nn.Module] = {
         (f"{prefix}.{name}" if prefix else name): module
         for prefix, module in model.named_modules()
         for name, _ in module.named_parameters(recurse=False)
     }
     roles: dict[str, Role] = {}
-    unused = set(patterns)
+    unused = set(claims)
     for name, parameter in model.named_parameters():
-        matching = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+        matching = [pattern for pattern in claims if fnmatchcase(name, pattern)]
         unused -= set(matching)
-        if len({patterns[pattern] for pattern in matching}) > 1:
+        if len({claims[pattern] for pattern in matching}) > 1:
             raise ValueError(f"parameter {name} is claimed by patterns of different roles: {matching}")
-        roles[name] = patterns[matching[0]] if matching else _role_by_type(name, owners[name], parameter.ndim)
+        roles[name] = claims[matching[0]] if matching else _role_by_type(name, owners[name], parameter.ndim)
     if unused:
         raise ValueError(f"role patterns that match no parameter: {sorted(unused)}")
     return roles

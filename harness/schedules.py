@@ -1,8 +1,8 @@
 """Learning-rate schedules: the factor on the learning rate as a function of nominal steps.
 
 Every schedule warms up linearly over ``warmup_fraction`` of its horizon and is over at the horizon, which is
-``horizon_fraction`` of the budget; after it the factor stays at ``final_fraction``. The horizon is a hyperparameter like
-any other: decaying over the whole budget puts every crossing of the target late and hides who is fast.
+``horizon_fraction`` of the budget; after it the factor stays at ``final_fraction``. The horizon is a hyperparameter
+like any other: decaying over the whole budget puts every crossing of the target late and hides who is fast.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class OptimizerSubmission(Submission):
         if self.closure:
             self.apply_schedule(ctx)
             for optimizer in self.optimizers:
-                optimizer.step(lambda: self._gradient(ctx))
+                optimizer.step(lambda: float(self._gradient(ctx)))
             return
         self._gradient(ctx)
         self.update(ctx)
@@ -180,7 +180,7 @@ class OptimizerSubmission(Submission):
         if not switching:
             yield
             return
-        parameters = self.setup.parameters
+        parameters: list[Tensor] = list(self.setup.parameters)
         trained = [parameter.detach().clone() for parameter in parameters]
         for optimizer in switching:
             optimizer.eval()

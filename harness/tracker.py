@@ -15,9 +15,8 @@ def make_tracker(run: Run) -> WandbTracker | TensorBoardTracker | None:
     """The tracker that `tracker=` names; UserError if its package is missing."""
     if run.tracker.name == "none":
         return None
-    kind = {"wandb": WandbTracker, "tensorboard": TensorBoardTracker}[run.tracker.name]
     try:
-        return kind(run)
+        return WandbTracker(run) if run.tracker.name == "wandb" else TensorBoardTracker(run)
     except ImportError as error:
         raise UserError(
             f"tracker={run.tracker.name}: {error.name} is not installed; "
@@ -57,7 +56,7 @@ class WandbTracker:
 
     def end(self, record: Record) -> None:
         self._run.summary["status"] = str(record.status)
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class TensorBoardTracker:

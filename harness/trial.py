@@ -1,7 +1,7 @@
 """One trial: train a workload with a submission until it meets the target, and leave a record.
 
-    check -> load data -> open the record -> build and warm up the model -> build the submission (clock starts)
-    -> [train a segment | evaluate | append a row | checkpoint] ... -> close the record with a status
+check -> load data -> open the record -> build and warm up the model -> build the submission (clock starts)
+-> [train a segment | evaluate | append a row | checkpoint] ... -> close the record with a status
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any, Protocol
@@ -129,11 +129,11 @@ class _Trial:
 
     def _build(self, checkpoint: dict[str, Any] | None) -> None:
         torch.manual_seed(self.seeds.key("initial weights"))
-        layout = torch.channels_last if self.facts.memory_format == "channels_last" else torch.contiguous_format
-        model = self.workload.build_model()
-        model = model.to(self.device, memory_format=layout) if layout != torch.contiguous_format else model.to(self.device)
+        model = self.workload.build_model().to(self.device)
+        if self.facts.memory_format == "channels_last":
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.train()
-        roles = parameter_roles(model, self.workload.role_patterns)
+        roles = parameter_roles(model, self.workload.role_patterns())
         forward_model = model
         if self.run_config.compile and not self.needs & {Need.SECOND_DERIVATIVES, Need.LAYERS}:
             forward_model = torch.compile(model)  # type: ignore[assignment]
@@ -232,9 +232,7 @@ class _Trial:
                 selection = submission.select(stream)
                 batch = self.workload.batch(*selection)
                 self.clock.data_wait(perf_counter() - start)
-                ctx = StepContext(
-                    self.evaluator, batch, counters.examples / nominal, self.needs, name, label_generator
-                )
+                ctx = StepContext(self.evaluator, batch, counters.examples / nominal, self.needs, name, label_generator)
                 submission.step(ctx)
                 counters.update_steps += 1
                 counters.examples += len(selection.indices)
@@ -427,7 +425,7 @@ def _configure_torch(run: Run, device: torch.device) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.use_deterministic_algorithms(run.deterministic)
     # Filling fresh memory with NaN is a debugging aid that would be charged to the submission.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not run.deterministic
 
 
@@ -501,5 +499,3 @@ def _restore_environment(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
-
-

@@ -8,7 +8,7 @@ is in the facts, which come from the config; a workload's class has no hidden nu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -67,7 +67,7 @@ class Facts(BaseModel):
     def _consistent(self) -> Facts:
         if self.micro_batch > self.nominal_batch:
             raise ValueError(
-                f"micro_batch={self.micro_batch} is larger than nominal_batch={self.nominal_batch}; make it at most that"
+                f"micro_batch={self.micro_batch} is larger than nominal_batch={self.nominal_batch}; lower it"
             )
         if self.nominal_batch % self.micro_batch:
             raise ValueError(
@@ -89,8 +89,6 @@ class Workload(ABC):
 
     Model: ClassVar[type[BaseModel]]
     Data: ClassVar[type[BaseModel]]
-    role_patterns: ClassVar[Mapping[str, str]] = {}
-    """Parameter-name pattern (fnmatch) -> role, where the module type alone does not tell (see harness.roles)."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -117,6 +115,10 @@ class Workload(ABC):
     @abstractmethod
     def build_model(self) -> nn.Module:
         """A new model on the CPU, initialised from torch's global generator (which the harness has seeded)."""
+
+    def role_patterns(self) -> dict[str, str]:
+        """Parameter-name pattern (fnmatch) -> role, where the module type alone does not tell (see harness.roles)."""
+        return {}
 
     @abstractmethod
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:

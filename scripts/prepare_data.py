@@ -1,7 +1,7 @@
 """Get the data that no Python package brings: `python scripts/prepare_data.py fashion_mnist`.
 
-Tries what the machine offers: data that are there already, Debian's package (as root, on Debian and Ubuntu), the Hugging
-Face hub. Checks the content hash in every case.
+Tries what the machine offers: data that are there already, Debian's package (as root, on Debian and Ubuntu), the
+Hugging Face hub. Checks the content hash in every case.
 """
 
 from __future__ import annotations

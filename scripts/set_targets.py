@@ -60,28 +60,32 @@ def _measure(workload: str, options: argparse.Namespace) -> bool:
     grid = _curves([[*short, *_point(p), f"seed={GRID_SEED}"] for p in points], options.workers)
     finals = {point: _final(curve, metric) for point, curve in zip(points, grid, strict=True)}
     for (name, lr), value in finals.items():
-        print(f"{workload} grid      {name:8} lr {lr:<8g} {value:.4f}")
+        print(f"{workload} grid      {name:8} lr {lr:<8g} {value:.4f}", flush=True)
     winner = best((p for p in points if finals[p] == finals[p]), key=lambda p: finals[p])
 
     reruns = _curves([[*short, *_point(winner), f"seed={seed}"] for seed in FINALIST_SEEDS], options.workers)
     values = [_final(curve, metric) for curve in reruns]
     target = round(statistics.median(values), 4)
-    print(f"{workload} finalist  {winner[0]} lr {winner[1]:g}: {' '.join(f'{v:.4f}' for v in values)} -> target {target}")
+    listed = " ".join(f"{value:.4f}" for value in values)
+    print(f"{workload} finalist  {winner[0]} lr {winner[1]:g}: {listed} -> target {target}", flush=True)
 
     confirm = _curves([[*base, "optimizer=adamw", f"seed={seed}"] for seed in CONFIRM_SEEDS], options.workers)
     steps = [_steps_to(curve, metric, facts, target) for curve in confirm]
     hits = [step for step in steps if step is not None]
     variation = statistics.stdev(hits) / statistics.mean(hits) if len(hits) > 1 else float("nan")
-    reached = statistics.median(curve["global_step"].le(step).sum() for curve, step in zip(confirm, steps) if step)
+    both = zip(confirm, steps, strict=True)
+    reached = statistics.median(curve["global_step"].le(step).sum() for curve, step in both if step)
     share = statistics.median(
         c["accumulated_eval_time"].iloc[-1] / c["total_duration"].iloc[-1] for c in confirm
     )  # fmt: skip
     quiet = len(hits) == len(steps) and variation <= LARGEST_VARIATION
     print(f"{workload} confirm   steps-to-target {steps}")
+    mean = statistics.mean(hits or [float("nan")])
     print(
-        f"{workload} confirm   {len(hits)}/{len(steps)} hits, mean {statistics.mean(hits or [float('nan')]):.0f} steps, "
-        f"CV {100 * variation:.1f}%, {reached:g} evaluations up to the target, evaluation {100 * share:.0f}% of the wall time: "
-        f"{'accepted' if quiet else 'REJECTED'}"
+        f"{workload} confirm   {len(hits)}/{len(steps)} hits, mean {mean:.0f} steps, "
+        f"CV {100 * variation:.1f}%, {reached:g} evaluations up to the target, "
+        f"evaluation {100 * share:.0f}% of the wall time: {'accepted' if quiet else 'REJECTED'}",
+        flush=True,
     )
     if quiet and len(hits) >= HITS_NEEDED and options.write:
         provenance = {

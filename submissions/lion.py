@@ -5,8 +5,8 @@ arXiv:2302.06675, Algorithm 2. With gradient g, momentum m, learning rate η and
     θ ← θ - η (sign(c) + λ θ)
     m ← β2 m + (1 - β2) g
 
-One state tensor per parameter. Defaults (section 5): β = (0.9, 0.99); a learning rate 3 to 10 times smaller and a weight
-decay as many times larger than AdamW's.
+One state tensor per parameter. Defaults (section 5): β = (0.9, 0.99); a learning rate 3 to 10 times smaller and a
+weight decay as many times larger than AdamW's.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ class Lion(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                self._update(parameters, group["lr"], *group["betas"], group["weight_decay"])
+                self._update(parameters, group["lr"], group["betas"], group["weight_decay"])
         return loss
 
-    def _update(self, parameters: list[Tensor], lr: float, beta1: float, beta2: float, weight_decay: float) -> None:
+    def _update(self, parameters: list[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        beta1, beta2 = betas
         gradients = [p.grad for p in parameters if p.grad is not None]
         momenta = [self._momentum(p) for p in parameters]
         direction = torch._foreach_lerp(momenta, gradients, 1 - beta1)
         torch._foreach_sign_(direction)
         if weight_decay:
-            torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+            torch._foreach_add_(direction, parameters, alpha=weight_decay)
         torch._foreach_add_(parameters, direction, alpha=-lr)
         torch._foreach_lerp_(momenta, gradients, 1 - beta2)
 

@@ -1,5 +1,5 @@
-"""Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. The momentum of each hidden matrix is replaced by
-the nearest semi-orthogonal matrix (Newton-Schulz), and everything else is trained by AdamW.
+"""Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. The momentum of each hidden matrix is replaced
+by the nearest semi-orthogonal matrix (Newton-Schulz), and everything else is trained by AdamW.
 
 The update of the matrices is `torch.optim.Muon`. By the post's rule it serves hidden matrices and convolutions, whose
 filters [out, in, h, w] count as matrices [out, in·h·w]; embeddings, stem, head, norms and biases go to AdamW.
@@ -77,7 +77,7 @@ class Muon(OptimizerSubmission):
 
 
 def _as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
-    """[out, ...] as [out, the rest], columns in the order of `like`'s memory; shares the memory of a tensor laid out so."""
+    """[out, ...] as [out, the rest], columns in the order of `like`'s memory; a view of a tensor laid out so."""
     if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
     return tensor.reshape(tensor.shape[0], -1)

@@ -1,8 +1,8 @@
 """GPT-2 (Radford et al. 2019) on text: next-token prediction, loss in nats per token.
 
-At scale=mini the tokens are bytes. The architecture is the published one: pre-norm blocks, learned positions, GELU (tanh
-form), the head tied to the token embedding, weights from N(0, 0.02²) with those that end a residual branch scaled by
-1/sqrt(2 · layers). 12 layers, width 768, 12 heads, context 1024 and 50,257 tokens make the published 124M model.
+At scale=mini the tokens are bytes. The architecture is the published one: pre-norm blocks, learned positions, GELU
+(tanh form), the head tied to the token embedding, weights from N(0, 0.02²) with those that end a residual branch
+scaled by 1/sqrt(2 · layers). 12 layers, width 768, 12 heads, context 1024 and 50,257 tokens make the published 124M model.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class GPT2(Workload):
     def load(self, source: str, device: torch.device) -> None:
         options: TextData = self.data_options
         name, text = kjv.load(source)
-        self._fingerprint = {"name": "kjv", "source": name, "text": kjv.SHA256}
+        self._fingerprint = {"name": "kjv", "source": name if name == "package" else "folder", "text": kjv.SHA256}
         splits = kjv.split(text, options.blocks, {"validation": 4, "test": 9})
         self._train = torch.from_numpy(splits["train"].copy()).to(device)
         self._held_back = {

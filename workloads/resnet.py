@@ -122,7 +122,9 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 class ResNet(ImageClassification):
     Model = ResNetOptions
-    role_patterns = {"stem.weight": "stem", "head.weight": "head"}
 
     def build_model(self) -> nn.Module:
         return ResNetModel(self.model_options)
+
+    def role_patterns(self) -> dict[str, str]:
+        return {"stem.weight": "stem", "head.weight": "head"}

@@ -102,12 +102,10 @@ class Block(nn.Module):
 
 class ViT(ImageClassification):
     Model = ViTOptions
-    role_patterns = {"embedding.weight": "embedding", "positions": "embedding", "head.weight": "head"}
-
-    def __init__(self, facts: object) -> None:
-        super().__init__(facts)  # type: ignore[arg-type]
-        if self.model_options.pooling == "token":
-            self.role_patterns = {**self.role_patterns, "token": "embedding"}
 
     def build_model(self) -> nn.Module:
         return ViTModel(self.model_options)
+
+    def role_patterns(self) -> dict[str, str]:
+        patterns = {"embedding.weight": "embedding", "positions": "embedding", "head.weight": "head"}
+        return patterns | ({"token": "embedding"} if self.model_options.pooling == "token" else {})

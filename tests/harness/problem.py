@@ -71,8 +71,8 @@ class Vectors(Workload):
 
 
 FACTS = dict(
-    name="vectors", description="", class_path="", version=1, metric="loss", direction="min", target=0.1, target_version=1,
-    nominal_batch=16, micro_batch=16, max_steps=10, eval_every=2, max_seconds=60.0, model={}, data={},
+    name="vectors", description="", class_path="", version=1, metric="loss", direction="min", target=0.1,
+    target_version=1, nominal_batch=16, micro_batch=16, max_steps=10, eval_every=2, max_seconds=60.0, model={}, data={},
 )  # fmt: skip
 
 

@@ -200,7 +200,7 @@ class Undeclared(_Sgd):
 
     def __init__(self, setup: Setup, *, lr: float = 0.1) -> None:
         super().__init__(setup, lr=lr)
-        setup.roles
+        self.roles = setup.roles
 
 
 class Broken(_Sgd):

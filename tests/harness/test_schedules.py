@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,8 +29,8 @@ def test_factors_stay_in_bounds_rise_then_fall(
     factors = [schedule.factor(step, total) for step in range(total)]
     assert all(0 <= factor <= 1 + 1e-12 for factor in factors)
     peak = next((s for s in range(total) if s >= warmup * horizon * total), total)
-    assert all(a <= b + 1e-12 for a, b in zip(factors[:peak], factors[1:peak], strict=False))
-    assert all(a >= b - 1e-12 for a, b in zip(factors[peak:], factors[peak + 1 :], strict=False))
+    assert all(a <= b + 1e-12 for a, b in pairwise(factors[:peak]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(factors[peak:]))
     after = [f for step, f in enumerate(factors) if step >= max(horizon, warmup * horizon) * total]
     assert all(factor == (1.0 if shape == "constant" else final) for factor in after)
 

@@ -33,7 +33,7 @@ def test_only_the_first_forward_moves_the_buffers() -> None:
 
 
 def test_micro_batches_give_the_mean_gradient() -> None:
-    """Without BatchNorm and dropout the cut into micro-batches changes nothing but rounding, uneven last piece included."""
+    """Without BatchNorm and dropout the cut changes nothing but rounding, an uneven last piece included."""
     whole_evaluator, whole = make(Need.RE_EVALUATE, model=Net(0.0, norm=False), examples=14)
     cut_evaluator, cut = make(Need.RE_EVALUATE, micro_batch=4, model=Net(0.0, norm=False), examples=14)
     cut_evaluator.model.load_state_dict(whole_evaluator.model.state_dict())
@@ -85,7 +85,7 @@ def test_gradients_elsewhere_leave_the_parameters_alone() -> None:
 
 def test_sampled_labels_come_from_the_models_predictions() -> None:
     """The expectation of the gradient on sampled labels is zero; that on the true labels is not."""
-    evaluator, ctx = make(Need.SAMPLED_LABELS, Need.RE_EVALUATE, model=Net(0.0, norm=False))
+    _, ctx = make(Need.SAMPLED_LABELS, Need.RE_EVALUATE, model=Net(0.0, norm=False))
     draws = torch.stack([ctx.gradients(labels="sampled")[-1] for _ in range(3000)])
     true = ctx.gradients()[-1]
     error = draws.std(0) / 3000**0.5
@@ -123,7 +123,7 @@ def test_dropout_repeats_within_a_step_and_changes_between_steps() -> None:
 )
 def test_undeclared_capabilities_raise(ask) -> None:  # type: ignore[no-untyped-def]
     _, ctx = make()
-    with pytest.raises(UndeclaredNeed, match="add Need."):
+    with pytest.raises(UndeclaredNeed, match="add Need"):
         ask(ctx)
 
 

@@ -200,7 +200,11 @@ def test_state_bytes_are_those_held(trial: Trial) -> None:
 
 def test_a_third_party_class_that_swallows_keywords(trial: Trial) -> None:
     with pytest.raises(UserError, match="no such hyperparameter"):
-        trial("optimizer.class_path=tests.harness.test_trial.Swallows", "optimizer.hyperparameters.typo=1", optimizer="any")
+        trial(
+            "optimizer.class_path=tests.harness.test_trial.Swallows",
+            "optimizer.hyperparameters.typo=1",
+            optimizer="any",
+        )
     record = trial(
         "optimizer.class_path=tests.harness.test_trial.Swallows", "optimizer.hyperparameters.lr=0.01", optimizer="any"
     )

@@ -85,7 +85,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_roles(workload: GPT2) -> None:
-    roles = parameter_roles(workload.build_model(), workload.role_patterns)
+    roles = parameter_roles(workload.build_model(), workload.role_patterns())
     assert [name for name, role in roles.items() if role == "embedding"] == ["tokens.weight", "positions.weight"]
     assert sum(role == "hidden_matrix" for role in roles.values()) == 4 * workload.model_options.layers
     assert set(roles.values()) == {"embedding", "hidden_matrix", "norm", "bias"}

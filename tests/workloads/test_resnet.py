@@ -42,6 +42,8 @@ def test_zero_init_takes_every_branch_out(options: ResNetOptions) -> None:
     assert isinstance(block, BasicBlock | Bottleneck)
     x = torch.rand(2, block.last.out_channels, 4, 4)
     assert torch.equal(block(x), x)
+    # A zero in an earlier norm would do the same to the output, but stop all gradients of the branch.
+    assert not block.last_norm.weight.any() and block.first_norm.weight.all()
 
 
 def test_convolutions_start_at_he_scale() -> None:
@@ -58,7 +60,7 @@ def test_mini_model_and_its_roles(facts: Callable[..., Facts]) -> None:
     images = torch.randn(8, 1, 28, 28)
     torch.testing.assert_close(model.to(memory_format=torch.channels_last)(images), model(images))
     assert model(images).shape == (8, 10)
-    roles = parameter_roles(model, workload.role_patterns)
+    roles = parameter_roles(model, workload.role_patterns())
     assert [name for name, role in roles.items() if role == "stem"] == ["stem.weight"]
     assert [name for name, role in roles.items() if role == "head"] == ["head.weight"]
     assert set(roles.values()) == {"stem", "head", "convolution", "norm", "bias"}

@@ -1,8 +1,8 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747; MIT licence): 70,000 grey images of 28 x 28, ten classes.
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747; MIT): 70,000 grey images of 28 x 28, ten classes.
 
-Three sources, one content: the Hugging Face hub through `datasets`, the Debian package dataset-fashion-mnist, or a folder
-that holds the IDX files (plain or .gz) or the hub's parquet files. Whichever it was, the same hash of pixels and labels
-is checked.
+Three sources, one content: the Hugging Face hub through `datasets`, the Debian package dataset-fashion-mnist, or a
+folder that holds the IDX files (plain or .gz) or the hub's parquet files. Whichever it was, the same hash of pixels
+and labels is checked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from harness.workload import WorkloadError
 
 HUB = "zalando-datasets/fashion_mnist"
+SOURCES = ("hub", "debian")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 SHA256 = {
     "train": "16d82e2b505296aa2b78bd5ea0992634f30419a4c97def7c907d154a35ac6157",
@@ -55,7 +56,8 @@ def load(source: str) -> tuple[str, dict[str, Images]]:
         else:
             splits = _from_folder(Path(source).expanduser())
     except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
-        raise WorkloadError(f"data={source}: Fashion-MNIST cannot be read ({_first_line(error)}). {THREE_WAYS}") from error
+        reason = _first_line(error)
+        raise WorkloadError(f"data={source}: Fashion-MNIST cannot be read ({reason}). {THREE_WAYS}") from error
     for split, expected in SHA256.items():
         if splits[split].sha256 != expected:
             raise WorkloadError(
@@ -66,7 +68,7 @@ def load(source: str) -> tuple[str, dict[str, Images]]:
 
 
 def parse_idx(content: bytes) -> np.ndarray:
-    """The array of an IDX file of unsigned bytes: magic 0, 0, 8, dimensions; big-endian sizes; data. Raises ValueError."""
+    """The array of an IDX file of unsigned bytes: 0, 0, 8, dimensions; big-endian sizes; data. Else ValueError."""
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError("not an IDX file of unsigned bytes")
     dimensions = content[3]

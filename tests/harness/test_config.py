@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.config import choices, expand, load
+from harness.problems import UserError
+
+BASE = ["workload=gpt2", "optimizer=adamw"]
+
+
+def problems(*arguments: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load(list(arguments))
+    return caught.value.problems
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    found = problems(
+        *BASE, "workload.max_step=3", "workload.model.widht=3", "sede=1", "precision=fp8", "workload.nominal_batch=0",
+        "optimizer.hyperparameters.lrr=1", "optimizer.hyperparameters.betas=[0.9,1.5]", "optimizer.no_decay=[nrom]",
+        "schedule.horizon_fraction=1.5",
+    )  # fmt: skip
+    for key, remedy in [
+        ("workload.max_step=3", "max_steps"), ("workload.model.widht=3", "width"), ("sede=1", "seed"),
+        ("precision=fp8", "fp32"), ("workload.nominal_batch=0", "greater than"), ("hyperparameters.lrr=1", "lr"),
+        ("hyperparameters.betas=[0.9, 1.5]", "[0, 1)"), ("no_decay=nrom", "norm"),
+        ("schedule.horizon_fraction=1.5", "less than or equal to 1"),
+    ]:  # fmt: skip
+        assert any(key in line and remedy in line for line in found), (key, found)
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["workload=gtp2", "optimizer=adamv"], ["did you mean `gpt2`", "did you mean `adamw`"]),
+        (["workload=gpt2"], ["optimizer is not given"]),
+        ([*BASE, "scale=huge"], ["scale=huge"]),
+        ([*BASE, "seed=1,2"], ["add -m"]),
+        ([*BASE, "nonsense"], ["write key=value"]),
+        ([*BASE, "~seed"], ["cannot be removed"]),
+        ([*BASE, "optimizer.hyperparameters.lr=-1"], ["lr=-1: must be above 0"]),
+        ([*BASE, "optimizer.hyperparameters.lr=fast"], ["lr=fast: must be a number"]),
+        ([*BASE, "optimizer.hyperparameters.lr=nan"], ["must be finite"]),
+        ([*BASE, "optimizer.hyperparameters.fused=yes_please"], ["fused=yes_please: must be true or false"]),
+        ([*BASE, "optimizer.clip_norm=-1"], ["optimizer.clip_norm=-1: must be greater than 0"]),
+        ([*BASE, "schedule=wsd", "schedule.decay_fraction=0.95"], ["lower one"]),
+        ([*BASE, "workload.micro_batch=5"], ["whole micro-batches"]),
+        ([*BASE, "workload.model.heads=5"], ["width=64 must be a multiple of heads=5"]),
+        (["workload=gpt2", "optimizer=any"], ["optimizer.class_path is not given"]),
+        (["workload=gpt2", "optimizer=any", "optimizer.class_path=torch.optim.Adma"], ["did you mean `Adam"]),
+        (["workload=gpt2", "optimizer=any", "optimizer.class_path=no.such.Class"], ["is its package installed"]),
+        (["workload=gpt2", "optimizer=any", "optimizer.class_path=torch.nn.Linear"], ["neither"]),
+        (
+            ["workload=gpt2", "optimizer=any", "optimizer.class_path=torch.optim.Rprop",
+             "optimizer.hyperparameters.etas=[2,3]"],
+            ["Rprop refuses them"],
+        ),
+    ],
+)  # fmt: skip
+def test_each_problem_names_key_and_remedy(arguments: list[str], expected: list[str]) -> None:
+    found = problems(*arguments)
+    for text in expected:
+        assert any(text in line for line in found), found
+
+
+def test_labels_tell_configurations_apart() -> None:
+    def label(*arguments: str) -> str:
+        return load([*BASE, *arguments]).submission_label
+
+    assert label() == "adamw"
+    assert label("optimizer.hyperparameters.lr=0.008") == "adamw"  # the recipe's own value
+    others = [
+        label("optimizer.hyperparameters.lr=0.5"),
+        label("schedule=cosine"),
+        label("schedule.horizon_fraction=0.5"),
+    ]
+    assert len({"adamw", *others}) == 4 and all(other.startswith("adamw-") for other in others)
+    assert label("label=mine") == "mine"
+    assert label("seed=3", "threads=2", "records=/elsewhere") == "adamw"
+
+
+def test_a_changed_workload_is_marked_and_kept_apart() -> None:
+    run = load([*BASE, "workload.max_steps=60", "workload.model.layers=1"])
+    assert run.modified == ("max_steps", "model.layers")
+    assert run.scale_folder.startswith("mini-modified-")
+    assert load(BASE).scale_folder == "mini" and load(BASE).modified == ()
+    assert run.scale_folder != load([*BASE, "workload.max_steps=61", "workload.model.layers=1"]).scale_folder
+
+
+def test_the_recipe_wins_over_the_paper_and_the_user_over_the_recipe() -> None:
+    optimizer = load([*BASE, "optimizer.hyperparameters.weight_decay=0.3"]).optimizer
+    assert optimizer.effective_hyperparameters["lr"] == optimizer.recipe.hyperparameters["lr"]
+    assert optimizer.effective_hyperparameters["weight_decay"] == 0.3
+    assert optimizer.effective_hyperparameters["betas"] == [0.9, 0.999]
+    assert load(BASE).schedule.horizon_fraction == optimizer.recipe.horizon_fraction
+
+
+@pytest.mark.parametrize("optimizer", [name for name in choices("optimizer") if name != "any"])
+@pytest.mark.parametrize("workload", choices("workload"))
+@pytest.mark.parametrize("schedule", choices("schedule"))
+def test_all_shipped_configurations_are_valid(workload: str, optimizer: str, schedule: str) -> None:
+    run = load([f"workload={workload}", f"optimizer={optimizer}", f"schedule={schedule}"])
+    assert run.modified == () and set(run.optimizer.recipe.hyperparameters) >= {"lr", "weight_decay"}
+
+
+def test_sweeps_expand_in_order() -> None:
+    runs = expand(["workload=gpt2,vit", "optimizer=adamw", "seed=range(0,2)"])
+    assert runs == [
+        ["workload=gpt2", "optimizer=adamw", "seed=0"], ["workload=gpt2", "optimizer=adamw", "seed=1"],
+        ["workload=vit", "optimizer=adamw", "seed=0"], ["workload=vit", "optimizer=adamw", "seed=1"],
+    ]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=25), max_size=3))
+def test_no_command_line_crashes(arguments: list[str]) -> None:
+    try:
+        load([*BASE, *arguments])
+    except UserError as error:
+        assert error.problems and all("Traceback" not in line for line in error.problems)
+
+
+def test_help_does_not_load_torch() -> None:
+    code = "import sys, run; run.main(['--help']); sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in ("gpt2", "lion", "cosine", "wandb"):
+        assert word in done.stdout

@@ -1,0 +1,113 @@
+"""Update rules against float64 transcriptions of their papers, written apart from the implementations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.needs import Need
+from harness.roles import Role
+from harness.schedules import Schedule
+from harness.submission import Setup
+from submissions.lion import Lion
+from submissions.muon import Muon
+
+SHAPES = [(4, 6), (6, 4), (5,), (), (2, 3, 3, 3), (0,)]
+
+
+def gradients(step: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lion_follows_algorithm_2(weight_decay: float, dtype: torch.dtype) -> None:
+    lr, beta1, beta2 = 0.01, 0.9, 0.97
+    parameters = [nn.Parameter(g) for g in gradients(1000, dtype)]
+    optimizer = Lion(parameters, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay)
+    theta = [p.detach().double() for p in parameters]
+    m = [torch.zeros_like(t) for t in theta]
+    for step in range(25):
+        for k, (p, g) in enumerate(zip(parameters, gradients(step, dtype), strict=True)):
+            p.grad = g
+            g64 = g.double()
+            u = torch.sign(beta1 * m[k] + (1 - beta1) * g64)
+            theta[k] = theta[k] - lr * (u + weight_decay * theta[k])
+            m[k] = beta2 * m[k] + (1 - beta2) * g64
+        optimizer.step()
+        for k, p in enumerate(parameters):
+            if dtype == torch.float32:
+                assert torch.allclose(p.detach().double(), theta[k], atol=1e-5, rtol=1e-5)
+            else:  # step by step: the rounding of the weights themselves adds up
+                close = torch.isclose(p.detach().double(), theta[k], atol=1e-3, rtol=2**-7)
+                # A momentum near zero may round to the other sign.
+                assert close.all() or close.double().mean() > 0.95
+                theta[k], m[k] = p.detach().double(), optimizer.state[p]["momentum"].double()
+
+
+def test_lion_skips_parameters_without_gradient_and_takes_closures() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = Lion([used, unused], lr=0.1)
+
+    def closure() -> Tensor:
+        loss = used.sum()
+        used.grad = torch.ones(2)
+        return loss
+
+    assert optimizer.step(closure) == 2
+    assert torch.equal(unused, torch.ones(2)) and unused not in optimizer.state
+    assert torch.allclose(used.detach(), torch.full((2,), 0.9))
+
+
+def make_setup(named: dict[str, nn.Parameter], roles: dict[str, Role], no_decay: set[Role]) -> Setup:
+    generator = torch.Generator()
+    return Setup(
+        named, 1, Schedule(shape="constant", warmup_fraction=0, horizon_fraction=1), generator, generator, None,
+        frozenset(no_decay), frozenset({Need.PARAMETER_ROLES}), roles, 10, nn.Identity(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_treats_convolutions_as_matrices_in_any_layout(layout: torch.memory_format) -> None:
+    """Against torch.optim.Muon on the flattened filters; orthogonalisation does not care about the order of columns."""
+    torch.manual_seed(0)
+    filters = torch.randn(8, 4, 3, 3)
+    weight = nn.Parameter(filters.clone().to(memory_format=layout))
+    bias = nn.Parameter(torch.zeros(8))
+    setup = make_setup({"w": weight, "b": bias}, {"w": Role.CONVOLUTION, "b": Role.BIAS}, set())
+    muon = Muon(setup, lr=0.1, weight_decay=0.1, adjust_lr_fn="original")
+    matrix = nn.Parameter(filters.reshape(8, -1).clone())
+    reference = torch.optim.Muon(
+        [matrix], lr=0.1, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="original"
+    )
+
+    class Context:
+        step = 0.0
+
+    for step in range(5):
+        gradient = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(step))
+        weight.grad = gradient.clone().to(memory_format=layout)
+        bias.grad = torch.ones(8)
+        matrix.grad = gradient.reshape(8, -1).clone()
+        context: Any = Context()
+        muon.update(context)
+        reference.step()
+    # torch.optim.Muon orthogonalises in bfloat16, whose rounding does depend on the order.
+    assert torch.allclose(weight.detach().reshape(8, -1), matrix.detach(), atol=0.02)
+    assert (bias != 0).all()
+
+
+def test_muon_claims_every_parameter_once() -> None:
+    named = {name: nn.Parameter(torch.zeros(shape)) for name, shape in
+             {"embedding": (5, 3), "matrix": (3, 3), "norm": (3,), "head": (5, 3)}.items()}  # fmt: skip
+    roles = {"embedding": Role.EMBEDDING, "matrix": Role.HIDDEN_MATRIX, "norm": Role.NORM, "head": Role.HEAD}
+    muon = Muon(make_setup(named, roles, {Role.NORM}), adamw_weight_decay=0.1)
+    matrices, rest = muon.optimizers
+    assert [p.shape for group in matrices.param_groups for p in group["params"]] == [(3, 3)]
+    assert [group["weight_decay"] for group in rest.param_groups] == [0.1, 0.0]
+    only_head = {"head": named["head"]}
+    assert len(Muon(make_setup(only_head, roles, set())).optimizers) == 1
