@@ -2,7 +2,8 @@
 
 At scale=mini the tokens are bytes. The architecture is the published one: pre-norm blocks, learned positions, GELU
 (tanh form), the head tied to the token embedding, weights from N(0, 0.02²) with those that end a residual branch
-scaled by 1/sqrt(2 · layers). 12 layers, width 768, 12 heads, context 1024 and 50,257 tokens make the published 124M model.
+scaled by 1/sqrt(2 · layers). 12 layers, width 768, 12 heads, context 1024 and 50,257 tokens make the published 124M
+model.
 """
 
 from __future__ import annotations

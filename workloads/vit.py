@@ -94,7 +94,7 @@ class Block(nn.Module):
         q, k, v = self.query_key_value(self.attention_norm(x)).view(shape).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + self._dropped(self.project(attended))
-        return x + self._dropped(self.contract(self._dropped(F.gelu(self.expand(self.mlp_norm(x))))))
+        return x + self._dropped(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
