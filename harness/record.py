@@ -192,7 +192,7 @@ class Record:
     def finish(self, status: Status, final: dict[str, Any]) -> None:
         self.manifest |= {"status": str(status), "final": final}
         self.write_manifest()
-        if status.finished:
+        if status in (Status.REACHED, Status.EXHAUSTED, Status.DIVERGED):  # a failure keeps its last checkpoint
             self.checkpoint_path.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from harness import hyperparameters, machine
 from harness.clock import Clock, Disturbance
 from harness.config import Run
+from harness.environment import configure_torch, device_of, private_compiler_cache
 from harness.needs import Need
 from harness.problems import UserError
 from harness.record import Record, Status
@@ -50,8 +49,8 @@ def run_trial(run: Run, observers: Callable[[], list[Observer]] = list) -> tuple
     Returns the record and whether anything was done. Raises UserError, before anything is written, for what the user
     can mend; every later failure is a status in the record.
     """
-    device = _device(run)
-    _configure_torch(run, device)
+    device = device_of(run)
+    configure_torch(run, device)
     record = Record.inspect(run, machine.folder_name(machine.describe(device, run.threads)))
     if record.status is not None and record.status.finished and not run.overwrite:
         return record, False
@@ -70,8 +69,14 @@ def run_trial(run: Run, observers: Callable[[], list[Observer]] = list) -> tuple
         if checkpoint is not None:
             record.write_rows()
         trial = _Trial(run, record, workload, cls, needs, device, watching)
-        status, final = trial.run(checkpoint)
-        record.finish(status, final)
+        try:
+            status, final = trial.run(checkpoint)
+            record.finish(status, final)
+        except OSError as error:
+            raise UserError(
+                f"records={run.records}: {record.folder} could not be written ({error.strerror}); make room there, "
+                "and the same command continues from the last checkpoint"
+            ) from error
         for observer in watching:
             observer.end(record)
     return record, True
@@ -109,7 +114,7 @@ class _Trial:
     def run(self, checkpoint: dict[str, Any] | None) -> tuple[Status, dict[str, Any]]:
         error: str | None = None
         try:
-            with _private_compiler_cache(Need.OWN_COMPILATION in self.needs):
+            with private_compiler_cache(Need.OWN_COMPILATION in self.needs):
                 self._build(checkpoint)
                 status = self._train(resumed=checkpoint is not None)
         except KeyboardInterrupt:
@@ -119,10 +124,7 @@ class _Trial:
         except MemoryError:
             status, error = Status.OUT_OF_MEMORY, traceback.format_exc()
         except _RecordError as caught:
-            raise UserError(
-                f"records={self.run_config.records}: {self.record.folder} could not be written ({caught}); make room "
-                "there, and the same command continues from the last checkpoint"
-            ) from caught
+            raise caught.error from caught
         except Exception:
             status, error = Status.FAILED, traceback.format_exc()
         return status, self._final_figures(error)
@@ -320,7 +322,7 @@ class _Trial:
         final: dict[str, Any] = {"stop_reason": self.stop_reason}
         if error is not None:
             final["traceback"] = error
-        if not rows:
+        if not rows or not hasattr(self, "evaluator"):  # ended before the model was built
             return final
         last, metric = rows[-1], f"validation/{facts.metric}"
         values = [row[metric] for row in rows if math.isfinite(row[metric])]
@@ -389,7 +391,7 @@ class _Trial:
         try:
             action()
         except OSError as error:
-            raise _RecordError(error.strerror or str(error)) from error
+            raise _RecordError(error) from error
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -402,31 +404,11 @@ class _Trial:
 
 
 class _RecordError(Exception):
-    """The record could not be written while training; nothing that was written is lost."""
+    """The record could not be written: told from an OSError of the submission, which is a failure of the trial."""
 
-
-def _device(run: Run) -> torch.device:
-    name = run.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise UserError(f"device={run.device}: torch {torch.__version__} sees no GPU here; use device=cpu")
-        index = int(name.partition(":")[2] or 0)
-        if index >= torch.cuda.device_count():
-            raise UserError(f"device={run.device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
-        torch.cuda.set_device(index)
-        return torch.device("cuda", index)
-    return torch.device(name)
-
-
-def _configure_torch(run: Run, device: torch.device) -> None:
-    torch.set_num_threads(run.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
-    torch.use_deterministic_algorithms(run.deterministic)
-    # Filling fresh memory with NaN is a debugging aid that would be charged to the submission.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = not run.deterministic
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def _needs(cls: type[Any], run: Run) -> frozenset[Need]:
@@ -477,25 +459,3 @@ def _weights_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _private_compiler_cache(wanted: bool) -> Iterator[None]:
-    if not wanted:
-        yield
-        return
-    import torch._dynamo
-
-    torch._dynamo.reset()  # what an earlier trial of this process compiled must be paid for again
-    with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, ExitStack() as stack:
-        before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        stack.callback(_restore_environment, "TORCHINDUCTOR_CACHE_DIR", before)
-        yield
-
-
-def _restore_environment(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value

@@ -1,0 +1,59 @@
+"""The environment of a trial: device, threads, determinism, compiler cache. The same under every way of starting it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from harness.config import Run
+from harness.problems import UserError
+
+
+def device_of(run: Run) -> torch.device:
+    name = run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(f"device={run.device}: torch {torch.__version__} sees no GPU here; use device=cpu")
+        index = int(name.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise UserError(f"device={run.device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    return torch.device(name)
+
+
+def configure_torch(run: Run, device: torch.device) -> None:
+    torch.set_num_threads(run.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    torch.use_deterministic_algorithms(run.deterministic)
+    # Filling fresh memory with NaN is a debugging aid that would be charged to the submission.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not run.deterministic
+
+
+@contextmanager
+def private_compiler_cache(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    import torch._dynamo
+
+    torch._dynamo.reset()  # what an earlier trial of this process compiled must be paid for again
+    with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, ExitStack() as stack:
+        before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        stack.callback(_restore_environment, "TORCHINDUCTOR_CACHE_DIR", before)
+        yield
+
+
+def _restore_environment(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
