@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from harness.record import Record, Status
@@ -35,7 +35,7 @@ class ProgressLine:
         if first_step:
             self._console.print(f"continuing from step {first_step:g}", highlight=False)
         if self._console.is_terminal:
-            columns = (BarColumn(20), TextColumn("{task.description}"))
+            columns = (TextColumn("{task.description}"),)  # fits 80 columns
             self._live = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
             self._task = self._live.add_task("starting", total=self._facts.max_steps, completed=int(first_step))
             self._live.start()
@@ -48,9 +48,9 @@ class ProgressLine:
         left = row["total_duration"] * (1 - done) / done
         text = (
             f"step {row['global_step']:g}/{facts.max_steps}  {row['accumulated_submission_time']:.1f} s  "
-            f"train/loss {row['train/loss']:.4f}  {facts.metric} {value:.4f}  "
-            + (f"to target {distance:.4f}  " if distance > 0 else "target met  ")
-            + f"at most {left:.0f} s left"
+            f"train {row['train/loss']:.3f}  {facts.metric} {value:.4f}  "
+            + (f"{distance:.4f} to target  " if distance > 0 else "target met  ")
+            + f"<{left + 1:.0f} s left"
         )
         self._count += 1
         if self._live is not None:

@@ -98,7 +98,7 @@ def test_the_recipe_wins_over_the_paper_and_the_user_over_the_recipe() -> None:
     optimizer = load([*BASE, "optimizer.hyperparameters.weight_decay=0.3"]).optimizer
     assert optimizer.effective_hyperparameters["lr"] == optimizer.recipe.hyperparameters["lr"]
     assert optimizer.effective_hyperparameters["weight_decay"] == 0.3
-    assert optimizer.effective_hyperparameters["betas"] == [0.9, 0.999]
+    assert optimizer.effective_hyperparameters["eps"] == optimizer.paper_defaults["eps"]
     assert load(BASE).schedule.horizon_fraction == optimizer.recipe.horizon_fraction
 
 
