@@ -99,9 +99,9 @@ def _measure(workload: str, options: argparse.Namespace) -> bool:
             "baseline": f"{baseline[0]} lr {baseline[1]:g}, full budget",
             "steps_to_target": dict(zip(CONFIRM_SEEDS, steps, strict=True)),
             "hits": f"{len(hits)}/{len(steps)}",
-            "coefficient_of_variation": round(variation, 4),
+            "coefficient_of_variation": round(float(variation), 4),
             "evaluations_to_target": float(reached),
-            "evaluation_share_of_wall_time": round(share, 2),
+            "evaluation_share_of_wall_time": round(float(share), 2),
         }
         _write(workload, options.scale, target, provenance)
     return quiet
