@@ -186,7 +186,6 @@ class Record:
             raise UserError(
                 f"{self.checkpoint_path} is corrupt ({error}); add overwrite=true to start the trial again"
             ) from error
-        self.write_rows()
         return dict(state)
 
     def finish(self, status: Status, final: dict[str, Any]) -> None:
