@@ -63,17 +63,17 @@ def parse(contents: dict[int, bytes], metrics: dict[int, str]) -> tuple[Evaluati
         bodies[trial] = body if body.endswith(b"\n") else body + b"\n"
         groups[header, metrics[trial]].append(trial)
     pieces: list[tuple[list[int], list[int], dict[str, Array]]] = []
-    for (raw_header, metric), members in groups.items():
-        header = _header(raw_header)
+    for (first_line, metric), members in groups.items():
+        names = _header(first_line)
         wanted = {"value": metric, "steps": "global_step"}
-        wanted |= {"seconds": next((name for name in TIME if name in header), TIME[0])}
-        missing = [name for name in wanted.values() if name not in header]
-        if missing or len(set(header)) < len(header):
+        wanted |= {"seconds": next((name for name in TIME if name in names), TIME[0])}
+        missing = [name for name in wanted.values() if name not in names]
+        if missing or len(set(names)) < len(names):
             why = f"no column {', '.join(missing)}" if missing else "a column stands there twice"
             refused |= dict.fromkeys(members, f"refused: {why}")
             continue
-        wanted |= {key: name for key, name in FURTHER.items() if name in header}
-        _parse_group(members, bodies, header, wanted, pieces, refused, repaired)
+        wanted |= {key: name for key, name in FURTHER.items() if name in names}
+        _parse_group(members, bodies, names, wanted, pieces, refused, repaired)
     return _joined(pieces, repaired), refused, repaired
 
 
@@ -162,7 +162,9 @@ def _cell_by_cell(body: bytes, header: list[str], wanted: dict[str, str]) -> tup
         columns[key] = values
     if not np.isfinite(columns["seconds"]).any():
         return "refused: no row with a time"
-    notes = [f"{ragged} rows with too few or too many cells"] * bool(ragged) + [f"{bad} cells without a number"] * bool(bad)
+    notes = [f"{ragged} rows with too few or too many cells"] * bool(ragged) + [f"{bad} cells without a number"] * bool(
+        bad
+    )
     return columns, "repaired: ignored " + (" and ".join(notes) or "quotes and empty lines")
 
 

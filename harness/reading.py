@@ -50,8 +50,8 @@ class Records:
     """`trials` has one row per trial folder:
 
     submission, workload (without framework), study, trial, framework, status (see SCORED, UNFINISHED, UNUSABLE);
-    index (of the evaluation that met the target), seconds, steps, examples (backward, of the gradients) there, NaN if it
-    was not met; resolution_seconds, resolution_steps since the evaluation before; limit_seconds, limit_steps: how far
+    index (of the evaluation that met the target), seconds, steps, examples (of all gradients) there, NaN if it was not
+    met; resolution_seconds, resolution_steps since the evaluation before; limit_seconds, limit_steps: how far
     the trial went; best, final: of the target's metric; machine, path, and what our manifests add.
     """
 
@@ -149,8 +149,9 @@ def _study(path: str, submission: str, study: int, cut: int, problems: list[Prob
                     problems.append(Problem(inner.path[cut:], "refused: not a folder named trial_<number>"))
                 continue
             names = {file.name for file in _entries(inner.path, problems)}
-            found.append(_Folder(Path(inner.path), inner.path[cut:], submission, workload, framework, study, int(match[1]),
-                                 CSV in names, MANIFEST in names))  # fmt: skip
+            files = (CSV in names, MANIFEST in names)
+            where = (Path(inner.path), inner.path[cut:])
+            found.append(_Folder(*where, submission, workload, framework, study, int(match[1]), *files))
     return found
 
 
@@ -262,7 +263,7 @@ def _tabulate(found: list[_Folder], targets: Targets, problems: list[Problem], t
         problem_of[i] = why
     for i, why in repaired.items():
         problem_of[i] = why
-    for i in np.flatnonzero(at["backwards"]):
+    for i in np.flatnonzero(at["backwards"]).tolist():
         if trust_clock:
             problem_of[i] = "its clock or its steps run backwards; taken as it is"
         else:

@@ -9,27 +9,22 @@ from __future__ import annotations
 import hashlib
 import math
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness import hyperparameters, machine
-from harness.clock import Clock, Disturbance
 from harness.config import Run
 from harness.environment import configure_torch, device_of, private_compiler_cache
 from harness.needs import Need
 from harness.problems import UserError
 from harness.record import Record, Status
-from harness.roles import Role, parameter_roles
-from harness.seeding import ExampleStream, TrialSeeds
-from harness.step import Counters, Evaluator, StepContext
-from harness.submission import OptimizerSubmission, Setup, Submission
+from harness.training import Training, needs_of
 from harness.workload import Split, Workload, WorkloadError
 
 Row = dict[str, Any]
@@ -54,21 +49,17 @@ def run_trial(run: Run, observers: Callable[[], list[Observer]] = list) -> tuple
     record = Record.inspect(run, machine.folder_name(machine.describe(device, run.threads)))
     if record.status is not None and record.status.finished and not run.overwrite:
         return record, False
-    cls = hyperparameters.algorithm_class(run.optimizer.class_path)
-    needs = _needs(cls, run)
-    try:
-        workload: Workload = hyperparameters.import_class(run.facts.class_path, "workload.class_path")(run.facts)
-        workload.load(run.data, device)
-    except WorkloadError as error:
-        raise UserError(str(error)) from error
+    needs_of(hyperparameters.algorithm_class(run.optimizer.class_path), run)  # its errors come before the data's
+    workload = load_workload(run, device)
     with ExitStack() as stack:
         stack.callback(record.close)
         watching = observers()
         checkpoint = None if run.overwrite else record.load_checkpoint(device)
-        record.begin(_manifest_facts(run, workload, device, needs))
+        training = Training(run, workload, device)
+        record.begin(_manifest_facts(training))
         if checkpoint is not None:
             record.write_rows()
-        trial = _Trial(run, record, workload, cls, needs, device, watching)
+        trial = _Trial(training, record, watching)
         try:
             status, final = trial.run(checkpoint)
             record.finish(status, final)
@@ -82,29 +73,24 @@ def run_trial(run: Run, observers: Callable[[], list[Observer]] = list) -> tuple
     return record, True
 
 
-class _Trial:
-    """The state of one running trial."""
+def load_workload(run: Run, device: torch.device) -> Workload:
+    """The workload of `run` with its data on `device`; UserError if the data cannot be had."""
+    try:
+        workload: Workload = hyperparameters.import_class(run.facts.class_path, "workload.class_path")(run.facts)
+        workload.load(run.data, device)
+    except WorkloadError as error:
+        raise UserError(str(error)) from error
+    return workload
 
-    def __init__(
-        self,
-        run: Run,
-        record: Record,
-        workload: Workload,
-        cls: type[Submission] | type[torch.optim.Optimizer],
-        needs: frozenset[Need],
-        device: torch.device,
-        observers: list[Observer],
-    ) -> None:
-        self.run_config, self.record, self.workload, self.cls = run, record, workload, cls
-        self.needs, self.device, self.observers = needs, device, observers
-        self.facts = workload.facts
-        self.seeds = TrialSeeds(run.seed, run.trial)
-        self.stream = ExampleStream(self.seeds, workload.train_size)
-        self.clock = Clock(device)
-        self.disturbance = Disturbance()
-        self.memory = machine.PeakMemory(device)
-        self.evaluator: Evaluator
-        self.submission: Submission
+
+class _Trial:
+    """A training with its evaluations, and what is written down of them."""
+
+    def __init__(self, training: Training, record: Record, observers: list[Observer]) -> None:
+        self.training, self.record, self.observers = training, record, observers
+        self.config, self.workload, self.facts = training.run, training.workload, training.facts
+        self.clock = training.clock
+        self.memory = machine.PeakMemory(training.device)
         self.state_bytes = 0
         self.stop_reason: str | None = None
         self.reached_row: int | None = None
@@ -114,8 +100,13 @@ class _Trial:
     def run(self, checkpoint: dict[str, Any] | None) -> tuple[Status, dict[str, Any]]:
         error: str | None = None
         try:
-            with private_compiler_cache(Need.OWN_COMPILATION in self.needs):
-                self._build(checkpoint)
+            with private_compiler_cache(Need.OWN_COMPILATION in self.training.needs):
+                self.training.build(charge_compile=checkpoint is None)
+                if checkpoint is not None:
+                    self.training.load_state_dict(checkpoint["training"])
+                    self.reached_row, self.state_bytes = checkpoint["reached_row"], checkpoint["state_bytes"]
+                for observer in self.observers:
+                    observer.begin(self.record, self.training.nominal_step)
                 status = self._train(resumed=checkpoint is not None)
         except KeyboardInterrupt:
             status, self.stop_reason = Status.STOPPED, "interrupted; the same command continues it"
@@ -129,69 +120,8 @@ class _Trial:
             status, error = Status.FAILED, traceback.format_exc()
         return status, self._final_figures(error)
 
-    def _build(self, checkpoint: dict[str, Any] | None) -> None:
-        torch.manual_seed(self.seeds.key("initial weights"))
-        model = self.workload.build_model().to(self.device)
-        if self.facts.memory_format == "channels_last":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.train()
-        roles = parameter_roles(model, self.workload.role_patterns())
-        forward_model = model
-        if self.run_config.compile and not self.needs & {Need.SECOND_DERIVATIVES, Need.LAYERS}:
-            forward_model = torch.compile(model)  # type: ignore[assignment]
-        self.evaluator = Evaluator(self.workload, model, self.seeds, self._precision, forward_model)
-        self._warm_up()
-        generator = torch.Generator().manual_seed(self.seeds.key("submission"))
-        on_device = generator
-        if self.device.type != "cpu":
-            on_device = torch.Generator(self.device).manual_seed(self.seeds.key("submission on device"))
-        with self.clock.submission("build", charge_compile=checkpoint is None):
-            self.submission = self._build_submission(model, roles, generator, on_device)
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        for observer in self.observers:
-            observer.begin(self.record, self._nominal_step())
-
-    def _build_submission(
-        self, model: nn.Module, roles: dict[str, Role], generator: torch.Generator, on_device: torch.Generator
-    ) -> Submission:
-        options = self.run_config.optimizer
-        setup = Setup(
-            named_parameters={name: p for name, p in model.named_parameters() if p.requires_grad},
-            nominal_batch=self.facts.nominal_batch,
-            schedule=self.run_config.schedule,
-            generator=generator,
-            device_generator=on_device,
-            clip_norm=options.clip_norm,
-            no_decay=frozenset(Role(role) for role in options.no_decay),
-            needs=self.needs,
-            _roles=roles,
-            _max_steps=self.facts.max_steps,
-            _model=model,
-        )
-        arguments = hyperparameters.as_arguments(options.effective_hyperparameters)
-        if issubclass(self.cls, Submission):
-            return self.cls(setup, **arguments)
-        decays = "weight_decay" in hyperparameters.accepted(self.cls)
-        groups = setup.decay_groups() if decays else [{"params": setup.parameters}]
-        return OptimizerSubmission(setup, [self.cls(groups, **arguments)], closure=options.closure)
-
-    def _warm_up(self) -> None:
-        """Fill caches and compile the fixed model, on the first batch of the stream; leaves no trace in the model."""
-        evaluator = self.evaluator
-        before = [buffer.detach().clone() for buffer in evaluator.buffers]
-        size = self.facts.nominal_batch
-        batch = self.workload.batch(self.stream.indices_at(0, size), self.stream.keys_at(0, size))
-        for _ in range(2):
-            StepContext(evaluator, batch, 0, frozenset(Need), "warm-up").backward()
-        for buffer, value in zip(evaluator.buffers, before, strict=True):
-            buffer.copy_(value)
-        for parameter in evaluator.parameters:
-            parameter.grad = None
-        evaluator.counters = Counters()
-
     def _train(self, resumed: bool) -> Status:
-        facts, counters = self.facts, self.evaluator.counters
+        facts, counters = self.facts, self.training.evaluator.counters
         last_checkpoint = perf_counter()
         budget = facts.max_steps * facts.nominal_batch
         if resumed and (ended := self._status_after(self.record.rows[-1])) is not None:
@@ -199,7 +129,7 @@ class _Trial:
         while True:
             grid = facts.eval_every * facts.nominal_batch
             goal = min(budget, (counters.examples // grid + 1) * grid)
-            train_loss = self._segment(goal, charge_compile=not resumed)
+            train_loss = self.training.segment(goal, charge_compile=not resumed)
             resumed = False
             metrics = self._evaluate("validation")
             with self.clock.off("logging"):
@@ -214,40 +144,16 @@ class _Trial:
                 self._write(lambda row=row: self.record.append(row))  # type: ignore[misc]
                 for observer in self.observers:
                     observer.evaluation(row)
-                if status is None and perf_counter() - last_checkpoint >= self.run_config.checkpoint_seconds:
+                if status is None and perf_counter() - last_checkpoint >= self.config.checkpoint_seconds:
                     self._write(lambda: self.record.save_checkpoint(self._checkpoint()))
                     last_checkpoint = perf_counter()
             if status is not None:
                 return status
 
-    def _segment(self, goal: int, charge_compile: bool) -> Tensor:
-        """Train until `goal` examples are done; the mean of the steps' losses. Nothing here waits for the device."""
-        submission, stream, counters = self.submission, self.stream, self.evaluator.counters
-        name, nominal = self.run_config.optimizer.name, self.facts.nominal_batch
-        label_generator = submission.setup.device_generator
-        before, first = self.clock.elapsed.submission, counters.update_steps
-        examples_before = counters.examples
-        total = torch.zeros((), device=self.device)
-        with self.clock.submission(charge_compile=charge_compile):
-            while counters.examples < goal:
-                start = perf_counter()
-                selection = submission.select(stream)
-                batch = self.workload.batch(*selection)
-                self.clock.data_wait(perf_counter() - start)
-                ctx = StepContext(self.evaluator, batch, counters.examples / nominal, self.needs, name, label_generator)
-                submission.step(ctx)
-                counters.update_steps += 1
-                counters.examples += len(selection.indices)
-                if ctx.first_loss is not None:
-                    total += ctx.first_loss
-        nominal_steps = (counters.examples - examples_before) / nominal
-        self.disturbance.add(self.clock.elapsed.submission - before, nominal_steps)
-        return total / (counters.update_steps - first)
-
     def _evaluate(self, split: Split) -> dict[str, float]:
         """Metrics of the weights that the submission wants evaluated. Preparing those is on the clock, the rest off."""
-        evaluator, model = self.evaluator, self.evaluator.model
-        weights = self.submission.evaluation_weights()
+        evaluator, model = self.training.evaluator, self.training.evaluator.model
+        weights = self.training.submission.evaluation_weights()
         with self.clock.submission("averaging"):
             weights.__enter__()
         try:
@@ -274,7 +180,7 @@ class _Trial:
             self.stop_reason = f"train/loss={row['train/loss']}, validation/{self.facts.metric}={value}"
             return Status.DIVERGED
         reached = self.reached_row is not None or self.facts.meets_target(value)
-        if reached and not self.run_config.run_to_end:
+        if reached and not self.config.run_to_end:
             return Status.REACHED
         if row["global_step"] >= self.facts.max_steps:
             return Status.REACHED if reached else Status.EXHAUSTED
@@ -285,22 +191,18 @@ class _Trial:
 
     # ---- what is recorded ----------------------------------------------------------------------------------------
 
-    def _nominal_step(self) -> float:
-        step = self.evaluator.counters.examples / self.facts.nominal_batch
-        return int(step) if step == int(step) else step
-
     def _split_columns(self, split: Split, metrics: dict[str, float]) -> Row:
         return {f"{split}/{key}": value for key, value in metrics.items()}
 
     def _row(self, train_loss: Tensor, metrics: dict[str, float]) -> Row:
         self.clock.tick()
-        elapsed, counters = self.clock.elapsed, self.evaluator.counters
-        self.state_bytes = max(self.state_bytes, self.submission.state_bytes())
+        elapsed, counters = self.clock.elapsed, self.training.evaluator.counters
+        self.state_bytes = max(self.state_bytes, self.training.submission.state_bytes())
         return {
             "accumulated_submission_time": elapsed.submission,
             "accumulated_eval_time": elapsed.evaluation,
             "accumulated_logging_time": elapsed.logging,
-            "global_step": self._nominal_step(),
+            "global_step": self.training.nominal_step,
             "score": elapsed.submission,
             "total_duration": elapsed.total,
             "preemption_count": self.record.manifest["preemption_count"],
@@ -322,11 +224,11 @@ class _Trial:
         final: dict[str, Any] = {"stop_reason": self.stop_reason}
         if error is not None:
             final["traceback"] = error
-        if not rows or not hasattr(self, "evaluator"):  # ended before the model was built
+        if not rows or not self.training.built:  # ended before the model was built
             return final
         last, metric = rows[-1], f"validation/{facts.metric}"
         values = [row[metric] for row in rows if math.isfinite(row[metric])]
-        parameters = sum(parameter.numel() for parameter in self.evaluator.parameters)
+        parameters = sum(parameter.numel() for parameter in self.training.evaluator.parameters)
         elapsed = self.clock.elapsed
         final |= {
             "time_to_target": None,
@@ -341,8 +243,8 @@ class _Trial:
             "optimizer_state_bytes_per_parameter": self.state_bytes / parameters,
             "data_wait_share": elapsed.data_wait / elapsed.submission if elapsed.submission else 0.0,
             "evaluation_share": elapsed.evaluation / elapsed.total if elapsed.total else 0.0,
-            "weights_sha256": _weights_hash(self.evaluator.model),
-            **self.disturbance.summary(elapsed, self.device),
+            "weights_sha256": _weights_hash(self.training.evaluator.model),
+            **self.training.disturbance.summary(elapsed, self.training.device),
         }
         if self.reached_row is not None and self.reached_row < len(rows):
             reached = rows[self.reached_row]
@@ -360,47 +262,14 @@ class _Trial:
         return final
 
     def _checkpoint(self) -> dict[str, Any]:
-        setup = self.submission.setup
-        return {
-            "model": self.evaluator.model.state_dict(),
-            "submission": self.submission.state_dict(),
-            "generator": setup.generator.get_state(),
-            "device_generator": setup.device_generator.get_state(),
-            "position": self.stream.position,
-            "counters": asdict(self.evaluator.counters),
-            "clock": self.clock.state_dict(),
-            "seconds_per_step": self.disturbance.seconds_per_step,
-            "reached_row": self.reached_row,
-            "state_bytes": self.state_bytes,
-        }
-
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        setup = self.submission.setup
-        self.evaluator.model.load_state_dict(checkpoint["model"])
-        self.submission.load_state_dict(checkpoint["submission"])
-        setup.generator.set_state(checkpoint["generator"].cpu())
-        setup.device_generator.set_state(checkpoint["device_generator"].cpu())
-        self.stream.position = checkpoint["position"]
-        self.evaluator.counters = Counters(**checkpoint["counters"])
-        self.clock.load_state_dict(checkpoint["clock"])
-        self.disturbance.seconds_per_step = checkpoint["seconds_per_step"]
-        self.reached_row = checkpoint["reached_row"]
-        self.state_bytes = checkpoint["state_bytes"]
+        own = {"reached_row": self.reached_row, "state_bytes": self.state_bytes}
+        return {"training": self.training.state_dict(), **own}
 
     def _write(self, action: Callable[[], None]) -> None:
         try:
             action()
         except OSError as error:
             raise _RecordError(error) from error
-
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            if self.run_config.precision == "bf16":
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
-            if Need.SECOND_DERIVATIVES in self.needs:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            yield
 
 
 class _RecordError(Exception):
@@ -411,26 +280,8 @@ class _RecordError(Exception):
         self.error = error
 
 
-def _needs(cls: type[Any], run: Run) -> frozenset[Need]:
-    needs = frozenset(run.optimizer.needs)
-    if run.optimizer.closure:
-        needs |= {Need.RE_EVALUATE}
-    if not issubclass(cls, Submission):
-        return needs
-    needs |= cls.needs
-    if cls.select is not Submission.select and Need.SELECTION not in needs:
-        raise UserError(f"{cls.__name__} overrides select() without declaring it; add Need.SELECTION to its `needs`")
-    own_weights = cls.evaluation_weights not in (Submission.evaluation_weights, OptimizerSubmission.evaluation_weights)
-    if own_weights and Need.EVALUATION_WEIGHTS not in needs:
-        raise UserError(
-            f"{cls.__name__} overrides evaluation_weights() without declaring it; "
-            "add Need.EVALUATION_WEIGHTS to its `needs`"
-        )
-    return needs
-
-
-def _manifest_facts(run: Run, workload: Workload, device: torch.device, needs: frozenset[Need]) -> dict[str, Any]:
-    seeds = TrialSeeds(run.seed, run.trial)
+def _manifest_facts(training: Training) -> dict[str, Any]:
+    run, needs, workload, seeds = training.run, training.needs, training.workload, training.seeds
     return {
         "submission": run.submission_label,
         "workload": run.facts.name,
@@ -449,7 +300,7 @@ def _manifest_facts(run: Run, workload: Workload, device: torch.device, needs: f
         "data": workload.fingerprint,
         "code": machine.code_version(),
         "packages": machine.packages(),
-        "machine": machine.describe(device, run.threads),
+        "machine": machine.describe(training.device, run.threads),
     }
 
 

@@ -5,11 +5,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.problems import UserError
 from harness.record import Record, Status
+from harness.training import Training
 from tests.harness.test_trial import interrupted
 
 Trial = Callable[..., Record]
@@ -79,7 +81,7 @@ def test_a_corrupt_checkpoint_is_refused(trial: Trial, tmp_path: Path, damage: s
 
 
 def _train_then_interrupt(self, resumed: bool) -> Status:  # type: ignore[no-untyped-def]
-    self.record.append(self._row(self._segment(24, True), self._evaluate("validation")))
+    self.record.append(self._row(self.training.segment(24, True), self._evaluate("validation")))
     self.record.save_checkpoint(self._checkpoint())
     raise KeyboardInterrupt
 
@@ -124,12 +126,22 @@ def test_a_full_disk_while_training_loses_nothing(trial: Trial, monkeypatch: pyt
 
 
 def test_two_processes_cannot_write_one_trial(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    def second(self: object, resumed: bool) -> Status:
-        with pytest.raises(UserError, match="another process"):
-            trial()
-        raise KeyboardInterrupt
+    segment, calls = Training.segment, 0
+
+    def with_a_second_process(self: Training, goal: int, charge_compile: bool) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # a checkpoint is there by now, which a resume would take the rows from
+            csv = next(tmp for tmp in self.run.records.rglob("eval_measurements.csv"))
+            rows = csv.read_bytes()
+            csv.write_bytes(rows + b"newer than the checkpoint")
+            with pytest.raises(UserError, match="another process"):
+                trial("checkpoint_seconds=0")
+            assert csv.read_bytes() == rows + b"newer than the checkpoint"
+            raise KeyboardInterrupt
+        return segment(self, goal, charge_compile)
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.trial._Trial._train", second)
-        assert trial().status is Status.STOPPED
-    assert trial().status is Status.EXHAUSTED
+        patch.setattr("harness.training.Training.segment", with_a_second_process)
+        assert trial("checkpoint_seconds=0").status is Status.STOPPED
+    assert trial("checkpoint_seconds=0").status is Status.EXHAUSTED

@@ -13,6 +13,7 @@ import torch
 
 from harness.problems import UserError
 from harness.record import Record, Status
+from harness.training import Training
 from tests.conftest import TINY_GPT2, TINY_RESNET
 from tests.harness import seams
 
@@ -103,7 +104,7 @@ def test_every_optimizer_resumes_to_the_same_bits(
 
 def interrupted(trial: Trial, *arguments: str, **options: Any) -> Record:
     """Stop the trial by Ctrl-C after its second evaluation, then run the same command again."""
-    evaluate = __import__("harness.trial", fromlist=["_Trial"])._Trial._segment
+    segment = Training.segment
     calls = 0
 
     def stop_in_the_third_segment(self: Any, goal: int, charge_compile: bool) -> Any:
@@ -111,12 +112,12 @@ def interrupted(trial: Trial, *arguments: str, **options: Any) -> Record:
         calls += 1
         last = 3 if self.facts.max_steps > 4 else 2
         if calls == last:
-            evaluate(self, goal, charge_compile)  # work that will be lost
+            segment(self, goal, charge_compile)  # work that will be lost
             raise KeyboardInterrupt
-        return evaluate(self, goal, charge_compile)
+        return segment(self, goal, charge_compile)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.trial._Trial._segment", stop_in_the_third_segment)
+        patch.setattr("harness.training.Training.segment", stop_in_the_third_segment)
         stopped = trial(*arguments, "checkpoint_seconds=0", **options)
     assert stopped.status is Status.STOPPED
     assert stopped.checkpoint_path.exists()
