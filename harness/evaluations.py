@@ -220,12 +220,14 @@ def crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]) -> 
     where = met[first]
     begin = start[np.searchsorted(trials, who)]
     columns["index"][who] = where - begin
+    # The evaluation before is the last one with a time; an unusable row is stepped over.
+    position = np.arange(len(rows.trial))
+    usable = np.maximum.accumulate(np.where(np.isnan(rows.seconds), -1, position))
+    before = usable[np.maximum(where - 1, 0)]
+    within = (where > begin) & (before >= begin)
     for name, source in (("seconds", rows.seconds), ("steps", rows.steps)):
         columns[name][who] = source[where]
-        # NaN before the crossing is stepped over: the evaluation before is the last usable one.
-        reach = np.fmax.accumulate(np.where(np.isnan(source), -np.inf, source))
-        before = np.where(where > begin, reach[where - 1], 0.0)
-        columns[f"resolution_{name}"][who] = source[where] - np.maximum(before, 0.0)
+        columns[f"resolution_{name}"][who] = source[where] - np.where(within, source[before], 0.0)
         columns[f"limit_{name}"][trials] = np.fmax.reduceat(source, start)
         known = np.flatnonzero(~np.isnan(source))
         falls = known[1:][(np.diff(source[known]) < 0) & (rows.trial[known][1:] == rows.trial[known][:-1])]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -21,3 +22,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean `{close[0]}`?"
     return f"known are {', '.join(known)}" if known else "there are none"
+
+
+def reporting(main: Callable[[], int]) -> int:
+    """Run a script's `main`; a UserError ends it with one clear message and status 2, an interruption with 130."""
+    try:
+        return main()
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -73,7 +73,7 @@ def unscored_held_out(times: pd.DataFrame, targets: Targets) -> list[str]:
 
 def study_times(trials: pd.DataFrame, column: str, *, by_index: bool = False) -> pd.DataFrame:
     """The best trial of each study: a row per (submission, workload, study) with its `column`, infinite if none met
-    the target, and `trial`, the row label of the trial that was taken.
+    the target, and `row`, the row label in `trials` of the trial that was taken.
 
     `trials` has columns submission, workload, study, trial, `column` (infinite or NaN: target not met), and for
     `by_index` also index. The best is the one with the smallest `column`; with `by_index`, as AlgoPerf chooses, the one
@@ -82,9 +82,9 @@ def study_times(trials: pd.DataFrame, column: str, *, by_index: bool = False) ->
     keys = ["submission", "workload", "study"]
     value = trials[column].where(np.isfinite(trials[column]), np.inf)
     rank = trials["index"].where(np.isfinite(value), np.inf) if by_index else value
-    table = trials[[*keys, "trial"]].assign(**{column: value, "_rank": rank, "_row": trials.index})
+    table = trials[[*keys, "trial"]].assign(**{column: value, "_rank": rank, "row": trials.index})
     table = table.sort_values([*keys, "_rank", "trial"], kind="stable").drop_duplicates(keys)
-    return table.drop(columns=["trial", "_rank"]).rename(columns={"_row": "trial"}).reset_index(drop=True)
+    return table.drop(columns=["trial", "_rank"]).reset_index(drop=True)
 
 
 def times_to_target(studies: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -95,22 +95,28 @@ def times_to_target(studies: pd.DataFrame, column: str) -> pd.DataFrame:
     return medians.fillna(np.inf).unstack("workload")
 
 
-def speedups(times: Array, baseline: int) -> tuple[Array, list[str]]:
+def speedups(times: Array, limits: Array, baseline: int) -> tuple[Array, list[str]]:
     """Geometric mean over workloads of time[baseline] / time[s], and for each submission how to read it.
 
-    Does not move when other submissions enter or leave. "exact": every ratio is known. "upper bound": the submission
-    missed targets that the baseline met, and over the others it is this much faster, at most. "lower bound": the
-    baseline missed. "none": both kinds occur or nothing is shared, NaN.
+    times: float [submissions, workloads], infinite where missed, NaN where not run; limits: how long was trained, which
+    stands in for the time of a miss and so bounds it. Workloads that either did not run or both missed say nothing and
+    are left out. Does not move when other submissions enter or leave. "exact": every ratio is known. "upper bound": the
+    submission missed a target that the baseline met. "lower bound": the baseline missed. "none": both kinds of miss
+    occur, no workload is left or a limit is unknown (NaN), and the value is NaN.
     """
     values, notes = [], []
-    reference = times[baseline]
-    for row in times:
-        both = np.isfinite(row) & np.isfinite(reference)
-        own_miss, their_miss = np.isinf(row) & np.isfinite(reference), np.isfinite(row) & np.isinf(reference)
-        if not both.any() or (own_miss.any() and their_miss.any()):
+    for s, row in enumerate(times):
+        said = ~np.isnan(row) & ~np.isnan(times[baseline]) & ~(np.isinf(row) & np.isinf(times[baseline]))
+        own, other = np.isinf(row[said]), np.isinf(times[baseline][said])
+        if not said.any() or (own.any() and other.any()):
             values.append(np.nan)
             notes.append("none")
             continue
-        values.append(float(np.exp(np.log(reference[both] / row[both]).mean())))
-        notes.append("upper bound" if own_miss.any() else "lower bound" if their_miss.any() else "exact")
+        mine = np.where(own, limits[s][said], row[said])
+        reference = np.where(other, limits[baseline][said], times[baseline][said])
+        value = float(np.exp(np.log(reference / mine).mean()))
+        values.append(value)
+        notes.append(
+            "none" if np.isnan(value) else "upper bound" if own.any() else "lower bound" if other.any() else "exact"
+        )
     return np.array(values), notes

@@ -91,7 +91,9 @@ def read(path: Path) -> Targets:
     found = Targets(base, held_out, targets)
     for name in held_out:
         if not any(name.startswith(f"{b}_") for b in base):
-            problems.append(f"held_out_workloads: {name} begins with no base workload's name; there are {', '.join(base)}")
+            problems.append(
+                f"held_out_workloads: {name} begins with no base workload's name; there are {', '.join(base)}"
+            )
     if len(set(base) | set(held_out)) < len(base) + len(held_out):
         problems.append("base_workloads, held_out_workloads: a workload stands there twice")
     if problems:

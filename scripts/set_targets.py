@@ -2,9 +2,9 @@
 
     python scripts/set_targets.py gpt2 resnet vit [--workers 2] [--write]
 
-1. grid      sgd, adamw and nadamw at a few learning rates, one seed, run and schedule over 0.75 of the budget
+1. grid      sgd, adamw and nadamw at a few points, one seed, run and schedule over 0.75 of the budget
 2. finalist  the best of them on five other seeds; the target is the median of their final values
-3. confirm   the baseline, adamw at the best of its learning rates, full budget, ten further seeds: at least nine must
+3. confirm   the baseline, adamw at the best of its points, full budget, ten further seeds: at least nine must
              meet the target, and for the workload to be accepted as an instrument all must, with a coefficient of
              variation of their steps-to-target of at most 5%
 
@@ -22,6 +22,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
@@ -31,10 +32,22 @@ from harness.workload import Facts
 
 ROOT = Path(__file__).parent.parent
 LENGTH = 0.75
-GRID = {"sgd": (0.3, 1.0), "adamw": (4e-3, 8e-3, 1.6e-2), "nadamw": (6e-3, 1.2e-2)}
-GRID_SEED = 900_000
-FINALIST_SEEDS = range(900_001, 900_006)
-CONFIRM_SEEDS = range(900_010, 900_020)
+# Hyperparameters that a point does not name are the recipe's.
+GRID: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("sgd", {"lr": 0.3}),
+    ("sgd", {"lr": 1.0}),
+    ("adamw", {"lr": 4e-3}),
+    ("adamw", {"lr": 8e-3}),
+    ("adamw", {"lr": 1.6e-2}),
+    ("adamw", {"lr": 1.6e-2, "weight_decay": 0.1}),
+    ("adamw", {"lr": 1.2e-2, "weight_decay": 0.1, "betas": [0.8, 0.999]}),
+    ("nadamw", {"lr": 6e-3}),
+    ("nadamw", {"lr": 1.2e-2}),
+)
+# Seeds 900000 to 900019 served the targets of version 1.
+GRID_SEED = 900_100
+FINALIST_SEEDS = range(900_101, 900_106)
+CONFIRM_SEEDS = range(900_110, 900_120)
 HITS_NEEDED, LARGEST_VARIATION = 9, 0.05
 
 
@@ -57,20 +70,20 @@ def _measure(workload: str, options: argparse.Namespace) -> bool:
     metric = f"validation/{facts.metric}"
     best = min if facts.direction == "min" else max
 
-    points = [(name, lr) for name, rates in GRID.items() for lr in rates]
-    grid = _curves([[*short, *_point(p), f"seed={GRID_SEED}"] for p in points], options.workers)
-    finals = {point: _final(curve, metric) for point, curve in zip(points, grid, strict=True)}
-    for (name, lr), value in finals.items():
-        print(f"{workload} grid      {name:8} lr {lr:<8g} {value:.4f}", flush=True)
-    winner = best((p for p in points if finals[p] == finals[p]), key=lambda p: finals[p])
+    grid = _curves([[*short, *_point(p), f"seed={GRID_SEED}"] for p in GRID], options.workers)
+    finals = [_final(curve, metric) for curve in grid]
+    for point, value in zip(GRID, finals, strict=True):
+        print(f"{workload} grid      {_name(point):60} {value:.4f}", flush=True)
+    usable = [i for i, value in enumerate(finals) if value == value]
+    winner = GRID[best(usable, key=lambda i: finals[i])]
 
     reruns = _curves([[*short, *_point(winner), f"seed={seed}"] for seed in FINALIST_SEEDS], options.workers)
     values = [_final(curve, metric) for curve in reruns]
     target = round(statistics.median(values), 4)
     listed = " ".join(f"{value:.4f}" for value in values)
-    print(f"{workload} finalist  {winner[0]} lr {winner[1]:g}: {listed} -> target {target}", flush=True)
+    print(f"{workload} finalist  {_name(winner)}: {listed} -> target {target}", flush=True)
 
-    baseline = best((p for p in points if p[0] == "adamw" and finals[p] == finals[p]), key=lambda p: finals[p])
+    baseline = GRID[best((i for i in usable if GRID[i][0] == "adamw"), key=lambda i: finals[i])]
     confirm = _curves([[*base, *_point(baseline), f"seed={seed}"] for seed in CONFIRM_SEEDS], options.workers)
     steps = [_steps_to(curve, metric, facts, target) for curve in confirm]
     hits = [step for step in steps if step is not None]
@@ -92,11 +105,11 @@ def _measure(workload: str, options: argparse.Namespace) -> bool:
     if quiet and len(hits) >= HITS_NEEDED and options.write:
         provenance = {
             "command": f"python scripts/set_targets.py {workload} --scale {options.scale}",
-            "grid": {f"{name} lr {lr:g}": round(value, 4) for (name, lr), value in finals.items()},
+            "grid": {_name(point): round(value, 4) for point, value in zip(GRID, finals, strict=True)},
             "grid_seed": GRID_SEED,
-            "winner": f"{winner[0]} lr {winner[1]:g}",
+            "winner": _name(winner),
             "finals": {seed: round(v, 4) for seed, v in zip(FINALIST_SEEDS, values, strict=True)},
-            "baseline": f"{baseline[0]} lr {baseline[1]:g}, full budget",
+            "baseline": f"{_name(baseline)}, full budget",
             "steps_to_target": dict(zip(CONFIRM_SEEDS, steps, strict=True)),
             "hits": f"{len(hits)}/{len(steps)}",
             "coefficient_of_variation": round(float(variation), 4),
@@ -107,9 +120,14 @@ def _measure(workload: str, options: argparse.Namespace) -> bool:
     return quiet
 
 
-def _point(point: tuple[str, float]) -> list[str]:
-    name, lr = point
-    return [f"optimizer={name}", f"optimizer.hyperparameters.lr={lr}"]
+def _point(point: tuple[str, dict[str, Any]]) -> list[str]:
+    name, values = point
+    return [f"optimizer={name}", *(f"optimizer.hyperparameters.{key}={value}" for key, value in values.items())]
+
+
+def _name(point: tuple[str, dict[str, Any]]) -> str:
+    name, values = point
+    return f"{name} " + ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def _curves(runs: list[list[str]], workers: int) -> list[pd.DataFrame]:

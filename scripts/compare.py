@@ -1,0 +1,112 @@
+"""Is submission A faster than B?
+
+    python scripts/compare.py A B [--records DIR...] [--timing FILE | --time] [--scale mini] [--ruleset quick]
+
+Compares in nominal steps, which hold on any machine, and in seconds from a timing run on one machine: of a file of
+scripts/timing.py, or measured now with --time (about a minute a workload). Exit status 0 whatever the verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from harness import leaderboard, reading, timing
+from harness.problems import UserError, did_you_mean, reporting
+from harness.uncertainty import Uncertainty
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("a")
+    parser.add_argument("b")
+    parser.add_argument("--records", nargs="+", type=Path, default=[Path("results/records")])
+    parser.add_argument("--scale")
+    parser.add_argument("--ruleset")
+    parser.add_argument("--timing", type=Path, help="a file of scripts/timing.py that holds both")
+    parser.add_argument("--time", action="store_true", help="time both on this machine now")
+    options = parser.parse_args()
+    records = reading.read(options.records, scale=options.scale, ruleset=options.ruleset)
+    known = sorted(records.trials["submission"].unique())
+    problems = [
+        f"{name}: no such submission; {did_you_mean(name, known)}"
+        for name in (options.a, options.b)
+        if name not in known
+    ]
+    if options.a == options.b:
+        problems.append(f"{options.a} and {options.b} are the same submission; name two")
+    if problems:
+        raise UserError(problems)
+    records.trials = records.trials[records.trials["submission"].isin([options.a, options.b])]
+    board = leaderboard.score(records, baseline=options.b)
+    _report("nominal steps", board.steps_uncertainty, board.times, "steps", options)
+    timings = timing.read(options.timing) if options.timing else None
+    if options.time or (timings is None and _wants_timing()):
+        timings = timing.Timings.of(timing.measure_records(records, submissions=[options.a, options.b]))
+    if timings is None:
+        print(
+            "\nIn seconds: not compared, since clocks of different runs do not compare; --time measures both here now."
+        )
+        return 0
+    board = leaderboard.score(records, baseline=options.b, timings=timings)
+    print(f"\n{timings.sentence}")
+    _report("seconds", board.uncertainty, board.times, "seconds", options)
+    return 0
+
+
+def _wants_timing() -> bool:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    return (
+        input("\nCompare in seconds as well? Times both on this machine, about a minute a workload [y/N] ").lower()
+        == "y"
+    )
+
+
+def _report(unit: str, sure: Uncertainty, times: pd.DataFrame, column: str, options: argparse.Namespace) -> None:
+    print(f"\nIn {unit}, {options.a} against {options.b} (ratio below 1: {options.a} is faster)\n{sure.method}")
+    cells = times.set_index(["workload", "submission"])
+    for workload in cells.index.get_level_values("workload").unique():
+        mine, other = (cells.loc[(workload, name)] for name in (options.a, options.b))
+        values = ", ".join(_value(name, cell, column) for name, cell in ((options.a, mine), (options.b, other)))
+        row = _pair(sure.pairs_by_workload[sure.pairs_by_workload["workload"] == workload], options)
+        print(f"  {workload:10} {values}: {_verdict(row, options)}")
+    print(f"  overall    {_verdict(_pair(sure.pairs, options), options)}")
+    if np.isfinite(sure.detectable):
+        print(
+            f"  A difference of {100 * (sure.detectable - 1):.0f}% overall would have been detected four times in five."
+        )
+
+
+def _value(name: str, cell: pd.Series, column: str) -> str:
+    said = f"{cell[column]:,.1f}".removesuffix(".0") if np.isfinite(cell[column]) else str(cell["status"])
+    return f"{name} {said} ({cell['studies_reached']} of {cell['studies']} studies)"
+
+
+def _pair(pairs: pd.DataFrame, options: argparse.Namespace) -> pd.Series | None:
+    return None if pairs.empty else pairs.iloc[0]
+
+
+def _verdict(row: pd.Series | None, options: argparse.Namespace) -> str:
+    if row is None:
+        return "no verdict: the two share no workload"
+    sign = 1.0 if row["a"] == options.a else -1.0
+    bounds = sorted([sign * row["low"], sign * row["high"]])
+    interval = ""
+    if not np.isnan(row["log_ratio"]):
+        low, high = np.exp(bounds)
+        interval = f" (time ratio {np.exp(sign * row['log_ratio']):.3f}, 95% interval {low:.3f} to {high:.3f})"
+    verdict = str(row["verdict"])
+    faster = {"a faster": row["a"], "b faster": row["b"]}.get(verdict)
+    if faster is not None:
+        return f"{options.a} is {'faster' if faster == options.a else 'slower'}{interval}"
+    reason = str(row.get("reason") or "")
+    return f"{verdict}{': ' + reason if reason else ''}{interval}"
+
+
+if __name__ == "__main__":
+    sys.exit(reporting(main))

@@ -1,0 +1,68 @@
+"""Make a leaderboard from records.
+
+    python scripts/leaderboard.py RECORDS... --out DIR [--targets FILE] [--mode default|algoperf] [--baseline NAME]
+        [--ruleset external|self_tuning|quick] [--scale mini] [--timing FILE] [--title TEXT] [--check]
+
+RECORDS are folders in AlgoPerf's layout (AlgoPerf's own, with --targets, or ours), or one table that --consolidate
+wrote. Writes scores.csv, times.csv, LEADERBOARD.md, leaderboard.tex and site/index.html into --out. --check writes
+nothing and ends with status 1 if what stands in --out differs from what the records give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from harness import consolidated, leaderboard, publish, reading, targets, timing
+from harness.problems import UserError, reporting
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--targets", type=Path, help="AlgoPerf's targets JSON; default: what the manifests declare")
+    parser.add_argument("--mode", choices=["default", "algoperf"], default="default")
+    parser.add_argument("--baseline", help="the speed-up is over this submission (default: adamw or baseline)")
+    parser.add_argument("--ruleset", choices=["external", "self_tuning", "quick"])
+    parser.add_argument("--scale")
+    parser.add_argument("--timing", type=Path, help="seconds from this file of scripts/timing.py")
+    parser.add_argument("--title", default="Leaderboard")
+    parser.add_argument("--check", action="store_true", help="compare with --out instead of writing")
+    parser.add_argument("--consolidate", type=Path, help="also write the trials as one table to this file")
+    options = parser.parse_args()
+    wanted = targets.read(options.targets) if options.targets else None
+    records = consolidated.read(options.records[0], wanted) if options.records[0].suffix == ".csv" else reading.read(
+        options.records, wanted, scale=options.scale, ruleset=options.ruleset, trust_clock=options.mode == "algoperf"
+    )  # fmt: skip
+    if options.records[0].suffix == ".csv" and len(options.records) > 1:
+        raise UserError("one consolidated table at a time")
+    if options.consolidate:
+        consolidated.write(records, options.consolidate)
+    board = leaderboard.score(
+        records,
+        mode=options.mode,
+        baseline=options.baseline,
+        timings=timing.read(options.timing) if options.timing else None,
+        ruleset=options.ruleset,
+    )
+    arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
+    commands = [shlex.join(["python", "scripts/leaderboard.py", *arguments])]
+    if options.check:
+        differing = publish.differences(board, options.out, options.title, commands)
+        for line in differing:
+            print(line)
+        print(f"{options.out}: {'differs from' if differing else 'is'} what the records give")
+        return 1 if differing else 0
+    publish.write(board, options.out, options.title, commands)
+    print("\n".join(board.notes))
+    for row in board.scores.itertuples():
+        print(f"{row.score:.4f}  {row.submission!s:.60}")
+    print(f"written: {options.out / 'LEADERBOARD.md'}, {options.out / 'site' / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(reporting(main))
