@@ -85,10 +85,11 @@ def score(
     details = _study_details(taken, by_time, "seconds", targets)
     sure = uncertainty.estimate(details, baseline=baseline)
     sure_scores = sure.scores
-    disqualified = np.isfinite(tables["seconds"]) & np.isinf(counted["seconds"].reindex_like(tables["seconds"]))
-    if (void := disqualified.stack()).any():
+    void = scoring.disqualified(tables["seconds"], targets)
+    cells = {(s, w) for w in void for s in void.index[void[w]]}
+    if cells:
         # What fails on a held-out workload is never solved; to an interval of the score it is a miss beyond all limits.
-        out = pd.MultiIndex.from_frame(details[["submission", "workload"]]).isin(void[void].index)
+        out = pd.MultiIndex.from_frame(details[["submission", "workload"]]).isin(cells)
         missed = details.assign(
             time=details["time"].mask(out, np.inf),
             limit=details["limit"].mask(out, 10 * scoring.TAU_MAX * details["limit"].max()),
@@ -252,9 +253,9 @@ def _notes(
 def _study_notes(taken: pd.DataFrame, ruleset: str | None) -> list[str]:
     notes = []
     counts = taken.groupby(["submission", "workload"])["study"].nunique()
-    fewer = counts[counts < counts.max()]
+    fewer = counts[counts < counts.max()].reset_index()
     if len(fewer):
-        listed = ", ".join(f"{s} on {w} {n}" for (s, w), n in list(fewer.items())[:8])
+        listed = ", ".join(f"{row.submission} on {row.workload} {row.study}" for row in fewer.head(8).itertuples())
         more = f" and {len(fewer) - 8} more" if len(fewer) > 8 else ""
         notes.append(f"Fewer than {counts.max()} studies: {listed}{more}.")
     if ruleset in TRIALS_PER_STUDY:

@@ -247,6 +247,9 @@ def _latex(board: Leaderboard, title: str) -> str:
 # ---- the page ----------------------------------------------------------------------------------------------------
 
 
+TRIAL = ["submission", "workload", "study", "trial", "status", "seconds", "steps", "best", "final"]
+
+
 def page_data(board: Leaderboard, title: str, commands: list[str]) -> dict[str, Any]:
     """What harness.page.write shows; floats that are not finite become None."""
     targets, records = board.targets, board.records
@@ -275,11 +278,9 @@ def page_data(board: Leaderboard, title: str, commands: list[str]) -> dict[str, 
                 },
                 "profile": board.profile.loc[name].tolist(),
                 "trials": [
-                    _finite(
-                        trial[["study", "trial", "workload", "status", "seconds", "steps", "best", "final"]].to_dict()
-                    )
-                    | {"hyperparameters": records.manifests.get(int(i), {}).get("hyperparameters"), "note": None}
-                    for i, trial in trials[name].iterrows()
+                    _finite(trial)
+                    | {"hyperparameters": records.manifests.get(i, {}).get("hyperparameters"), "note": None}
+                    for i, trial in _rows(trials[name])
                 ],
             }
         )
@@ -312,8 +313,8 @@ def page_data(board: Leaderboard, title: str, commands: list[str]) -> dict[str, 
 
 def _curves(board: Leaderboard) -> list[dict[str, Any]]:
     rows, curves = board.records.rows, []
-    for i, trial in board.records.trials.iterrows():
-        where = rows.of(int(i))
+    for i, trial in _rows(board.records.trials):
+        where = rows.of(i)
         if where.start < where.stop:
             curves.append(
                 {key: trial[key] for key in ("submission", "workload")}
@@ -325,6 +326,10 @@ def _curves(board: Leaderboard) -> list[dict[str, Any]]:
                 }
             )
     return curves
+
+
+def _rows(trials: pd.DataFrame) -> list[tuple[int, dict[Any, Any]]]:
+    return list(zip(trials.index.tolist(), trials[TRIAL].to_dict("records"), strict=True))
 
 
 def _list(values: Any) -> list[float | None]:

@@ -28,17 +28,19 @@ def performance_ratios(times: Array) -> Array:
     """r[..., s, w], infinite where the target was not met."""
     best = times.min(axis=-2, keepdims=True)
     with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(times), times / best, np.inf)
+        return np.asarray(np.where(np.isfinite(times), times / best, np.inf))
 
 
 def performance_profile(times: Array, taus: Array) -> Array:
     """p_s(tau): float [submissions, taus]."""
-    return (performance_ratios(times)[:, :, None] <= taus).mean(axis=1)
+    solved = performance_ratios(times)[:, :, None] <= taus
+    return np.asarray(solved.mean(axis=1))
 
 
 def benchmark_scores(times: Array, tau_max: float = TAU_MAX) -> Array:
     """B_s in closed form: float [..., submissions]."""
-    return (np.clip(tau_max - performance_ratios(times), 0.0, None) / (tau_max - 1.0)).mean(axis=-1)
+    terms = np.clip(tau_max - performance_ratios(times), 0.0, None) / (tau_max - 1.0)
+    return np.asarray(terms.mean(axis=-1))
 
 
 def algoperf_scores(times: Array, tau_max: float = TAU_MAX) -> Array:
@@ -52,18 +54,29 @@ def qualified(times: pd.DataFrame, targets: Targets, tau_max: float = TAU_MAX) -
 
     `times` has a row per submission and a column per workload, base and held-out; absent or NaN means not run. A
     held-out time counts only where its base workload was solved. A time above tau_max times the fastest becomes
-    infinite; then a base time becomes infinite where any of its held-out workloads is. Held-out workloads that no
-    submission ran are left out of this; see `unscored_held_out`.
+    infinite; then a base time becomes infinite where any of its held-out workloads is (see `disqualified`). Held-out
+    workloads that no submission ran are left out of this; see `unscored_held_out`.
     """
-    held_out = [workload for workload in targets.held_out if workload in times]
+    table = _within(times, targets, tau_max)
+    return table[list(targets.base)].mask(disqualified(times, targets, tau_max), np.inf)
+
+
+def disqualified(times: pd.DataFrame, targets: Targets, tau_max: float = TAU_MAX) -> pd.DataFrame:
+    """Which base workloads do not count since a held-out variant was not trained, or not fast enough: bool, a row per
+    submission, a column per base workload."""
+    table = _within(times, targets, tau_max)
+    failed = pd.DataFrame(False, index=table.index, columns=list(targets.base))
+    for workload in table.columns.difference(list(targets.base)):
+        failed[targets.base_of(workload)] |= np.isinf(table[workload])
+    return failed
+
+
+def _within(times: pd.DataFrame, targets: Targets, tau_max: float) -> pd.DataFrame:
+    held_out = [workload for workload in targets.held_out if workload in times and times[workload].notna().any()]
     table = times.reindex(columns=[*targets.base, *held_out]).fillna(np.inf)
     for workload in held_out:
         table[workload] = table[workload].mask(np.isinf(table[targets.base_of(workload)]), np.inf)
-    table = table.mask(table > tau_max * table.min(), np.inf)
-    for workload in held_out:
-        base = targets.base_of(workload)
-        table[base] = table[base].mask(np.isinf(table[workload]), np.inf)
-    return table[list(targets.base)]
+    return table.mask(table > tau_max * table.min(), np.inf)
 
 
 def unscored_held_out(times: pd.DataFrame, targets: Targets) -> list[str]:
@@ -82,9 +95,9 @@ def study_times(trials: pd.DataFrame, column: str, *, by_index: bool = False) ->
     keys = ["submission", "workload", "study"]
     value = trials[column].where(np.isfinite(trials[column]), np.inf)
     rank = trials["index"].where(np.isfinite(value), np.inf) if by_index else value
-    table = trials[[*keys, "trial"]].assign(**{column: value, "_rank": rank, "row": trials.index})
+    table = trials[[*keys, "trial"]].assign(_value=value, _rank=rank, row=trials.index)
     table = table.sort_values([*keys, "_rank", "trial"], kind="stable").drop_duplicates(keys)
-    return table.drop(columns=["trial", "_rank"]).reset_index(drop=True)
+    return table.drop(columns=["trial", "_rank"]).rename(columns={"_value": column}).reset_index(drop=True)
 
 
 def times_to_target(studies: pd.DataFrame, column: str) -> pd.DataFrame:

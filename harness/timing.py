@@ -48,7 +48,7 @@ class Timings:
         median = groups["rate"].median()
         spread = (rates.set_index(keys)["rate"] - median).abs().groupby(keys).median()
         # 1.4826 MAD estimates a deviation, and a median of n has 1.2533 times the standard error of a mean.
-        error = 1.2533 * 1.4826 * spread / np.sqrt(groups.size()) / median
+        error: pd.Series = 1.2533 * 1.4826 * spread / np.sqrt(groups.size()) / median
         one_off = groups["build_seconds"].first() + groups["compile_seconds"].first()
         costs = pd.DataFrame({"seconds_per_step": median, "error": error, "one_off": one_off})
         return cls(str(rows["machine"].iloc[0]), int(rows["round"].max()), costs)
@@ -64,8 +64,8 @@ class Timings:
     def apply(self, trials: pd.DataFrame) -> pd.DataFrame:
         """`trials` with seconds, resolution and limit in seconds of this timing run. UserError names what it lacks."""
         keys = pd.MultiIndex.from_frame(trials[["submission", "workload"]])
-        lacking = keys.unique().difference(self.costs.index)
-        if len(lacking):
+        lacking = sorted(set(keys) - set(self.costs.index))
+        if lacking:
             listed = ", ".join(f"{s} on {w}" for s, w in lacking[:6])
             raise UserError(f"the timing run has no {listed}; run scripts/timing.py on these records again")
         costs = self.costs.reindex(keys)
@@ -85,16 +85,11 @@ def read(path: Path) -> Timings:
         raise UserError(f"--timing {path} cannot be read ({error}); make it with scripts/timing.py") from error
     missing = [column for column in COLUMNS if column not in rows]
     numbers = [column for column in COLUMNS[3:] if column in rows and not pd.api.types.is_numeric_dtype(rows[column])]
-    if missing or numbers or rows.empty:
-        what = (
-            f"lacks {', '.join(missing)}"
-            if missing
-            else f"{', '.join(numbers)} are no numbers"
-            if numbers
-            else "is empty"
-        )
-        raise UserError(f"--timing {path} {what}; make it with scripts/timing.py")
-    bad = rows[~(np.isfinite(rows[COLUMNS[3:]]).all(axis=1) & (rows["steps"] > 0) & (rows["seconds"] > 0))]
+    what = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"{', '.join(numbers)} are no numbers"] * bool(numbers)
+    if what or rows.empty:
+        raise UserError(f"--timing {path} {'; '.join(what) or 'is empty'}; make it with scripts/timing.py")
+    usable = np.isfinite(rows[COLUMNS[3:]].to_numpy(float)).all(axis=1)
+    bad = rows[~usable | (rows["steps"] <= 0) | (rows["seconds"] <= 0)]
     if len(bad):
         raise UserError(f"--timing {path}, row {bad.index[0] + 2}: steps and seconds must be positive and finite")
     if rows["machine"].nunique() > 1:
@@ -175,9 +170,10 @@ def measure_records(
     frames = []
     for workload, group in trials.groupby("workload"):
         runs = {}
-        for index, trial in group.drop_duplicates("submission").iterrows():
-            if (not workloads or workload in workloads) and (not submissions or trial["submission"] in submissions):
-                runs[trial["submission"]] = Run(**records.manifests[int(index)]["config"], overwrite=False, debug=False)
+        firsts = group.drop_duplicates("submission")
+        for index, label in zip(firsts.index.tolist(), firsts["submission"].tolist(), strict=True):
+            if (not workloads or workload in workloads) and (not submissions or label in submissions):
+                runs[label] = Run(**records.manifests[index]["config"], overwrite=False, debug=False)
         if runs:
             frames.append(measure(runs, rounds=rounds))
     return pd.concat(frames, ignore_index=True)
