@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 
 from harness.evaluations import Evaluations
 from harness.problems import UserError
@@ -27,22 +28,25 @@ OPTIONAL += ["state_bytes_per_parameter"]
 
 def write(records: Records, path: Path) -> None:
     columns = [*TEXT, *WHOLE, *NUMBERS, *OPTIONAL]
-    records.trials[columns].to_csv(path, index=False, lineterminator="\n")
+    table = records.trials[columns].dropna(axis="columns", how="all")
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def read(path: Path, targets: Targets | None) -> Records:
     """UserError if `path` is not such a table, or without targets, which it does not hold."""
     if targets is None:
         raise UserError(f"{path} is a consolidated table, which holds no targets; give them with --targets")
+    types = dict.fromkeys(TEXT, pa.string()) | dict.fromkeys(WHOLE, pa.int64())
+    types |= dict.fromkeys([*NUMBERS, *OPTIONAL], pa.float64())
     try:
-        table = pd.read_csv(path, engine="pyarrow", dtype=dict.fromkeys(TEXT, "string"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a table ({error})") from error
+        table = pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(column_types=types)).to_pandas()
+    except (OSError, pa.ArrowException, UnicodeError) as error:
+        raise UserError(f"{path} cannot be read as a table of trials: {error}") from error
     missing = [column for column in [*TEXT, *WHOLE, *NUMBERS] if column not in table]
-    odd = [c for c in [*WHOLE, *NUMBERS, *OPTIONAL] if c in table and not pd.api.types.is_numeric_dtype(table[c])]
-    if missing or odd:
-        raise UserError(f"{path}: " + "; ".join(["no column " + ", ".join(missing)] * bool(missing)
-                                               + ["not numbers: " + ", ".join(odd)] * bool(odd)))  # fmt: skip
+    if missing:
+        raise UserError(
+            f"{path} has no column {', '.join(missing)}; scripts/leaderboard.py --consolidate writes such a table"
+        )
     table = table.reindex(columns=[*table.columns, *(c for c in OPTIONAL if c not in table)])
     problems: list[Problem] = []
     keep = table["workload"].isin(targets.targets)

@@ -46,7 +46,7 @@ def benchmark_scores(times: Array, tau_max: float = TAU_MAX) -> Array:
 def algoperf_scores(times: Array, tau_max: float = TAU_MAX) -> Array:
     """B_s as AlgoPerf publishes it: the trapezoid rule over 100 points of the profile; float [submissions]."""
     taus = np.linspace(1.0, tau_max, 100)
-    return np.trapezoid(performance_profile(times, taus), taus, axis=1) / (tau_max - 1.0)
+    return np.asarray(np.trapezoid(performance_profile(times, taus), taus, axis=1)) / (tau_max - 1.0)
 
 
 def qualified(times: pd.DataFrame, targets: Targets, tau_max: float = TAU_MAX) -> pd.DataFrame:

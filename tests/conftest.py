@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,10 @@ from harness.config import load
 from harness.record import Record
 from harness.trial import run_trial
 from workloads.data import fashion_mnist
+
+# Deterministic, and no second ever decides: machines are shared.
+settings.register_profile("pacemark", derandomize=True, deadline=None, database=None)
+settings.load_profile("pacemark")
 
 TINY_GPT2 = [
     "workload=gpt2",
