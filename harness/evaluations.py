@@ -151,15 +151,15 @@ def _cell_by_cell(body: bytes, header: list[str], wanted: dict[str, str]) -> tup
         return f"refused: not a CSV file ({error})"
     position = {key: header.index(name) for key, name in wanted.items()}
     ragged = sum(len(row) != len(header) for row in rows)
-    columns: dict[str, Array] = {}
+    columns = {key: np.full(len(rows), np.nan) for key in wanted}
     bad = 0
-    for key, place in position.items():
-        values = np.full(len(rows), np.nan)
-        for i, row in enumerate(rows):
-            if len(row) == len(header):
-                values[i], wrong = _number(row[place])
-                bad += wrong
-        columns[key] = values
+    for i, row in enumerate(rows):
+        if len(row) == len(header):
+            cells = {key: _number(row[place]) for key, place in position.items()}
+            bad += (wrong := sum(number is None for number in cells.values()))
+            if not wrong:
+                for key, number in cells.items():
+                    columns[key][i] = number
     if not np.isfinite(columns["seconds"]).any():
         return "refused: no row with a time"
     notes = [f"{ragged} rows with too few or too many cells"] * bool(ragged) + [f"{bad} cells without a number"] * bool(
@@ -168,14 +168,15 @@ def _cell_by_cell(body: bytes, header: list[str], wanted: dict[str, str]) -> tup
     return columns, "repaired: ignored " + (" and ".join(notes) or "quotes and empty lines")
 
 
-def _number(cell: str) -> tuple[float, bool]:
+def _number(cell: str) -> float | None:
+    """None where the cell is no number; its whole row is then not to be trusted."""
     cell = cell.strip()
     if cell in NULLS:
-        return math.nan, False
+        return math.nan
     try:
-        return float(cell), False
+        return float(cell)
     except ValueError:
-        return math.nan, True
+        return None
 
 
 def _joined(pieces: Pieces, repaired: dict[int, str]) -> Evaluations:
@@ -235,6 +236,7 @@ def crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]) -> 
     columns["examples"][who] = rows.further["examples"][where]
     columns["best"][trials] = np.fmin.reduceat(value * sign, start) * sign[start]
     last = np.append(start[1:], len(rows.trial)) - 1
+    last = np.where(usable[last] >= start, usable[last], last)
     columns["final"][trials] = value[last]
     columns["peak_memory_bytes"][trials] = np.fmax.reduceat(rows.further["peak_memory_bytes"], start)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -72,10 +72,10 @@ def test_both_frameworks_and_a_column_order_of_its_own(tmp_path: Path) -> None:
         (curve([3, 1.5]).replace(",1.5,", ",,").encode(), "diverged", None),  # ended without a value
         (curve([3, float("nan")]).encode(), "diverged", None),
         (curve([3, float("-inf")]).encode(), "diverged", None),  # no loss is minus infinity
-        (curve([3, 1.5]).replace("20.0,", "inf,").encode(), "diverged", "whose time or step is no number"),
-        (curve([3, 1.5]).replace("20.0,", "-20.0,").encode(), "diverged", "whose time or step is no number"),
+        (curve([3, 1.5]).replace("20.0,", "inf,").encode(), "exhausted", "whose time or step is no number"),
+        (curve([3, 1.5]).replace("20.0,", "-20.0,").encode(), "exhausted", "whose time or step is no number"),
         (curve([3, 2.5, 1.5]).replace("20.0,", "5.0,").encode(), "invalid", "run backwards"),
-        ((HEADER + "\n1,1,1,1," + "9" * 200_000 + ",1\n").encode(), "exhausted", None),
+        ((HEADER + "\n1,1,1,1," + "9" * 200_000 + ",1\n").encode(), "diverged", None),
         ((HEADER + '\n1,1,1,1,"' + "x" * 200_000 + ",1\n").encode(), "invalid", "not a CSV file"),
         (curve([3, 1.5]).encode("utf-16"), "invalid", "refused"),
         (curve([3, 1.5]).replace("\n", "\r\n").encode(), "reached", None),
@@ -146,7 +146,7 @@ def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
     own_trial(tmp_path, [3.0, 1.0])
     own_trial(tmp_path, [3.0, 1.0], submission="b", ruleset="external")
     own_trial(tmp_path, [1.0], submission="c", modified=["max_steps"])
-    with pytest.raises(UserError, match="mix rulesets.*external, quick.*--ruleset"):
+    with pytest.raises(UserError, match=r"mix rulesets.*external, quick.*--ruleset"):
         reading.read([tmp_path])
     records = reading.read([tmp_path], ruleset="quick")
     assert records.trials["submission"].tolist() == ["a"]

@@ -36,6 +36,10 @@ def test_directions_are_declared_or_algoperfs_own(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def entry(**values: Any) -> dict[str, Any]:
+    return {"workloads": {"lm": {"target_metric_name": "ppl", "validation_target_value": 1} | values}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -44,13 +48,13 @@ def test_directions_are_declared_or_algoperfs_own(tmp_path: Path) -> None:
         ({"base_workloads": ["../../etc"]}, "without path separators"),
         ({"held_out_workloads": ["other_tanh"]}, "begins with no base workload"),
         ({"base_workloads": ["lm", "lm", "mri"]}, "stands there twice"),
-        ({"workloads": {"lm": {"target_metric_name": "loss_like", "validation_target_value": 1}}}, "say minimize or maximize"),
-        ({"workloads": {"lm": {"target_metric_name": "ppl", "validation_target_value": "NaN"}}}, "must be a finite number"),
-        ({"workloads": {"lm": {"target_metric_name": "ppl", "validation_target_value": True}}}, "must be a finite number"),
-        ({"workloads": {"lm": {"target_metric_name": "ppl", "target_metric_goal": "up", "validation_target_value": 1}}}, "'up'"),
+        (entry(target_metric_name="loss_like"), "say minimize or maximize"),
+        (entry(target_metric_goal="up"), "'up'"),
+        (entry(validation_target_value="NaN"), "must be a finite number"),
+        (entry(validation_target_value=True), "must be a finite number"),
         ({"workloads": {"lm": 3}}, "must be a mapping"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read(written(tmp_path, **changes))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from harness.scoring import benchmark_scores
-from harness.uncertainty import Uncertainty, _holm, estimate
+from harness.uncertainty import Uncertainty, estimate
 
 SIGMA = 0.06
 BUDGET = 10.0
