@@ -639,7 +639,7 @@ def _holm(p: Array) -> Array:
 
 
 def _speedups(table: _Table, model: _Model | None, baseline: str | None, level: float, index: pd.Index) -> pd.DataFrame:
-    """Read as `harness.scoring.speedups`: over the workloads where both met the target, at most or at least that."""
+    """Read as `harness.scoring.speedups`: a miss stands at its limit, so that the interval is open on its side."""
     frame = pd.DataFrame(np.nan, index=index, columns=["low", "high"])
     if model is None or baseline not in table.submissions:
         return frame
@@ -647,9 +647,9 @@ def _speedups(table: _Table, model: _Model | None, baseline: str | None, level: 
     second = np.arange(len(index))
     shared = (table.count > 0)[first] & (table.count > 0)[second]
     theirs, own = table.missed[first] & shared, table.missed[second] & shared
-    use = shared & ~theirs & ~own
+    use = shared & ~(theirs & own)
     their_miss, own_miss = (theirs & ~own).any(axis=1), (own & ~theirs).any(axis=1)
-    ratio, error, dof = _standard_errors(table, model, first, second, use, bound=False)
+    ratio, error, dof = _standard_errors(table, model, first, second, use, bound=True)
     half = stats.t.ppf((1 + level) / 2, dof) * error
     known = use.any(axis=1) & ~(their_miss & own_miss)
     frame["low"] = np.where(known, np.where(own_miss, 0.0, np.exp(ratio - half)), np.nan)

@@ -106,3 +106,71 @@ def mixed() -> dict[int, _Coverage]:
 @pytest.fixture(scope="module")
 def equal() -> dict[int, _Coverage]:
     return {studies: _simulate(EQUAL, studies, REPLICATIONS[studies]) for studies in SIMULATED}
+
+
+@pytest.mark.parametrize("studies", SIMULATED)
+def test_intervals_cover_the_truth_as_often_as_they_say(mixed: dict[int, _Coverage], studies: int) -> None:
+    found = mixed[studies]
+    print(studies, {name: found.rate(name) for name in ("times", "times_near", "speedups", "scores")})
+    assert 0.93 <= found.rate("times") <= 0.97
+    assert 0.93 <= found.rate("speedups") <= 0.97
+    # A score has ends, at 0, at 1 and where a target may just not have been met, where an interval covers always.
+    assert found.rate("scores") >= 0.93
+
+
+@pytest.mark.parametrize("studies", SIMULATED)
+def test_equals_are_called_different_in_at_most_one_of_twenty(equal: dict[int, _Coverage], studies: int) -> None:
+    print(studies, {name: equal[studies].rate(name) for name in ("alarms", "family_alarms")})
+    assert equal[studies].rate("alarms") <= 0.057
+    assert equal[studies].rate("family_alarms") <= 0.075
+
+
+def test_a_bootstrap_of_three_medians_would_not_pass() -> None:
+    """The negative control: what the t model replaces covers far less often than it says."""
+    rng = np.random.default_rng(3)
+    samples = rng.standard_normal((4000, 3))
+    resampled = np.median(samples[:, rng.integers(0, 3, (500, 3))], axis=2)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=1)
+    assert ((low <= 0) & (high >= 0)).mean() < 0.8
+
+
+def test_twice_the_detectable_difference_is_nearly_always_found() -> None:
+    detectable = np.log(_simulate(EQUAL[:2, :3], 3, 30).details[0].detectable)
+    apart = EQUAL[:2, :3] + np.array([[0.0], [2 * detectable]])
+    verdicts = [found.pairs["verdict"].iloc[0] for found in _simulate(apart, 3, 100).details]
+    assert np.mean([verdict == "a faster" for verdict in verdicts]) >= 0.95
+
+
+@pytest.mark.parametrize("studies", [1, 2])
+def test_a_single_study_has_no_interval_and_says_so(studies: int) -> None:
+    rng = np.random.default_rng(0)
+    found = estimate(_studies(MIXED[:2, :2, None] + SIGMA * rng.standard_normal((2, 2, studies))), baseline="s0")
+    if studies == 1:
+        assert "single study" in found.method
+        assert found.times[["low", "high"]].isna().all(axis=None) and np.isnan(found.detectable)
+        assert set(found.pairs["verdict"]) == {"no verdict"}
+    assert found.pairs.shape[0] == 1
+
+
+def test_order_names_and_units_change_nothing() -> None:
+    rng = np.random.default_rng(1)
+    studies = _studies(MIXED[..., None] + SIGMA * rng.standard_normal((*MIXED.shape, 3)), resolution=0.02)
+    plain = estimate(studies, baseline="s0")
+    renamed = studies.assign(submission=studies["submission"].map({f"s{i}": f"z{9 - i}" for i in range(4)}))
+    renamed[["time", "limit", "resolution", "budget"]] *= 60.0
+    other = estimate(renamed.sample(frac=1, random_state=1), baseline="z9")
+    for name in ("scores", "speedups", "ranks"):
+        back = getattr(other, name).rename(index={f"z{9 - i}": f"s{i}" for i in range(4)}).sort_index()
+        np.testing.assert_allclose(getattr(plain, name).to_numpy(float), back.to_numpy(float), rtol=1e-9)
+    assert sorted(plain.pairs["p"].dropna().round(9)) == sorted(other.pairs["p"].dropna().round(9))
+
+
+def test_differences_within_the_resolution_are_no_differences() -> None:
+    same = np.log([[3.0, 4.0], [3.03, 4.04]])[..., None] + np.zeros(4)
+    assert set(estimate(_studies(same, resolution=0.05), baseline="s0").pairs["verdict"]) == {"no difference shown"}
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 0), (1, 1, 1), (1, 3, 5), (3, 1, 3)])
+@pytest.mark.parametrize("offset", [0.0, 9.0])
+def test_odd_tables_are_no_crash(shape: tuple[int, int, int], offset: float) -> None:
+    estimate(_studies(np.random.default_rng(0).normal(offset, 0.1, shape)), baseline=None)
