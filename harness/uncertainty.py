@@ -234,9 +234,9 @@ def _tabulate(studies: pd.DataFrame) -> _Table:
     with np.errstate(invalid="ignore"):
         relative[s, w, k] = np.where(hit & (resolution > 0), np.minimum(resolution / time, 1 - 1e-9), 0.0)
     # Noise is dealt out in this order, so that no name changes a number.
-    keys = np.concatenate([table.reshape(shape[0], -1) for table in (log_time, log_limit)], axis=1)
     order = np.empty(shape[0], dtype=np.intp)
     if shape[0]:
+        keys = np.concatenate([table.reshape(shape[0], -1) for table in (log_time, log_limit)], axis=1)
         order[np.lexsort(np.nan_to_num(keys, nan=np.inf).T[::-1])] = np.arange(shape[0])
     with np.errstate(divide="ignore"):
         longest_of_cell = np.where(most > 0, np.log(np.maximum(most, 0.0)), np.inf)
