@@ -23,7 +23,9 @@ NASTY = [
     "@user",
     "$x$_{y}\\end",
     "-1+1",
+    "+1",
 ]
+HEADER = b"machine,workload,submission,round,steps,seconds,build_seconds,compile_seconds\n"
 
 
 def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
