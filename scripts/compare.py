@@ -20,16 +20,22 @@ from harness.problems import UserError, did_you_mean, reporting
 from harness.uncertainty import Uncertainty
 
 
+HERE = (Path("results/records"), Path("results/untuned/records"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a")
     parser.add_argument("b")
-    parser.add_argument("--records", nargs="+", type=Path, default=[Path("results/records")])
+    there = [path for path in HERE if path.is_dir()]
+    parser.add_argument("--records", nargs="+", type=Path, default=there, help="default: yours and the committed ones")
     parser.add_argument("--scale")
     parser.add_argument("--ruleset")
     parser.add_argument("--timing", type=Path, help="a file of scripts/timing.py that holds both")
     parser.add_argument("--time", action="store_true", help="time both on this machine now")
     options = parser.parse_args()
+    if not options.records:
+        raise UserError(f"no records in {' or '.join(map(str, HERE))}; give their folders with --records")
     records = reading.read(options.records, scale=options.scale, ruleset=options.ruleset)
     known = sorted(records.trials["submission"].unique())
     problems = [
