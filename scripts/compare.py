@@ -19,7 +19,6 @@ from harness import leaderboard, reading, timing
 from harness.problems import UserError, did_you_mean, reporting
 from harness.uncertainty import Uncertainty
 
-
 HERE = (Path("results/records"), Path("results/untuned/records"))
 
 
