@@ -292,7 +292,7 @@ def page_data(board: Leaderboard, title: str, commands: list[str]) -> dict[str, 
         "tau_max": scoring.TAU_MAX,
         "method": board.uncertainty.method,
         "detectable": detectable if math.isfinite(detectable) else None,
-        "notes": board.notes[1:],
+        "notes": board.notes[2 if math.isfinite(detectable) else 1 :],  # the page says those itself
         "commands": commands,
         "workloads": [
             {
