@@ -375,7 +375,7 @@ def test_speedups_in_words(change: dict[str, Any], shown: tuple[str, str | None]
 
 # ---- in a browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Tab:
