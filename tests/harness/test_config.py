@@ -75,7 +75,7 @@ def test_labels_tell_configurations_apart() -> None:
         return load([*BASE, *arguments]).submission_label
 
     assert label() == "adamw"
-    assert label("optimizer.hyperparameters.lr=0.008") == "adamw"  # the recipe's own value
+    assert label("optimizer.hyperparameters.lr=0.012") == "adamw"  # the recipe's own value
     others = [
         label("optimizer.hyperparameters.lr=0.5"),
         label("schedule=cosine"),

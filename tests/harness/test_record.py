@@ -50,7 +50,7 @@ def test_a_finished_trial_is_left_as_it_is(trial: Trial, tmp_path: Path) -> None
 def test_another_configuration_in_the_folder_is_refused(trial: Trial, tmp_path: Path) -> None:
     trial("label=mine")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"optimizer.hyperparameters.lr: 0.008 there, 0.5 now.*overwrite=true"):
+    with pytest.raises(UserError, match=r"optimizer.hyperparameters.lr: 0.012 there, 0.5 now.*overwrite=true"):
         trial("label=mine", "optimizer.hyperparameters.lr=0.5")
     assert contents(tmp_path) == before
     trial("label=mine", "optimizer.hyperparameters.lr=0.5", "overwrite=true")
