@@ -152,7 +152,8 @@ def _study_details(taken: pd.DataFrame, studies: pd.DataFrame, column: str, targ
     shortest = tried.groupby([taken["submission"], taken["workload"], taken["study"]]).min().rename("limit")
     table = studies.rename(columns={column: "time"}).assign(resolution=taken.loc[studies["row"], resolution].to_numpy())
     table = table.join(shortest, on=["submission", "workload", "study"]).drop(columns="row")
-    table["limit"] = table["limit"].fillna(table["workload"].map(longest))
+    table["budget"] = table["workload"].map(longest)
+    table["limit"] = table["limit"].fillna(table["budget"])
     return table[table["workload"].isin(targets.base)].reset_index(drop=True)
 
 

@@ -569,7 +569,7 @@ def _compare(
     number = np.maximum(use.sum(axis=1), 1)
     width = table.log_resolution
     # "first is faster" can be undone by an earlier crossing of the second, and the other way round.
-    undo_below = np.where(use, width[second], 0.0).sum(axis=1) / number
+    undo_below = np.where(use & ~missed_second, width[second], 0.0).sum(axis=1) / number
     undo_above = np.where(use & ~missed_first, width[first], 0.0).sum(axis=1) / number
 
     if model is None:
