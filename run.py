@@ -8,20 +8,23 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
 from harness.config import CONFIG_DIR, GROUPS, Run, choices, expand, load
 from harness.problems import UserError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 USAGE = """\
 Measures how fast a training algorithm reaches a fixed validation target.
 
-  python run.py workload=NAME optimizer=NAME [KEY=VALUE ...]     one trial
-  python run.py -m workload=gpt2,vit optimizer=adamw,lion ...    every combination, one after the other
+  python run.py workload=NAME optimizer=NAME [KEY=VALUE ...]     one trial, or all that ruleset= asks for
+  python run.py -m workload=gpt2,vit optimizer=adamw,lion ...    every combination, as one pool of trials
   python run.py --show workload=NAME optimizer=NAME ...          print the configuration, train nothing
 
 {choices}
@@ -32,6 +35,9 @@ Keys that are often set (all of them: --show)
   optimizer.hyperparameters.lr=0.01      a hyperparameter of the algorithm; its record gets a folder of its own
   schedule.horizon_fraction=0.8          length of the schedule as a share of the budget
   optimizer.clip_norm=1                  clip the global gradient norm; null for none
+  ruleset=external                       tune: trials from the search space, in several studies
+  ruleset.studies=3 ruleset.trials=5     how many
+  executor.workers=2                     trials at a time
   seed=1                                 another study seed: other weights, data order and augmentation
   run_to_end=true                        train past the target, to the end of the budget
   workload.max_steps=60                  any fact of the workload, for a quick try; marks the record as modified
@@ -39,7 +45,8 @@ Keys that are often set (all of them: --show)
   data=/path/to/folder                   where the data lie, if not where the workload looks
   records=FOLDER label=NAME overwrite=true
 
-Running a command again continues an interrupted trial and leaves a finished one as it is.
+Running a command again continues what was interrupted and leaves finished trials as they are. Running it twice at once,
+on this machine or on another that sees the same records, makes the two share the trials. scripts/status.py lists them.
 Exit status: 0 the trial ended with a result, 1 it failed, 2 bad input, 130 interrupted.
 """
 
@@ -51,12 +58,12 @@ def main(arguments: list[str]) -> int:
     debug = "debug=true" in (argument.lower() for argument in arguments)
     try:
         if arguments[0] in ("-m", "--multirun"):
-            return _sweep(arguments[1:])
+            return _run(_load_all(arguments[1:]))
         if arguments[0] == "--show":
             return _show(load(arguments[1:]))
         if unknown := [a for a in arguments if a.startswith("-")]:
             raise UserError(f"{unknown[0]}: no such option; there are --help, --show and -m, each in first place")
-        return _run_one(load(arguments))
+        return _run([load(arguments)])
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -68,24 +75,51 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def _run_one(run: Run) -> int:
+def _run(runs: list[Run]) -> int:
     # Before torch is loaded: its thread pools are sized on import.
-    os.environ["OMP_NUM_THREADS"] = str(run.threads)
+    os.environ["OMP_NUM_THREADS"] = str(runs[0].threads)
     from rich.console import Console
 
+    from harness import executors, ledger, machine, study
+    from harness.environment import device_of
+    from harness.progress import PoolProgress, print_studies
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is like Ctrl-C
+    console = Console(highlight=False)
+    if len({str(run.executor) for run in runs}) > 1:
+        raise UserError("executor: one for all runs of a sweep; it cannot be swept")
+    if runs[0].executor.name != "local" and runs[0].machine == "auto":
+        raise UserError(
+            f"executor={runs[0].executor.name}: the machine that will train cannot be seen from here; "
+            "name its folder of records with machine=NAME"
+        )
+    for run in runs:
+        if any(seed in study.TARGET_SEEDS for seed, _ in study.trials_of(run)):
+            first, last = study.TARGET_SEEDS[0], study.TARGET_SEEDS[-1]
+            raise UserError(
+                f"seed={run.seed}: the seeds {first} to {last} serve the measurement of targets; take another"
+            )
+    entries = ledger.plan(runs, machine.folder_name(machine.describe(device_of(runs[0]), runs[0].threads)))
+    if len(entries) == 1 and runs[0].executor.name == "local":
+        return _run_here(entries[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)
+    with PoolProgress(console, entries):
+        executors.execute(entries, lambda line: console.print(line, style="yellow", markup=False))
+    states = print_studies(console, entries)
+    return 1 if any(state in ("failed", "out_of_memory") for state in states) else 0
+
+
+def _run_here(run: Run, console: Console) -> int:
     from harness.progress import ProgressLine, print_summary
     from harness.record import Status
     from harness.tracker import make_tracker
     from harness.trial import Observer, run_trial
 
-    console = Console(highlight=False)
     line = ProgressLine(console)
     tracker = make_tracker(run)
 
     def observers() -> list[Observer]:
         return [line] if tracker is None else [line, tracker]
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is like Ctrl-C
     try:
         record, ran = run_trial(run, observers)
     finally:
@@ -98,25 +132,18 @@ def _run_one(run: Run) -> int:
     return 1 if record.status in (Status.FAILED, Status.OUT_OF_MEMORY) else 0
 
 
-def _sweep(arguments: list[str]) -> int:
-    """Every combination in a process of its own, so that each runs in the environment of a single trial."""
-    runs = expand(arguments)
+def _load_all(arguments: list[str]) -> list[Run]:
+    """The runs of a sweep; UserError with the problems of all."""
+    runs: list[Run] = []
     problems: list[str] = []
-    for run in runs:
+    for one in expand(arguments):
         try:
-            load(run)
+            runs.append(load(one))
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(dict.fromkeys(problems))
-    worst = 0
-    for number, run in enumerate(runs, 1):
-        print(f"[{number}/{len(runs)}] {' '.join(run)}", flush=True)
-        status = subprocess.run([sys.executable, __file__, *run]).returncode
-        if status == 130 or status < 0:
-            return 130
-        worst = max(worst, status)
-    return worst
+    return runs
 
 
 def _show(run: Run) -> int:

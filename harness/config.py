@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from harness.workload import Facts
 
 CONFIG_DIR = Path(__file__).parent.parent / "configs"
-GROUPS = ("workload", "scale", "optimizer", "schedule", "ruleset", "tracker")
+GROUPS = ("workload", "scale", "optimizer", "schedule", "ruleset", "executor", "tracker")
 _SCALE_GROUP = "workload/scale"
 
 
@@ -45,6 +45,32 @@ class Named(_Strict):
     description: str
 
 
+class Ruleset(Named):
+    """How much tuning a submission gets."""
+
+    studies: int = Field(default=1, ge=1)
+    """Independent repetitions of the tuning; their seeds count up from `seed`."""
+    trials: int = Field(default=1, ge=1)
+    """Trials of a study."""
+    points: Literal["recipe", "search_space"] = "recipe"
+    """Where the trials' hyperparameters come from."""
+    budget_factor: float = Field(default=1.0, gt=0)
+    """The budget in steps, as a multiple of the workload's."""
+    retries: int = Field(default=0, ge=0)
+    """How often a trial that crashed is run again, from its last checkpoint. Divergence is a result, no crash."""
+
+
+class Executor(Named):
+    """Where the trials of a command run. The environment of a trial is the same under all of them."""
+
+    workers: int = Field(default=1, ge=1)
+    """Trials at a time."""
+    options: dict[str, Any] = {}
+    """slurm: further parameters of submitit (partition, account, ...). ray: arguments of ray.init."""
+    minutes: int = Field(default=0, ge=0)
+    """slurm: time limit of a job; a job that runs into it is put in the queue again."""
+
+
 class Tracker(_Strict):
     name: Literal["none", "wandb", "tensorboard"]
     description: str
@@ -55,13 +81,17 @@ class Tracker(_Strict):
     """Where the tracker writes; default: inside the record."""
 
 
+SCHEDULED = ("warmup_fraction", "horizon_fraction")
+"""What a recipe says of the schedule."""
+
+
 class Recipe(_Strict):
     """What runs when the user says nothing: sensible on the mini workloads, all of them alike."""
 
     hyperparameters: dict[str, Any] = {}
     warmup_fraction: float = 0.0
     horizon_fraction: float = 1.0
-    clip_norm: float | None = None
+    clip_norm: float | None = Field(default=None, gt=0)
 
 
 class Optimizer(_Strict):
@@ -77,7 +107,9 @@ class Optimizer(_Strict):
     recipe: Recipe = Recipe()
     """Over the defaults."""
     hyperparameters: dict[str, Any] = {}
-    """What the user sets, over the recipe."""
+    """What the user sets, over the recipe and over the points of the search space."""
+    search_space: dict[str, Any] | None = None
+    """What a tuner may try, in the shape of the recipe (see harness.search_space)."""
     clip_norm: float | None = Field(default=None, gt=0)
     no_decay: list[str] = []
     """Parameter roles without weight decay, for example [norm, bias]."""
@@ -90,6 +122,16 @@ class Optimizer(_Strict):
     def effective_hyperparameters(self) -> dict[str, Any]:
         return self.paper_defaults | self.recipe.hyperparameters | self.hyperparameters
 
+    def at(self, point: dict[str, Any]) -> Optimizer:
+        """With a point of the search space over the recipe."""
+        recipe = self.recipe.model_dump() | point
+        recipe["hyperparameters"] = self.recipe.hyperparameters | point.get("hyperparameters", {})
+        return self.model_copy(update={"recipe": Recipe.model_construct(**recipe)})
+
+
+_NO_INFLUENCE = {"records", "machine", "label", "overwrite", "data", "checkpoint_seconds", "debug", "tracker",
+                 "executor", "modified", "shipped", "overridden"}  # fmt: skip
+
 
 class Run(_Strict):
     """One trial, whole."""
@@ -98,11 +140,15 @@ class Run(_Strict):
     scale: Named
     optimizer: Optimizer
     schedule: Schedule
-    ruleset: Named
+    ruleset: Ruleset
     tracker: Tracker
+    executor: Executor = Executor(name="local", description="")
+    pruning: Literal["none", "exact", "futility"] = "none"
+    """Whether a trial may be stopped that can no longer, or will hardly, be the best of its study."""
     seed: int = Field(ge=0, lt=2**31)
     """Study seed; the record goes to study_<seed>."""
     trial: int = Field(ge=1)
+    """Number of the trial in its study."""
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["fp32", "bf16"]
     compile: bool
@@ -110,10 +156,12 @@ class Run(_Strict):
     threads: int = Field(ge=1)
     """CPU threads of the trial; the bits depend on it, so it is a fact and not the machine's core count."""
     run_to_end: bool
-    records: Path
+    records: Path = Path("results/records")
+    machine: str = Field(default="auto", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the machine's folder of records; auto describes this machine."""
     label: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     overwrite: bool
-    data: str
+    data: str = "auto"
     checkpoint_seconds: float = Field(ge=0)
     """At an evaluation, write a checkpoint when the last one is older than this."""
     debug: bool
@@ -121,6 +169,7 @@ class Run(_Strict):
     # What the command line made of it; not keys of the config.
     modified: tuple[str, ...] = ()
     shipped: bool = True
+    overridden: tuple[str, ...] = ()
 
     @property
     def facts(self) -> Facts:
@@ -130,11 +179,11 @@ class Run(_Strict):
 
     def identity(self) -> dict[str, Any]:
         """Everything that can move the result, and nothing else."""
-        everything = self.model_dump(mode="json")
-        for irrelevant in ("records", "label", "overwrite", "data", "checkpoint_seconds", "debug", "tracker"):
-            del everything[irrelevant]
-        for irrelevant in ("modified", "shipped"):
-            del everything[irrelevant]
+        everything = self.model_dump(mode="json", exclude=_NO_INFLUENCE)
+        # The rest of the ruleset says which trials there are, and nothing about this one.
+        everything["ruleset"] = self.ruleset.model_dump(include={"name", "description"})
+        if self.pruning == "none":
+            del everything["pruning"]
         everything["workload"].pop("target_provenance", None)
         everything["workload"].pop("description", None)
         everything["optimizer"] = self.algorithm()["optimizer"]
@@ -142,9 +191,21 @@ class Run(_Strict):
 
     def algorithm(self) -> dict[str, Any]:
         """The submission alone, as it takes effect."""
-        optimizer = self.optimizer.model_dump(mode="json", exclude={"paper_defaults", "recipe", "description", "paper"})
+        irrelevant = {"paper_defaults", "recipe", "description", "paper"}
+        if self.ruleset.points == "recipe":
+            irrelevant.add("search_space")
+        optimizer = self.optimizer.model_dump(mode="json", exclude=irrelevant)
         optimizer["hyperparameters"] = self.optimizer.effective_hyperparameters
         return {"optimizer": optimizer, "schedule": self.schedule.model_dump(mode="json")}
+
+    def at(self, point: dict[str, Any]) -> Run:
+        """The trial at a point of the search space; what the command line sets stays as it is."""
+        optimizer = self.optimizer.at(point)
+        if "clip_norm" in point and "optimizer.clip_norm" not in self.overridden:
+            optimizer = optimizer.model_copy(update={"clip_norm": point["clip_norm"]})
+        taken = {key: point[key] for key in SCHEDULED if key in point and f"schedule.{key}" not in self.overridden}
+        schedule = self.schedule.model_copy(update=taken)
+        return self.model_copy(update={"optimizer": optimizer, "schedule": schedule, "label": self.submission_label})
 
     @property
     def submission_label(self) -> str:
@@ -195,8 +256,9 @@ def load(arguments: list[str]) -> Run:
             )
     _check_groups(overrides)
     composed = _compose([_as_override(override) for override in overrides])
-    groups = [_as_override(o) for o in overrides if o.key_or_group in ("workload", "scale", "optimizer")]
-    shipped = _compose(groups)
+    fixed = ("workload", "scale", "optimizer", "ruleset")
+    groups = [o for o in overrides if o.key_or_group in fixed or o.key_or_group.startswith("ruleset.")]
+    shipped = _compose([_as_override(override) for override in groups])
     run = _validated(_container(composed))
     plain = _validated(_container(shipped), complete=False)
     changed = _changes(plain["workload"], run.workload)
@@ -204,7 +266,10 @@ def load(arguments: list[str]) -> Run:
         name = re.sub(r"[^a-z0-9]+", "-", run.optimizer.class_path.rpartition(".")[2].lower()).strip("-")
         run = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"name": name})})
     as_shipped = plain["algorithm"] == run.algorithm()
-    return run.model_copy(update={"modified": changed, "shipped": as_shipped})
+    # The ruleset's budget is no change of the workload.
+    budget = run.workload | {"max_steps": max(1, round(run.ruleset.budget_factor * run.workload["max_steps"]))}
+    keys = tuple(sorted(override.key_or_group for override in overrides))
+    return run.model_copy(update={"modified": changed, "shipped": as_shipped, "workload": budget, "overridden": keys})
 
 
 def _parse(arguments: list[str]) -> list[Override]:
@@ -308,12 +373,45 @@ def _validated(values: dict[str, Any], complete: bool = True) -> Any:
                 for role in algorithm.no_decay
                 if role not in set(roles.Role)
             ]
+            problems += _search_space_problems(algorithm, run)
         except ValidationError:
             pass  # reported above
     if problems:
         raise UserError(problems)
     assert run is not None
     return run
+
+
+def _search_space_problems(algorithm: Optimizer, run: Run | None) -> list[str]:
+    """What is wrong with the search space, its ends and choices included, and with what the ruleset asks of it."""
+    from harness import hyperparameters, search_space
+
+    if algorithm.search_space is None:
+        if run is not None and run.ruleset.points == "search_space":
+            return [f"ruleset={run.ruleset.name} draws from a search space, and optimizer={algorithm.name} has none; "
+                    "add `search_space:` to its YAML, or take ruleset=quick"]  # fmt: skip
+        return []
+    try:
+        space = search_space.parse(algorithm.search_space)
+        if run is not None and run.ruleset.points == "search_space" and run.ruleset.trials > len(space.points) > 0:
+            space.point(algorithm.name, 0, run.ruleset.trials)
+    except UserError as error:
+        return error.problems
+    problems: list[str] = []
+    for point in search_space.corners(space):
+        try:
+            tried = algorithm.at(point)
+            Recipe(**tried.recipe.model_dump())
+            found = hyperparameters.check(algorithm.class_path, tried.effective_hyperparameters)
+        except ValidationError as error:
+            found = _messages(error, Recipe)
+        if run is not None and not found:
+            try:
+                Schedule(**run.schedule.model_dump() | {key: point[key] for key in SCHEDULED if key in point})
+            except ValidationError as error:
+                found = _messages(error, Schedule, "schedule.")
+        problems += [f"optimizer.search_space: {line}" for line in found]
+    return list(dict.fromkeys(problems))
 
 
 def _messages(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:

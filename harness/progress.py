@@ -1,7 +1,12 @@
-"""What the user sees: a live line while a trial runs, plain lines where there is no terminal, a summary at the end."""
+"""What the user sees: a live line while a trial runs, plain lines where there is no terminal, a summary at the end; of
+a pool of trials, a line for each that ends and a table of the studies."""
 
 from __future__ import annotations
 
+import statistics
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +14,9 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
+from harness import ledger
+from harness.ledger import Entry, State
+from harness.problems import UserError
 from harness.record import Record, Status
 
 _MEANING = {
@@ -17,6 +25,7 @@ _MEANING = {
     Status.DIVERGED: "red",
     Status.OUT_OF_MEMORY: "red",
     Status.FAILED: "red",
+    Status.PRUNED: "yellow",
     Status.STOPPED: "yellow",
 }
 
@@ -105,3 +114,86 @@ def print_summary(console: Console, record: Record) -> None:
         line("error", escape(final["traceback"].strip().splitlines()[-1]) + " (traceback in the manifest)")
     line("record", escape(str(record.folder)))
     console.print(table)
+
+
+class PoolProgress:
+    """While open, a line for every trial that ends, whoever ran it: it watches the ledger, off everybody's clock."""
+
+    LOOK_EVERY = 1.0
+
+    def __init__(self, console: Console, entries: Sequence[Entry]) -> None:
+        self._console, self._total = console, len(entries)
+        self._pending = list(entries)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PoolProgress:
+        before = len(self._pending)
+        self._look(report=False)
+        done = before - len(self._pending)
+        said = f", {done} of them finished already" if done else ""
+        self._console.print(f"{self._total} trials{said}")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look(report=True)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.LOOK_EVERY):
+            self._look(report=True)
+
+    def _look(self, report: bool) -> None:
+        for entry in list(self._pending):
+            try:
+                state = ledger.state_of(entry)
+            except UserError:
+                continue  # the worker that meets it says so
+            if not state.is_over:
+                continue
+            self._pending.remove(entry)
+            if report:
+                number = self._total - len(self._pending)
+                self._console.print(f"[{number}/{self._total}] {entry.name}: {_ending(state)}", markup=False)
+
+
+def _ending(state: State) -> str:
+    final = state.manifest.get("final", {})
+    if final.get("steps_to_target") is not None:
+        return f"{state.name} at {final['steps_to_target']:,g} steps, {final['time_to_target']:.1f} s on the clock"
+    best = final.get(f"best_{state.manifest.get('metric')}")
+    if best is not None:
+        return f"{state.name}, best {best:.4f} where {state.manifest['target']:g} is the target"
+    return f"{state.name}: {str(final.get('traceback') or '').strip().splitlines()[-1:] or ''}"
+
+
+def print_studies(console: Console, entries: Sequence[Entry]) -> list[str]:
+    """What came of each submission on each workload; the states of the trials."""
+    groups: dict[tuple[str, str], dict[int, list[State]]] = defaultdict(lambda: defaultdict(list))
+    states = [ledger.state_of(entry) for entry in entries]
+    for entry, state in zip(entries, states, strict=True):
+        groups[entry.base.facts.name, entry.base.submission_label][entry.seed].append(state)
+    table = Table(box=None, pad_edge=False)
+    for head in ("workload", "submission", "studies", "steps-to-target", "trials"):
+        table.add_column(head, overflow="fold")
+    for (workload, label), studies in sorted(groups.items()):
+        best = [min((s for state in of_study if (s := _steps(state)) is not None), default=None)
+                for _, of_study in sorted(studies.items())]  # fmt: skip
+        reached = [steps for steps in best if steps is not None]
+        median = statistics.median([float("inf") if steps is None else steps for steps in best])
+        said = f"median {median:,g}" if median < float("inf") else "missed"
+        listed = ", ".join("missed" if steps is None else f"{steps:,g}" for steps in best)
+        counts = Counter(state.name.replace("_", " ") for of_study in studies.values() for state in of_study)
+        table.add_row(
+            workload, escape(label), f"{len(reached)} of {len(best)} reached", f"{said} ({listed})",
+            ", ".join(f"{count} {name}" for name, count in counts.most_common()),
+        )  # fmt: skip
+    console.print(table)
+    return [state.name for state in states]
+
+
+def _steps(state: State) -> float | None:
+    steps = state.manifest.get("final", {}).get("steps_to_target")
+    return None if steps is None else float(steps)

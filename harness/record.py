@@ -1,6 +1,7 @@
 """The record of a trial: AlgoPerf's folder layout, one CSV of evaluations, one JSON manifest, and a checkpoint.
 
     <records>/<scale>/<ruleset>/<machine>/<label>/study_<seed>/<workload>_pytorch/trial_<n>/
+        .lease.<n>              while a process is at it (harness/lease.py)
         eval_measurements.csv   one row per evaluation, whole rows at any moment
         manifest.json           status, configuration and its hash, data, versions, machine, seeds, final figures
         checkpoint.pt           while the trial is not finished
@@ -12,7 +13,6 @@ checkpoint that loads with weights_only=True: nothing here executes on loading.
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import math
@@ -20,9 +20,10 @@ import os
 import zipfile
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from harness.config import Run, config_hash
+from harness.lease import Lease
 from harness.problems import UserError
 
 FORMAT = "pacemark-record"
@@ -40,12 +41,33 @@ class Status(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     FAILED = "failed"
     """An exception; its traceback is in the manifest."""
+    PRUNED = "pruned"
+    """By the rule that `pruning=` names, before its budget was used up: nobody knows how it would have ended."""
     STOPPED = "stopped"
-    """By a signal or a rule that is recorded; the same command continues it."""
+    """By a signal; the same command continues it."""
 
     @property
     def finished(self) -> bool:
         return self not in (Status.RUNNING, Status.STOPPED)
+
+    @property
+    def crashed(self) -> bool:
+        return self in (Status.FAILED, Status.OUT_OF_MEMORY)
+
+
+def folder_of(run: Run, machine: str) -> Path:
+    """Where the trial's record lies. machine: name of the machine's folder if the run gives none."""
+    workload = f"study_{run.seed}/{run.facts.name}_pytorch/trial_{run.trial}"
+    return submission_folder(run, machine) / workload
+
+
+def submission_folder(run: Run, machine: str) -> Path:
+    machine = machine if run.machine == "auto" else run.machine
+    return run.records / run.scale_folder / run.ruleset.name / machine / run.submission_label
+
+
+NOT_RECORDED = {"modified", "shipped", "overridden", "overwrite", "debug", "records", "data"}
+"""What says nothing about the trial; where files lie on somebody's machine is nobody else's business."""
 
 
 class Record:
@@ -56,7 +78,7 @@ class Record:
         self.run = run
         self.manifest: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []
-        self._lock: IO[str] | None = None
+        self._lease: Lease | None = None
 
     @property
     def csv_path(self) -> Path:
@@ -77,10 +99,7 @@ class Record:
     @classmethod
     def inspect(cls, run: Run, machine: str) -> Record:
         """Read what the trial's folder holds, changing nothing; UserError if it cannot be this trial's."""
-        folder = (
-            run.records / run.scale_folder / run.ruleset.name / machine / run.submission_label
-            / f"study_{run.seed}" / f"{run.facts.name}_pytorch" / f"trial_{run.trial}"
-        )  # fmt: skip
+        folder = folder_of(run, machine)
         record = cls(folder, run)
         try:
             _check_writable(folder)
@@ -110,24 +129,34 @@ class Record:
             return
         if not known:
             raise UserError(f"{self.manifest_path} is of another format or version; use label=NAME or overwrite=true")
-        differing = _differences(identity, json.loads(json.dumps(self.run.identity())))
+        differing = differences(identity, json.loads(json.dumps(self.run.identity())))
         if differing:
             raise UserError(
                 f"{self.folder} holds a record of another configuration ({'; '.join(differing)}); "
                 "give label=NAME for a folder of its own, or overwrite=true to replace it"
             )
 
-    def begin(self, facts: dict[str, Any]) -> None:
-        """Create or replace the folder (or continue it) and write the manifest with `facts`."""
+    def begin(self, facts: dict[str, Any], lease_token: str | None = None) -> None:
+        """Create or replace the folder (or continue it) and write the manifest with `facts`.
+
+        lease_token: of the folder's lease if the parent process holds it.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._acquire_lock()
+            lease = Lease.take(self.folder, executor=self.run.executor.name, token=lease_token)
+            if lease is None:
+                raise UserError(
+                    f"{self.folder} is being written by another process; wait for it, or give this run label=NAME"
+                )
+            self._lease = lease.keep()
             self._read()  # again, now that nobody else writes
             continued = bool(self.manifest) and not self.run.overwrite
             if not continued:
                 for path in (self.csv_path, self.checkpoint_path):
                     path.unlink(missing_ok=True)
                 self.manifest = {"preemption_count": 0}
+            elif self.status is not None and self.status.crashed:
+                self.manifest.setdefault("failures", []).append(self.manifest.pop("final", {}).get("traceback"))
             elif self.checkpoint_path.exists() or self.csv_path.exists():
                 self.manifest["preemption_count"] += 1
             self.manifest |= {
@@ -137,7 +166,7 @@ class Record:
                 "modified": list(self.run.modified),
                 "config_hash": config_hash(self.run.identity()),
                 "identity": self.run.identity(),
-                "config": self.run.model_dump(mode="json", exclude={"modified", "shipped", "overwrite", "debug"}),
+                "config": self.run.model_dump(mode="json", exclude=NOT_RECORDED),
             } | facts  # fmt: skip
             self.write_manifest()
         except OSError as error:
@@ -147,7 +176,8 @@ class Record:
             ) from error
 
     def write_manifest(self) -> None:
-        _replace(self.manifest_path, (json.dumps(_jsonable(self.manifest), indent=2) + "\n").encode())
+        self._check_lease()
+        replace(self.manifest_path, (json.dumps(_jsonable(self.manifest), indent=2) + "\n").encode())
 
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -160,14 +190,16 @@ class Record:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        _replace(self.csv_path, text.getvalue().encode())
+        self._check_lease()
+        replace(self.csv_path, text.getvalue().encode())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         import torch
 
         buffer = io.BytesIO()
         torch.save(state | {"rows": self.rows}, buffer)
-        _replace(self.checkpoint_path, buffer.getbuffer())
+        self._check_lease()
+        replace(self.checkpoint_path, buffer.getbuffer())
 
     def load_checkpoint(self, device: Any) -> dict[str, Any] | None:
         """The last checkpoint's state, with `rows` put back; None if there is none. UserError if it is corrupt."""
@@ -191,38 +223,20 @@ class Record:
     def finish(self, status: Status, final: dict[str, Any]) -> None:
         self.manifest |= {"status": str(status), "final": final}
         self.write_manifest()
-        if status in (Status.REACHED, Status.EXHAUSTED, Status.DIVERGED):  # a failure keeps its last checkpoint
+        if status.finished and not status.crashed:  # a crashed trial can be tried again from its last checkpoint
             self.checkpoint_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        if self._lock is not None:
-            self._lock_path.unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
-    @property
-    def _lock_path(self) -> Path:
-        return self.folder / ".lock"
-
-    def _acquire_lock(self) -> None:
-        while True:
-            lock = self._lock_path.open("w")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(lock.fileno()).st_ino == self._lock_path.stat().st_ino:
-                    self._lock = lock
-                    return
-            except BlockingIOError as error:
-                lock.close()
-                raise UserError(
-                    f"{self.folder} is being written by another process; wait for it, or give this run label=NAME"
-                ) from error
-            except FileNotFoundError:
-                pass  # its last holder removed the file between our opening and locking it: lock the new one
-            lock.close()
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
 
-def _replace(path: Path, content: bytes | memoryview) -> None:
+def replace(path: Path, content: bytes | memoryview) -> None:
     """Write `path` whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -250,12 +264,12 @@ def _check_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
+def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         return [
             line
             for key in sorted(before.keys() | after.keys())
-            for line in _differences(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
+            for line in differences(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
         ]
     return [] if before == after else [f"{prefix}: {before} there, {after} now"]
 

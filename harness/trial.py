@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from harness import hyperparameters, machine
 from harness.config import Run
 from harness.environment import configure_torch, device_of, private_compiler_cache
+from harness.lease import LeaseLost
 from harness.needs import Need
 from harness.problems import UserError
 from harness.record import Record, Status
@@ -38,16 +39,24 @@ class Observer(Protocol):
     def end(self, record: Record) -> None: ...
 
 
-def run_trial(run: Run, observers: Callable[[], list[Observer]] = list) -> tuple[Record, bool]:
+def run_trial(
+    run: Run,
+    observers: Callable[[], list[Observer]] = list,
+    *,
+    retry: bool = False,
+    lease_token: str | None = None,
+) -> tuple[Record, bool]:
     """Run, continue, or find finished the trial that `run` describes.
 
-    Returns the record and whether anything was done. Raises UserError, before anything is written, for what the user
-    can mend; every later failure is a status in the record.
+    retry: run a trial that crashed again, from its last checkpoint. lease_token: of the lease of its folder, if the
+    parent process holds it. Returns the record and whether anything was done. Raises UserError, before anything is
+    written, for what the user can mend; every later failure is a status in the record.
     """
     device = device_of(run)
     configure_torch(run, device)
     record = Record.inspect(run, machine.folder_name(machine.describe(device, run.threads)))
-    if record.status is not None and record.status.finished and not run.overwrite:
+    done = record.status is not None and record.status.finished and not (retry and record.status.crashed)
+    if done and not run.overwrite:
         return record, False
     needs_of(hyperparameters.algorithm_class(run.optimizer.class_path), run)  # its errors come before the data's
     workload = load_workload(run, device)
@@ -56,13 +65,15 @@ def run_trial(run: Run, observers: Callable[[], list[Observer]] = list) -> tuple
         watching = observers()
         checkpoint = None if run.overwrite else record.load_checkpoint(device)
         training = Training(run, workload, device)
-        record.begin(_manifest_facts(training))
+        record.begin(_manifest_facts(training), lease_token)
         if checkpoint is not None:
             record.write_rows()
         trial = _Trial(training, record, watching)
         try:
             status, final = trial.run(checkpoint)
             record.finish(status, final)
+        except LeaseLost as error:
+            raise UserError(f"{error}, after this one had not been heard of; the trial goes on there") from error
         except OSError as error:
             raise UserError(
                 f"records={run.records}: {record.folder} could not be written ({error.strerror}); make room there, "
@@ -116,6 +127,8 @@ class _Trial:
             status, error = Status.OUT_OF_MEMORY, traceback.format_exc()
         except _RecordError as caught:
             raise caught.error from caught
+        except LeaseLost:
+            raise
         except Exception:
             status, error = Status.FAILED, traceback.format_exc()
         return status, self._final_figures(error)

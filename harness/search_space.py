@@ -1,0 +1,214 @@
+"""Search spaces: what a tuner may try, and which point each trial tries.
+
+A space has the shape of a recipe (see `harness.config.Recipe`), with a range where the recipe has a value:
+
+    search_space:
+      hyperparameters:
+        lr: {log: [1.0e-3, 3.0e-2]}
+        betas: [{one_minus_log: [0.8, 0.98]}, {one_minus_log: [0.9, 0.999]}]
+      warmup_fraction: {choices: [0.02, 0.05, 0.1]}
+      horizon_fraction: {linear: [0.7, 1.0]}
+
+or is a fixed list: `search_space: {points: [{hyperparameters: {lr: 0.01}}, ...]}`.
+
+Points are quasi-random (scrambled Sobol, Owen 1998) and a pure function of (submission, study seed, trial number):
+other points in every study, the same on every machine, and trial i never depends on how many trials there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+from harness.problems import UserError, did_you_mean
+
+Kind = Literal["linear", "log", "one_minus_log", "integer", "choices"]
+KINDS: tuple[str, ...] = get_args(Kind)
+PARTS = ("hyperparameters", "warmup_fraction", "horizon_fraction", "clip_norm")
+"""Keys of a recipe, and so of a space and of a point."""
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One range. `values` are its two ends (both included), or all choices."""
+
+    path: Path
+    kind: Kind
+    values: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """As in the YAML: `hyperparameters.betas[1]`."""
+        head, *rest = self.path
+        return str(head) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
+
+    def value(self, u: float) -> Any:
+        """The value at quantile u in [0, 1)."""
+        if self.kind == "choices":
+            return self.values[int(u * len(self.values))]
+        low, high = self.values
+        if self.kind == "linear":
+            return low + u * (high - low)
+        if self.kind == "integer":
+            return low + int(u * (high - low + 1))
+        if self.kind == "log":
+            return math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+        # Log-uniform in 1 - value, from the larger 1 - low down to 1 - high.
+        return 1 - math.exp(math.log1p(-low) + u * (math.log1p(-high) - math.log1p(-low)))
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Either ranges or a list of points, each point a partial recipe."""
+
+    dimensions: tuple[Dimension, ...]
+    points: tuple[dict[str, Any], ...]
+
+    def point(self, submission: str, study: int, trial: int) -> dict[str, Any]:
+        """The point of trial `trial` (from 1) in study `study`, in the shape of a recipe.
+
+        UserError if a list has fewer points.
+        """
+        from harness.seeding import stable_hash
+
+        seed = stable_hash("search space", submission, study)
+        if self.points:
+            if trial > len(self.points):
+                raise UserError(
+                    f"trial {trial} of {submission}: its search_space lists {len(self.points)} points; "
+                    f"ask for at most as many with ruleset.trials={len(self.points)}, or list more"
+                )
+            return self.points[_permutation(len(self.points), seed)[trial - 1]]
+        point: dict[str, Any] = {}
+        # Each dimension has the place of its name in the order of names, so the order in the YAML does not matter.
+        for dimension, u in zip(self.dimensions, _sobol(len(self.dimensions), seed, trial), strict=True):
+            _put(point, dimension.path, dimension.value(u))
+        return point
+
+
+def parse(raw: Any, key: str = "optimizer.search_space") -> SearchSpace:
+    """The space that a YAML describes; UserError with every problem in it."""
+    problems: list[str] = []
+    if not isinstance(raw, dict) or not raw:
+        raise UserError(f"{key}={raw}: must be a mapping like {{hyperparameters: {{lr: {{log: [1e-3, 1e-1]}}}}}}")
+    if "points" in raw:
+        points = raw["points"]
+        if len(raw) > 1:
+            problems.append(f"{key}: has points and ranges; keep one of the two")
+        elif not isinstance(points, list) or not points or not all(isinstance(p, dict) and p for p in points):
+            problems.append(f"{key}.points={points}: must be a list of points like {{hyperparameters: {{lr: 0.01}}}}")
+        else:
+            for i, point in enumerate(points):
+                problems += [f"{key}.points[{i}].{part}: unknown key; {did_you_mean(str(part), PARTS)}"
+                             for part in point if part not in PARTS]  # fmt: skip
+            if any(point in points[:i] for i, point in enumerate(points)):
+                problems.append(f"{key}.points: a point stands there twice; remove it")
+        if problems:
+            raise UserError(problems)
+        return SearchSpace((), tuple(points))
+    problems += [f"{key}.{part}: unknown key; {did_you_mean(str(part), PARTS)}" for part in raw if part not in PARTS]
+    found = {part: raw[part] for part in PARTS if part in raw}
+    dimensions = []
+    for path, leaf in _leaves(found, ()):
+        dimension = _dimension(path, leaf, key, problems)
+        if dimension is not None:
+            dimensions.append(dimension)
+    if not dimensions and not problems:
+        problems.append(f"{key}: nothing in it is a range; write one like lr: {{log: [1e-3, 1e-1]}}")
+    if problems:
+        raise UserError(problems)
+    return SearchSpace(tuple(sorted(dimensions, key=lambda d: d.name)), ())
+
+
+def corners(space: SearchSpace) -> Iterator[dict[str, Any]]:
+    """Points that hold every value a check has to see: all of a list, or both ends and all choices of each range."""
+    if space.points:
+        yield from space.points
+        return
+    most = max(len(d.values) for d in space.dimensions)
+    for i in range(most):
+        point: dict[str, Any] = {}
+        for dimension in space.dimensions:
+            _put(point, dimension.path, dimension.values[min(i, len(dimension.values) - 1)])
+        yield point
+
+
+def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if isinstance(value, dict) and not set(value) & set(KINDS):
+        for name, item in value.items():
+            yield from _leaves(item, (*path, str(name)))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _leaves(item, (*path, i))
+    else:
+        yield path, value
+
+
+def _dimension(path: Path, leaf: Any, key: str, problems: list[str]) -> Dimension | None:
+    name = f"{key}.{Dimension(path, 'choices', ()).name}"
+    if isinstance(path[-1], int) and _is_number(leaf):  # one of a list that keeps its value, beside one that does not
+        return Dimension(path, "choices", (leaf,))
+    if not isinstance(leaf, dict) or len(leaf) != 1:
+        listed = ", ".join(KINDS)
+        problems.append(f"{name}={leaf}: must be one range, {{KIND: [low, high]}} with KIND one of {listed}")
+        return None
+    ((kind, values),) = leaf.items()
+    if not isinstance(values, list) or not values:
+        problems.append(f"{name}.{kind}={values}: must be a list")
+        return None
+    if kind == "choices":
+        if any(value in values[:i] for i, value in enumerate(values)):
+            problems.append(f"{name}.choices={values}: a choice stands there twice; remove it")
+        return Dimension(path, "choices", tuple(values))
+    if len(values) != 2 or not all(_is_number(value) for value in values):
+        problems.append(f"{name}.{kind}={values}: must be two finite numbers, [low, high]")
+        return None
+    low, high = values
+    before = len(problems)
+    if low >= high:
+        problems.append(f"{name}.{kind}={values}: empty; the first number must be the smaller")
+    if kind == "log" and low <= 0:
+        problems.append(f"{name}.log={values}: a logarithmic range must stay above 0")
+    if kind == "one_minus_log" and high >= 1:
+        problems.append(f"{name}.one_minus_log={values}: 1 - value must stay above 0")
+    if kind == "integer" and not all(isinstance(value, int) for value in values):
+        problems.append(f"{name}.integer={values}: must be whole numbers")
+    return Dimension(path, kind, (low, high)) if len(problems) == before else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _put(point: dict[str, Any], path: Path, value: Any) -> None:
+    """Set `value` at `path`; the places of a list come in their order."""
+    here: Any = point
+    for part, following in pairwise(path):
+        if isinstance(here, dict):
+            here.setdefault(part, [] if isinstance(following, int) else {})
+        elif part == len(here):
+            here.append([] if isinstance(following, int) else {})
+        here = here[part]
+    if isinstance(here, list):
+        here.append(value)
+    else:
+        here[path[-1]] = value
+
+
+def _sobol(dimensions: int, seed: int, trial: int) -> list[float]:
+    from scipy.stats import qmc
+
+    sampler = qmc.Sobol(dimensions, scramble=True, rng=seed)
+    if trial > 1:
+        sampler.fast_forward(trial - 1)
+    return [float(u) for u in sampler.random(1)[0]]
+
+
+def _permutation(length: int, seed: int) -> list[int]:
+    from harness.seeding import stable_hash
+
+    return sorted(range(length), key=lambda i: stable_hash(seed, i))
