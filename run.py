@@ -99,13 +99,30 @@ def _run(runs: list[Run]) -> int:
             raise UserError(
                 f"seed={run.seed}: the seeds {first} to {last} serve the measurement of targets; take another"
             )
-    entries = ledger.plan(runs, machine.folder_name(machine.describe(device_of(runs[0]), runs[0].threads)))
-    if len(entries) == 1 and runs[0].executor.name == "local":
-        return _run_here(entries[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)
+    folder = machine.folder_name(machine.describe(device_of(runs[0]), runs[0].threads))
+    if runs[0].executor.name == "local":
+        entries = ledger.trials_of(runs, folder)
+        if len(entries) == 1:
+            return _run_here(entries[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)
+        _check_data(runs)
+    entries = ledger.plan(runs, folder)
     with PoolProgress(console, entries):
         executors.execute(entries, lambda line: console.print(line, style="yellow", markup=False))
     states = print_studies(console, entries)
     return 1 if any(state in ("failed", "out_of_memory") for state in states) else 0
+
+
+def _check_data(runs: list[Run]) -> None:
+    """Load the data of every workload once, so that what is missing is said before anything is planned."""
+    from harness.environment import device_of
+    from harness.trial import load_workload
+
+    checked: list[tuple[str, object, str]] = []
+    for run in runs:
+        what = (run.facts.class_path, run.facts.data, run.data)
+        if what not in checked:
+            load_workload(run, device_of(run))
+            checked.append(what)
 
 
 def _run_here(run: Run, console: Console) -> int:

@@ -367,13 +367,14 @@ def _validated(values: dict[str, Any], complete: bool = True) -> Any:
             raise UserError([*problems, "optimizer.class_path is not given; add optimizer.class_path=package.Class"])
         try:
             algorithm = Optimizer(**optimizer)
-            problems += hyperparameters.check(optimizer["class_path"], algorithm.effective_hyperparameters)
+            own = hyperparameters.check(optimizer["class_path"], algorithm.effective_hyperparameters)
+            problems += own
             problems += [
                 f"optimizer.no_decay={role}: no such role; {did_you_mean(role, roles.Role)}"
                 for role in algorithm.no_decay
                 if role not in set(roles.Role)
             ]
-            problems += _search_space_problems(algorithm, run)
+            problems += _search_space_problems(algorithm, run, reported=own)
         except ValidationError:
             pass  # reported above
     if problems:
@@ -382,8 +383,11 @@ def _validated(values: dict[str, Any], complete: bool = True) -> Any:
     return run
 
 
-def _search_space_problems(algorithm: Optimizer, run: Run | None) -> list[str]:
-    """What is wrong with the search space, its ends and choices included, and with what the ruleset asks of it."""
+def _search_space_problems(algorithm: Optimizer, run: Run | None, reported: list[str]) -> list[str]:
+    """What is wrong with the search space, its ends and choices included, and with what the ruleset asks of it.
+
+    reported: problems of the hyperparameters that the user sets, which are those of every point too.
+    """
     from harness import hyperparameters, search_space
 
     if algorithm.search_space is None:
@@ -410,7 +414,7 @@ def _search_space_problems(algorithm: Optimizer, run: Run | None) -> list[str]:
                 Schedule(**run.schedule.model_dump() | {key: point[key] for key in SCHEDULED if key in point})
             except ValidationError as error:
                 found = _messages(error, Schedule, "schedule.")
-        problems += [f"optimizer.search_space: {line}" for line in found]
+        problems += [f"optimizer.search_space: {line}" for line in found if line not in reported]
     return list(dict.fromkeys(problems))
 
 

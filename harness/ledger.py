@@ -99,38 +99,47 @@ def progress_of(entry: Entry) -> float:
         return 0.0
 
 
-def plan(runs: Iterable[Run], machine: str) -> list[Entry]:
-    """Plan every trial that `runs` ask for, beside what is planned already; the trials of `runs`, in running order.
+def trials_of(runs: Iterable[Run], machine: str) -> list[Entry]:
+    """Every trial that `runs` ask for, in running order; nothing is written.
 
-    UserError, before anything is written, where a folder is planned for another configuration. With overwrite=true a
-    study's former trials are discarded first.
+    UserError where a folder is planned for another configuration, unless overwrite=true.
     """
-    asked: list[tuple[Path, Run, list[Entry]]] = []
     problems: list[str] = []
+    order: dict[Path, Entry] = {}
     for run in runs:
-        folder = submission_folder(run, machine)
-        entries = [_entry(run, folder, seed, trial) for seed, trial in study.trials_of(run)]
-        path = folder / f"plan_{run.facts.name}.json"
+        path = _plan_of(run, machine)
         if not run.overwrite and path.exists():
             found = differences(_read(path)["identity"], _identity(run))
             if found:
                 problems.append(
-                    f"{folder} holds a study of another configuration ({'; '.join(found)}); give label=NAME for a "
+                    f"{path.parent} holds a study of another configuration ({'; '.join(found)}); give label=NAME for a "
                     "folder of its own, or overwrite=true to replace it"
                 )
-        asked.append((path, run, entries))
+        for seed, trial in study.trials_of(run):
+            entry = _entry(run, path.parent, seed, trial)
+            order[entry.folder] = entry
     if problems:
         raise UserError(problems)
-    several = sum(len(entries) for _, _, entries in asked) > 1
-    for path, run, entries in asked:
-        former = _entries(path) if path.exists() else []
-        if run.overwrite and several:
-            _discard({entry.folder: entry for entry in [*former, *entries]}.values())
-        kept = [] if run.overwrite else former
-        _write(path, run, [*kept, *entries])
-    order = {entry.folder: entry for _, _, entries in asked for entry in entries}
     # Study by study, and within a study at random, always alike: what disturbs a machine for a while then meets all.
     return sorted(order.values(), key=lambda entry: (entry.seed, stable_hash(entry.name)))
+
+
+def plan(runs: Iterable[Run], machine: str) -> list[Entry]:
+    """Write down the trials that `runs` ask for, beside what is planned already; as `trials_of` otherwise.
+
+    With overwrite=true a study's former trials are discarded first.
+    """
+    runs = list(runs)
+    entries = trials_of(runs, machine)
+    for run in runs:
+        path = _plan_of(run, machine)
+        own = [entry for entry in entries if entry.base is run]
+        former = _entries(path) if path.exists() else []
+        if run.overwrite:
+            _discard({entry.folder: entry for entry in [*former, *own]}.values())
+            former = []
+        _write(path, run, [*former, *own])
+    return entries
 
 
 def planned(records: Path) -> list[Entry]:
@@ -152,6 +161,10 @@ def crashed(entry: Entry, what: str) -> None:
 
 
 # ---- plans on disk -----------------------------------------------------------------------------------------------
+
+
+def _plan_of(run: Run, machine: str) -> Path:
+    return submission_folder(run, machine) / f"plan_{run.facts.name}.json"
 
 
 def _identity(run: Run) -> dict[str, Any]:

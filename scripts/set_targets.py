@@ -4,8 +4,8 @@
 
 The procedure is that of harness/target_setting.py. It is a resumable job of the ledger: trials that are finished in
 --records are not run again, and scripts/status.py shows how far it is. With --write, a target that was accepted goes
-into the workload's config with its provenance and a new version. Exit status 1 if a target was rejected or a workload is
-not quiet.
+into the workload's config with its provenance and a new version. Exit status 1 if a target was rejected or a workload
+is not quiet.
 """
 
 from __future__ import annotations
