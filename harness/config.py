@@ -256,6 +256,9 @@ def load(arguments: list[str]) -> Run:
             )
     _check_groups(overrides)
     composed = _compose([_as_override(override) for override in overrides])
+    for override in overrides:
+        if override.key_or_group.startswith("optimizer.search_space"):  # a range replaces the former, they do not mix
+            OmegaConf.update(composed, override.key_or_group, override.value(), merge=False, force_add=True)
     fixed = ("workload", "scale", "optimizer", "ruleset")
     groups = [o for o in overrides if o.key_or_group in fixed or o.key_or_group.startswith("ruleset.")]
     shipped = _compose([_as_override(override) for override in groups])

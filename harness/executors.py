@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -149,6 +150,7 @@ def _ray(entries: Sequence[Entry], executor: Executor, say: Say) -> None:
     except ImportError as error:
         raise UserError("executor=ray: ray is not installed; pip install -e '.[ray]'") from error
     run = entries[0].base
+    _check_reachable(str(executor.options.get("address", "")))
     # Workers import the same code as this process.
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}}
     try:
@@ -176,3 +178,17 @@ def _ray(entries: Sequence[Entry], executor: Executor, say: Say) -> None:
             raise UserError(f"executor=ray: {error}") from error
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """UserError if nobody listens at host:port. Ray itself tries for many minutes before it gives up."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"executor=ray: nobody answers at executor.options.address={address} ({error}); start the cluster with "
+            "`ray start --head`, or leave the address out for one of this machine's own"
+        ) from error

@@ -142,11 +142,35 @@ def plan(runs: Iterable[Run], machine: str) -> list[Entry]:
     return entries
 
 
-def planned(records: Path) -> list[Entry]:
-    """Every trial planned below `records`."""
+def listed(records: Path) -> tuple[list[Entry], list[str]]:
+    """Every trial below `records`, planned or only recorded (a command's single trial is not planned), and a line for
+    each folder that cannot be read."""
     if not records.is_dir():
         raise UserError(f"{records} is not a folder; give a folder of records")
-    return [entry for path in sorted(records.glob("*/*/*/*/plan_*.json")) for entry in _entries(path)]
+    entries: list[Entry] = []
+    problems: list[str] = []
+    for folder in sorted(path for path in records.glob("*/*/*/*") if path.is_dir()):
+        found: dict[Path, Entry] = {}
+        for path in sorted(folder.glob("plan_*.json")):
+            try:
+                found |= {entry.folder: entry for entry in _entries(path)}
+            except UserError as error:
+                problems += error.problems
+        bases: dict[str, Run] = {}
+        for path in sorted(folder.glob("study_*/*_pytorch/trial_*")):
+            if path in found:
+                continue
+            try:
+                if path.parent.name not in bases:
+                    bases[path.parent.name] = _base(json.loads((path / "manifest.json").read_text())["config"], folder)
+                numbers = (int(part.name.rpartition("_")[2]) for part in (path.parents[1], path))
+                found[path] = Entry(bases[path.parent.name], *numbers, path)
+            except FileNotFoundError:
+                continue  # taken this moment
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                problems.append(f"{path / 'manifest.json'} cannot be read ({str(error).splitlines()[0]}); left out")
+        entries += found.values()
+    return entries, problems
 
 
 def crashed(entry: Entry, what: str) -> None:
@@ -210,11 +234,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _entries(path: Path) -> list[Entry]:
     content = _read(path)
-    # records/scale/ruleset/machine/label/plan_*.json
-    config = content["config"] | {"records": path.parents[4], "overwrite": False, "debug": False}
-    run = Run(**config, overridden=tuple(content["overridden"]))
-    run = run.model_copy(update={"label": path.parent.name})
-    return [_entry(run, path.parent, seed, trial) for seed, trial in content["trials"]]
+    try:
+        base = _base(content["config"], path.parent)
+    except ValueError as error:
+        raise UserError(f"{path} is of a version of Pacemark with other keys ({str(error).splitlines()[0]})") from error
+    base = base.model_copy(update={"overridden": tuple(content["overridden"])})
+    return [_entry(base, path.parent, seed, trial) for seed, trial in content["trials"]]
+
+
+def _base(config: dict[str, Any], folder: Path) -> Run:
+    """The run of a study from its configuration on disk; folder: <records>/<scale>/<ruleset>/<machine>/<label>."""
+    elsewhere = {"records": folder.parents[3], "overwrite": False, "debug": False, "label": folder.name}
+    return Run(**config | elsewhere)
 
 
 def _discard(entries: Iterable[Entry]) -> None:

@@ -138,7 +138,7 @@ def corners(space: SearchSpace) -> Iterator[dict[str, Any]]:
 
 
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
-    if isinstance(value, dict) and not set(value) & set(KINDS):
+    if isinstance(value, dict) and path in ((), ("hyperparameters",)):
         for name, item in value.items():
             yield from _leaves(item, (*path, str(name)))
     elif isinstance(value, list):
@@ -152,7 +152,7 @@ def _dimension(path: Path, leaf: Any, key: str, problems: list[str]) -> Dimensio
     name = f"{key}.{Dimension(path, 'choices', ()).name}"
     if isinstance(path[-1], int) and _is_number(leaf):  # one of a list that keeps its value, beside one that does not
         return Dimension(path, "choices", (leaf,))
-    if not isinstance(leaf, dict) or len(leaf) != 1:
+    if not isinstance(leaf, dict) or len(leaf) != 1 or not set(leaf) <= set(KINDS):
         listed = ", ".join(KINDS)
         problems.append(f"{name}={leaf}: must be one range, {{KIND: [low, high]}} with KIND one of {listed}")
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -210,6 +211,23 @@ class Broken(_Sgd):
         if ctx.step >= 2:
             raise ArithmeticError("the third step is wrong")
         super().step(ctx)
+
+
+class Deadly(_Sgd):
+    """Takes its process with it at the eighth step."""
+
+    def step(self, ctx: StepContext) -> None:
+        if ctx.step >= 7:
+            os.abort()
+        super().step(ctx)
+
+
+class Nosy(_Sgd):
+    """Says where it runs."""
+
+    def step(self, ctx: StepContext) -> None:
+        gpu, threads = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.get_num_threads()
+        raise ArithmeticError(f"cores {os.sched_getaffinity(0)} gpu {gpu} threads {threads}")
 
 
 class OutOfMemory(_Sgd):

@@ -1,0 +1,71 @@
+"""Show what a tuner may try with a submission, and the points that the first trials of a study try. Trains nothing.
+
+    python scripts/search_space.py OPTIMIZER [--study 0] [--trials 5] [KEY=VALUE ...]
+
+KEY=VALUE as for run.py; what is set there stays fixed at every point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness import search_space, study
+from harness.config import Run, load
+from harness.problems import reporting
+from harness.search_space import SearchSpace
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("optimizer")
+    parser.add_argument("--study", type=int, default=0, help="study seed")
+    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_intermixed_args()
+    settings = [*options.settings, f"optimizer={options.optimizer}", f"seed={options.study}"]
+    if not any(setting.startswith("workload=") for setting in settings):
+        settings.append("workload=gpt2")  # any will do: a space knows nothing of workloads
+    run = load([*settings, "ruleset=external", f"ruleset.trials={options.trials}", "ruleset.studies=1"])
+    space = search_space.parse(run.optimizer.search_space)  # harness.config has refused a submission without one
+    console = Console(highlight=False, soft_wrap=True)
+    for dimension in space.dimensions:
+        values = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in dimension.values)
+        console.print(f"{dimension.name:36} {dimension.kind:14} {values}", markup=False)
+    if space.points:
+        console.print(f"a list of {len(space.points)} points, in another order in every study")
+    table = Table(box=None, pad_edge=False)
+    rows = [_shown(study.trial_of(run, seed, number), space) for seed, number in study.trials_of(run)]
+    for head in ("trial", *rows[0]):
+        table.add_column(head)
+    for number, row in enumerate(rows, 1):
+        table.add_row(str(number), *row.values())
+    console.print(f"study {options.study} of {run.optimizer.name}")
+    console.print(table)
+    return 0
+
+
+def _shown(trial: Run, space: SearchSpace) -> dict[str, str]:
+    """What the trial runs with, of all that the space has a say in."""
+    own = {name for dimension in space.dimensions if len(dimension.path) > 1 for name in dimension.path[1:2]}
+    own |= {name for point in space.points for name in point.get("hyperparameters", {})}
+    parts = {dimension.path[0] for dimension in space.dimensions} | {part for point in space.points for part in point}
+    hyperparameters = trial.optimizer.effective_hyperparameters
+    others = trial.schedule.model_dump() | {"clip_norm": trial.optimizer.clip_norm}
+    values = {str(name): hyperparameters[name] for name in sorted(own)}
+    values |= {str(part): others[part] for part in sorted(parts - {"hyperparameters"})}
+    return {name: _text(value) for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(reporting(main))
