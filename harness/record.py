@@ -149,7 +149,13 @@ class Record:
                     f"{self.folder} is being written by another process; wait for it, or give this run label=NAME"
                 )
             self._lease = lease.keep()
+            before = self.status
             self._read()  # again, now that nobody else writes
+            if self.status is not before and self.status is not None and self.status.finished:
+                raise UserError(f"{self.folder} was finished by another process this moment; run the command again")
+            for leftover in self.folder.glob(".*.[0-9]*"):  # of a process killed while it wrote
+                if leftover.name.startswith((".eval_", ".manifest", ".checkpoint")):
+                    leftover.unlink(missing_ok=True)
             continued = bool(self.manifest) and not self.run.overwrite
             if not continued:
                 for path in (self.csv_path, self.checkpoint_path):

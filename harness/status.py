@@ -40,7 +40,10 @@ def survey(records: Path) -> tuple[list[Trial], list[str]]:
         seconds = _wall_seconds(state)
         if state.is_over and seconds:
             workload = entry.base.facts.name
-            for kind in ((entry.base.scale.name, workload, entry.base.submission_label), (entry.base.scale.name, workload)):
+            for kind in (
+                (entry.base.scale.name, workload, entry.base.submission_label),
+                (entry.base.scale.name, workload),
+            ):
                 taken[kind].append(seconds)
     means = {kind: statistics.mean(seconds) for kind, seconds in taken.items()}
     trials = []

@@ -114,7 +114,7 @@ def test_states_follow_the_records(tmp_path: Path) -> None:
         write(entry, status)
         assert ledger.state_of(entry).name == state
         assert ledger.state_of(entry).is_open == (state in ledger.OPEN)
-    write(entry, "failed", failures=["first", "second"])  # ruleset.retries=2
+    write(entry, "failed", failures=["first", "second"])  # ruleset.retries=1
     assert ledger.state_of(entry).name == "failed" and ledger.state_of(entry).is_over
     write(entry, "running")
     held = Lease.take(entry.folder, executor="slurm")
@@ -158,7 +158,9 @@ def test_trials_that_nobody_planned_are_listed_too(tmp_path: Path) -> None:
     run_trial(load([*TINY_GPT2, "optimizer=sgd", f"records={tmp_path}"]))
     trials, problems = survey(tmp_path)
     assert not problems
-    assert [(trial.entry.name, trial.state.name) for trial in trials] == [("sgd on gpt2, study 0, trial 1", "exhausted")]
+    assert [(trial.entry.name, trial.state.name) for trial in trials] == [
+        ("sgd on gpt2, study 0, trial 1", "exhausted")
+    ]
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:

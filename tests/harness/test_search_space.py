@@ -65,7 +65,9 @@ def test_the_order_of_the_yaml_does_not_matter() -> None:
     assert parse(turned).point("mine", 0, 4) == parse(RANGES).point("mine", 0, 4)
 
 
-@pytest.mark.parametrize(("kind", "low", "high"), [("linear", 2.0, 10.0), ("log", 1e-3, 1.0), ("one_minus_log", 0.9, 0.999)])
+@pytest.mark.parametrize(
+    ("kind", "low", "high"), [("linear", 2.0, 10.0), ("log", 1e-3, 1.0), ("one_minus_log", 0.9, 0.999)]
+)
 def test_points_are_spread_evenly_over_the_scale_of_the_range(kind: str, low: float, high: float) -> None:
     """Of 32 scrambled Sobol points, every dyadic interval of 1/32 holds exactly one."""
     space = parse({"hyperparameters": {"x": {kind: [low, high]}, "y": {"linear": [0, 1]}}})

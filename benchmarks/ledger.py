@@ -1,0 +1,131 @@
+"""What the ledger costs, and what a second worker brings.
+
+python benchmarks/ledger.py take [--trials 400] [--workers 1 2 8]     empty trials taken per second
+python benchmarks/ledger.py list [--trials 100000]                    listing a folder of finished trials
+python benchmarks/ledger.py workers [--steps 300] [--rounds 3]        one study by one worker and by two, alternated
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import pandas as pd
+
+from harness import ledger
+from harness.config import Run, load
+from harness.lease import Lease
+from harness.ledger import Entry
+from harness.record import replace
+from harness.status import survey
+from harness.worker import Worker
+
+ROOT = Path(__file__).parent.parent
+
+
+class Empty(Worker):
+    """Takes trials as a worker does, and ends each at once."""
+
+    def _run(self, entry: Entry, lease: Lease) -> None:
+        with (entry.base.records / "taken").open("a") as file:
+            file.write(entry.name + "\n")
+        replace(entry.folder / "manifest.json", json.dumps({"status": "exhausted"}).encode())
+
+
+def work(records: Path, begin: multiprocessing.synchronize.Barrier) -> None:  # type: ignore[name-defined]
+    entries, _ = ledger.listed(records)
+    begin.wait()
+    Empty(entries).work()
+
+
+def study(records: Path, trials: int, *arguments: str) -> Run:
+    keys = ["workload=gpt2", "optimizer=adamw", "ruleset=external", "ruleset.studies=1", f"ruleset.trials={trials}"]
+    return load([*keys, "machine=here", f"records={records}", *arguments])
+
+
+def take(trials: int, workers: list[int]) -> None:
+    context = multiprocessing.get_context("fork")
+    for number in workers:
+        with tempfile.TemporaryDirectory() as folder:
+            records = Path(folder)
+            ledger.plan([study(records, trials)], "unused")
+            begin = context.Barrier(number + 1)
+            processes = [context.Process(target=work, args=(records, begin)) for _ in range(number)]
+            for process in processes:
+                process.start()
+            begin.wait()
+            start = perf_counter()
+            for process in processes:
+                process.join()
+            seconds = perf_counter() - start
+            taken = (records / "taken").read_text().splitlines()
+            assert len(taken) == len(set(taken)) == trials, "a trial was taken twice, or not at all"
+        print(f"{number} workers: {trials / seconds:,.0f} trials per second, each of {trials} taken once")
+
+
+def listing(trials: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        records = Path(folder)
+        manifest = max((ROOT / "results").rglob("manifest.json"), key=lambda path: path.stat().st_size).read_bytes()
+        for entry in ledger.plan([study(records, trials)], "unused"):
+            entry.folder.mkdir(parents=True)
+            (entry.folder / "manifest.json").write_bytes(manifest)
+        start = perf_counter()
+        found, problems = survey(records)
+        seconds = perf_counter() - start
+        assert len(found) == trials and not problems
+    print(f"{trials:,} trials with manifests of {len(manifest):,} bytes: {seconds:.1f} s, "
+          f"{1e6 * seconds / trials:.0f} µs each")  # fmt: skip
+
+
+def workers(steps: int, rounds: int) -> None:
+    walls: dict[int, list[float]] = {1: [], 2: []}
+    clocks: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for number in (1, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                keys = ["ruleset.trials=4", f"workload.max_steps={steps}", f"executor.workers={number}"]
+                keys += ["workload=gpt2", "optimizer=adamw", "ruleset=external", "ruleset.studies=1", "machine=here"]
+                start = perf_counter()
+                command = [sys.executable, str(ROOT / "run.py"), *keys, "run_to_end=true", f"records={folder}"]
+                subprocess.run(command, check=True, capture_output=True)
+                walls[number].append(perf_counter() - start)
+                rows = [pd.read_csv(path).iloc[-1] for path in Path(folder).rglob("eval_measurements.csv")]
+                assert len(rows) == 4
+                clocks[number].append(statistics.median(row["accumulated_submission_time"] for row in rows))
+    wall = [one / two for one, two in zip(walls[1], walls[2], strict=True)]
+    clock = [two / one for one, two in zip(clocks[1], clocks[2], strict=True)]
+    print(f"a study of four trials: two workers are {statistics.median(wall):.2f} times as fast as one "
+          f"[{min(wall):.2f} to {max(wall):.2f}]; a trial's clock beside another one's shows "
+          f"{statistics.median(clock):.3f} times the seconds [{min(clock):.3f} to {max(clock):.3f}]")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    one = commands.add_parser("take")
+    one.add_argument("--trials", type=int, default=400)
+    one.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8])
+    two = commands.add_parser("list")
+    two.add_argument("--trials", type=int, default=100_000)
+    three = commands.add_parser("workers")
+    three.add_argument("--steps", type=int, default=300)
+    three.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if options.what == "take":
+        take(options.trials, options.workers)
+    elif options.what == "list":
+        listing(options.trials)
+    else:
+        workers(options.steps, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

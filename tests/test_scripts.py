@@ -1,0 +1,68 @@
+"""The scripts about studies, as a user meets them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import ledger
+from harness.config import load
+from harness.lease import Lease
+from harness.trial import run_trial
+from tests.conftest import TINY_GPT2
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    wide = os.environ | {"COLUMNS": "200"}
+    return subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], capture_output=True, text=True, env=wide)
+
+
+def test_status_tells_what_is_planned_running_and_finished_and_changes_nothing(tmp_path: Path) -> None:
+    run = load([*TINY_GPT2, "optimizer=sgd", "ruleset=external", "ruleset.studies=1", "ruleset.trials=3",
+                "machine=here", f"records={tmp_path}"])  # fmt: skip
+    entries = ledger.plan([run], "unused")
+    run_trial(entries[0].run)
+    entries[1].folder.mkdir(parents=True)
+    held = Lease.take(entries[1].folder, executor="slurm")
+    assert held is not None
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    done = script("status.py", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    printed = " ".join(done.stdout.split())
+    assert "1/3" in printed and "1 exhausted" in printed and "1 running" in printed and "1 planned" in printed
+    assert "running by slurm" in printed and entries[1].name in printed and entries[2].name not in printed
+    assert "1 of 3 trials over, 1 running; about" in printed
+    assert entries[2].name in script("status.py", str(tmp_path), "--every").stdout
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    held.release()
+
+
+def test_status_of_no_folder_is_an_error(tmp_path: Path) -> None:
+    done = script("status.py", str(tmp_path / "nothing"))
+    assert done.returncode == 2 and "give a folder of records" in done.stderr
+
+
+def test_a_search_space_is_shown_with_its_points() -> None:
+    done = script("search_space.py", "adamw", "--study", "3", "--trials", "4", "optimizer.hyperparameters.lr=0.5")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["hyperparameters.lr", "log", "0.003,", "0.03"] in lines
+    rows = [line for line in lines if line and line[0].isdecimal()]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+    column = next(line for line in lines if line and line[0] == "trial").index("lr")
+    assert {row[column + 1] for row in rows} == {"0.5"}  # betas take two words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["adamm"], "did you mean `adamw`"), (["any", "optimizer.class_path=torch.optim.Adam"], "search_space")],
+)
+def test_a_space_that_is_not_there_is_an_error(arguments: list[str], said: str) -> None:
+    done = script("search_space.py", *arguments)
+    assert done.returncode == 2 and said in done.stderr
