@@ -39,7 +39,7 @@ class Empty(Worker):
         replace(entry.folder / "manifest.json", json.dumps({"status": "exhausted"}).encode())
 
 
-def work(records: Path, begin: multiprocessing.synchronize.Barrier) -> None:  # type: ignore[name-defined]
+def work(records: Path, begin: multiprocessing.synchronize.Barrier) -> None:
     entries, _ = ledger.listed(records)
     begin.wait()
     Empty(entries).work()

@@ -163,8 +163,8 @@ def listed(records: Path) -> tuple[list[Entry], list[str]]:
             try:
                 if path.parent.name not in bases:
                     bases[path.parent.name] = _base(json.loads((path / "manifest.json").read_text())["config"], folder)
-                numbers = (int(part.name.rpartition("_")[2]) for part in (path.parents[1], path))
-                found[path] = Entry(bases[path.parent.name], *numbers, path)
+                seed, trial = (int(part.name.rpartition("_")[2]) for part in (path.parents[1], path))
+                found[path] = Entry(bases[path.parent.name], seed, trial, path)
             except FileNotFoundError:
                 continue  # taken this moment
             except (OSError, ValueError, KeyError, TypeError) as error:

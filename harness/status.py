@@ -83,7 +83,7 @@ def print_status(console: Console, trials: Sequence[Trial], every: bool = False)
     console.print(table)
     for trial in trials:
         state = trial.state
-        if every or not (state.is_over and not state.name == "failed" or state.name == "planned"):
+        if every or state.name in ("running", "interrupted", "to retry", "failed"):
             who = f" by {state.worker}" if state.worker else ""
             at = f", {100 * trial.progress:.0f}% of the budget" if 0 < trial.progress < 1 else ""
             console.print(f"{state.name}{who}: {trial.entry.name}{at}", markup=False)

@@ -51,12 +51,12 @@ def main() -> int:
 
 def _shown(trial: Run, space: SearchSpace) -> dict[str, str]:
     """What the trial runs with, of all that the space has a say in."""
-    own = {name for dimension in space.dimensions if len(dimension.path) > 1 for name in dimension.path[1:2]}
+    own = {str(dimension.path[1]) for dimension in space.dimensions if dimension.path[0] == "hyperparameters"}
     own |= {name for point in space.points for name in point.get("hyperparameters", {})}
     parts = {dimension.path[0] for dimension in space.dimensions} | {part for point in space.points for part in point}
     hyperparameters = trial.optimizer.effective_hyperparameters
     others = trial.schedule.model_dump() | {"clip_norm": trial.optimizer.clip_norm}
-    values = {str(name): hyperparameters[name] for name in sorted(own)}
+    values = {name: hyperparameters[name] for name in sorted(own)}
     values |= {str(part): others[part] for part in sorted(parts - {"hyperparameters"})}
     return {name: _text(value) for name, value in values.items()}
 

@@ -82,12 +82,12 @@ def test_a_package_that_is_missing_is_named(
 
 def test_a_slurm_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="executor=slurm.*sbatch works.*executor=local"):
+    with pytest.raises(UserError, match=r"executor=slurm.*sbatch works.*executor=local"):
         execute(tmp_path, "executor=slurm", "executor.options={cluster: slurm}")
 
 
 def test_a_ray_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="executor=ray: nobody answers at .*127.0.0.1:1"):
+    with pytest.raises(UserError, match=r"executor=ray: nobody answers at .*127\.0\.0\.1:1"):
         execute(tmp_path, "executor=ray", "executor.options={address: '127.0.0.1:1'}")
     with pytest.raises(UserError, match="executor=ray: cannot start or join"):
         execute(tmp_path, "executor=ray", "executor.options={adress: auto}")

@@ -192,14 +192,14 @@ def test_overwrite_waits_for_nobody_and_discards_nothing_that_runs(tmp_path: Pat
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(UserError, match="records=.*cannot be written"):
+    with pytest.raises(UserError, match=r"records=.*cannot be written"):
         planned(study(tmp_path))
     tmp_path.chmod(stat.S_IRWXU)
 
 
 def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "records").write_text("")
-    with pytest.raises(UserError, match="records=.*cannot be written"):
+    with pytest.raises(UserError, match=r"records=.*cannot be written"):
         planned(study(tmp_path / "records"))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness import ledger
-from harness.config import Run, load
+from harness.config import load
 from harness.lease import Lease
 from harness.ledger import Entry
 from harness.problems import UserError
