@@ -57,7 +57,7 @@ def _shown(trial: Run, space: SearchSpace) -> dict[str, str]:
     hyperparameters = trial.optimizer.effective_hyperparameters
     others = trial.schedule.model_dump() | {"clip_norm": trial.optimizer.clip_norm}
     values = {name: hyperparameters[name] for name in sorted(own)}
-    values |= {str(part): others[part] for part in sorted(parts - {"hyperparameters"})}
+    values |= {str(part): others[str(part)] for part in sorted(parts - {"hyperparameters"})}
     return {name: _text(value) for name, value in values.items()}
 
 
