@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness import choices, ledger, timing
-from harness.choices import CONFIG_DIR, target_file, variants
+from harness.choices import target_file, variants
 from harness.config import Run, expand, load
 from harness.problems import UserError
 from harness.record import Record, folder_of
@@ -20,20 +19,6 @@ from harness.seeding import TrialSeeds
 ROOT = Path(__file__).parents[2]
 BASE = ["workload=gpt2", "optimizer=adamw"]
 MANIFESTS = sorted(ROOT.glob("results/*/records/**/manifest.json"))
-
-
-@pytest.fixture
-def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of configs/ in which gpt2's variant silu has the target 1.5, and res-post-norm none."""
-    copy = tmp_path / "configs"
-    shutil.copytree(CONFIG_DIR, copy)
-    for module in ("choices", "config"):
-        monkeypatch.setattr(f"harness.{module}.CONFIG_DIR", copy)
-    for variant, target in (("silu", "1.5"), ("res-post-norm", "null")):
-        path = target_file("gpt2", "mini", variant)
-        text = path.read_text().partition("target_provenance:")[0]
-        path.write_text(re.sub("^target: .*$", f"target: {target}", text, flags=re.MULTILINE))
-    return copy
 
 
 def problems(*arguments: str) -> list[str]:
