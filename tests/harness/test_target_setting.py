@@ -69,9 +69,7 @@ def test_what_is_written_is_what_was_measured(base: Measured) -> None:
     assert list(base.provenance["finalists"]) == best and base.provenance["winner"] in best
 
 
-def test_a_variant_takes_the_finalists_of_its_workload(
-    tiny: Procedure, base: Measured, tmp_path: Path
-) -> None:
+def test_a_variant_takes_the_finalists_of_its_workload(tiny: Procedure, base: Measured, tmp_path: Path) -> None:
     scale, arguments, machine, _ = tiny
     said: list[str] = []
     again = ("gpt2", "res-post-norm", scale, arguments, machine, said.append)
