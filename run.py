@@ -5,16 +5,19 @@ python run.py workload=gpt2 optimizer=lion
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from harness.config import CONFIG_DIR, GROUPS, Run, choices, expand, load
+from harness.choices import BASE, CONFIG_DIR, GROUPS, choices, target_file, variants
+from harness.config import Run, expand, load
 from harness.problems import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ USAGE = """\
 Measures how fast a training algorithm reaches a fixed validation target.
 
   python run.py workload=NAME optimizer=NAME [KEY=VALUE ...]     one trial, or all that ruleset= asks for
+  python run.py workload=NAME optimizer=NAME variant=NAME ...    on a held-out variant of the workload
   python run.py -m workload=gpt2,vit optimizer=adamw,lion ...    every combination, as one pool of trials
   python run.py --show workload=NAME optimizer=NAME ...          print the configuration, train nothing
 
@@ -167,6 +171,8 @@ def _show(run: Run) -> int:
     shown = run.model_dump(mode="json", exclude={"modified", "shipped"})
     shown["optimizer"]["hyperparameters"] = run.optimizer.effective_hyperparameters
     print(OmegaConf.to_yaml(shown), end="")
+    known = ", ".join([BASE, *variants(run.facts.name, run.scale.name)])
+    print(f"# variant={run.facts.variant or BASE}, of {known}")
     return 0
 
 
@@ -175,10 +181,22 @@ def _describe_choices() -> str:
     for group in GROUPS:
         lines.append(f"{group}=")
         for choice in choices(group):
-            text = (CONFIG_DIR / group / f"{choice}.yaml").read_text()
-            found = re.search(r"^(?:description:|#) *(.*)$", text, re.MULTILINE)
-            lines.append(f"  {choice:<14}{found.group(1) if found else ''}")
+            lines.append(f"  {choice:<14}{_description(CONFIG_DIR / group / f'{choice}.yaml')}")
+        if group == "scale":
+            lines += [
+                "variant=",
+                f"  {BASE:<14}the workload itself; the others change one thing of it and are held out",
+            ]
+            for workload, scale in itertools.product(choices("workload"), choices("scale")):
+                for variant in variants(workload, scale):
+                    text = _description(target_file(workload, scale, variant))
+                    lines.append(f"  {variant:<14}{workload} at scale={scale}: {text}")
     return "\n".join(lines) + "\n"
+
+
+def _description(path: Path) -> str:
+    found = re.search(r"^(?:description:|#) *(.*)$", path.read_text(), re.MULTILINE)
+    return found.group(1) if found else ""
 
 
 if __name__ == "__main__":

@@ -22,16 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.choices import BASE, CONFIG_DIR, GROUPS, VARIANT_GROUP, check, target_file, unmeasured
 from harness.needs import Need
 from harness.problems import UserError, did_you_mean
 from harness.schedules import Schedule
 
 if TYPE_CHECKING:
     from harness.workload import Facts
-
-CONFIG_DIR = Path(__file__).parent.parent / "configs"
-GROUPS = ("workload", "scale", "optimizer", "schedule", "ruleset", "executor", "tracker")
-_SCALE_GROUP = "workload/scale"
 
 
 class _Strict(BaseModel):
@@ -231,10 +228,6 @@ def short_hash(value: Any) -> str:
     return config_hash(value)[:8]
 
 
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
-
-
 def expand(arguments: list[str]) -> list[list[str]]:
     """The runs of a sweep: every combination of `a=1,2` style arguments, in order."""
     combinations: list[list[str]] = [[]]
@@ -254,12 +247,15 @@ def load(arguments: list[str]) -> Run:
                 f"{override.input_line}: several values are a sweep; add -m to run them all, "
                 f"or quote a text or list that has commas, like {override.key_or_group}='[a,b]'"
             )
-    _check_groups(overrides)
+    given = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in (*GROUPS, "variant")}
+    chosen = {"scale": "mini", "variant": BASE} | given
+    if problems := check(chosen):
+        raise UserError(problems)
     composed = _compose([_as_override(override) for override in overrides])
     for override in overrides:
         if override.key_or_group.startswith("optimizer.search_space"):  # a range replaces the former, they do not mix
             OmegaConf.update(composed, override.key_or_group, override.value(), merge=False, force_add=True)
-    fixed = ("workload", "scale", "optimizer", "ruleset")
+    fixed = ("workload", "scale", "variant", "optimizer", "ruleset")
     groups = [o for o in overrides if o.key_or_group in fixed or o.key_or_group.startswith("ruleset.")]
     shipped = _compose([_as_override(override) for override in groups])
     run = _validated(_container(composed))
@@ -270,9 +266,13 @@ def load(arguments: list[str]) -> Run:
         run = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"name": name})})
     as_shipped = plain["algorithm"] == run.algorithm()
     # The ruleset's budget is no change of the workload.
-    budget = run.workload | {"max_steps": max(1, round(run.ruleset.budget_factor * run.workload["max_steps"]))}
+    facts = run.workload | {"max_steps": max(1, round(run.ruleset.budget_factor * run.workload["max_steps"]))}
+    if chosen["variant"] != BASE:
+        # Hydra merges mappings, and so mixes the provenance of the base's target into that of the variant's.
+        own = OmegaConf.load(target_file(chosen["workload"], chosen["scale"], chosen["variant"]))
+        facts["target_provenance"] = OmegaConf.to_container(own).get("target_provenance")  # type: ignore[union-attr]
     keys = tuple(sorted(override.key_or_group for override in overrides))
-    return run.model_copy(update={"modified": changed, "shipped": as_shipped, "workload": budget, "overridden": keys})
+    return run.model_copy(update={"modified": changed, "shipped": as_shipped, "workload": facts, "overridden": keys})
 
 
 def _parse(arguments: list[str]) -> list[Override]:
@@ -291,31 +291,11 @@ def _parse(arguments: list[str]) -> list[Override]:
     return overrides
 
 
-def _check_groups(overrides: list[Override]) -> None:
-    chosen = {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in GROUPS}
-    problems = [
-        f"{group}={choice}: no such {group}; {did_you_mean(choice, choices(group))}"
-        for group, choice in chosen.items()
-        if choice not in choices(group)
-    ]
-    for group in ("workload", "optimizer"):
-        if group not in chosen:
-            problems.append(f"{group} is not given; add {group}=NAME, one of {', '.join(choices(group))}")
-    if not problems:
-        at_scale = f"{chosen['workload']}-{chosen.get('scale', 'mini')}"
-        if at_scale not in choices(_SCALE_GROUP):
-            scales = [c.rpartition("-")[2] for c in choices(_SCALE_GROUP) if c.startswith(f"{chosen['workload']}-")]
-            problems.append(
-                f"scale={chosen['scale']}: workload={chosen['workload']} does not exist at this scale; "
-                f"it exists at {', '.join(scales)}"
-            )
-    if problems:
-        raise UserError(problems)
-
-
 def _as_override(override: Override) -> str:
     """Groups as they are; values so that unknown keys get through to the schema, which reports all of them."""
     line = str(override.input_line)
+    if override.key_or_group == "variant":
+        return f"{VARIANT_GROUP}@workload=${{workload}}-${{scale}}-{override.value()}"
     return line if override.key_or_group in GROUPS else "++" + line.lstrip("+")
 
 
@@ -351,6 +331,9 @@ def _validated(values: dict[str, Any], complete: bool = True) -> Any:
     except ValidationError as error:
         problems += _messages(error, Run)
     facts = values["workload"]
+    if facts.get("target") in (None, "???"):
+        problems.append(unmeasured(facts.get("name"), values["scale"].get("name"), facts.get("variant", BASE)))
+        facts = facts | {"target": 0.0}  # the rest is checked all the same
     try:
         workload.Facts(**facts)
     except ValidationError as error:

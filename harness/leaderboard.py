@@ -235,6 +235,7 @@ def _notes(
         machines = taken["machine"].dropna().unique()
         what = f"on {len(machines)} kinds of machine" if len(machines) > 1 else "one after the other"
         notes.append(f"Seconds are the clocks of trials that ran {what}; scripts/timing.py makes seconds that compare.")
+    notes += _held_out_notes(times, targets)
     left_out = scoring.unscored_held_out(times, targets)
     if left_out:
         notes.append(f"No submission ran {', '.join(left_out)}; these held-out workloads disqualify nobody.")
@@ -248,6 +249,23 @@ def _notes(
     if unusable or board.records.problems:
         remarks = len(board.records.problems)
         notes.append(f"{unusable} trials are missing, unfinished or refused; {remarks} remarks on reading.")
+    return notes
+
+
+def _held_out_notes(times: pd.DataFrame, targets: Targets) -> list[str]:
+    run = [workload for workload in targets.held_out if workload in times]
+    if not run:
+        return []
+    notes = [
+        f"Held out: {', '.join(run)}. Each is a workload with one thing changed, run to see who over-fitted to that "
+        "workload. It gives no points of its own; the workload counts only for submissions that also reach the target "
+        f"of the variant, within {scoring.TAU_MAX:g} times the fastest there."
+    ]
+    void = scoring.disqualified(times, targets) & np.isfinite(times.reindex(columns=list(targets.base)))
+    cells = [f"{submission} on {workload}" for workload in void for submission in void.index[void[workload]]]
+    if cells:
+        more = f" and {len(cells) - 8} more" if len(cells) > 8 else ""
+        notes.append(f"Solved, but not counted for want of a held-out variant: {', '.join(cells[:8])}{more}.")
     return notes
 
 

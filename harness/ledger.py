@@ -2,7 +2,7 @@
 
 The records are the truth. A plan beside them says which trials belong to a study before they have begun:
 
-    <records>/<scale>/<ruleset>/<machine>/<label>/plan_<workload>.json
+    <records>/<scale>/<ruleset>/<machine>/<label>/plan_<workload>[_<variant>].json
 
 Everything else is read off the trials' folders: a manifest tells the status, a living lease that somebody is at it. So
 any number of processes, on machines that share the file system, agree without talking to each other.
@@ -45,7 +45,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return f"{self.base.submission_label} on {self.base.facts.name}, study {self.seed}, trial {self.trial}"
+        return f"{self.base.submission_label} on {self.base.facts.full_name}, study {self.seed}, trial {self.trial}"
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def crashed(entry: Entry, what: str) -> None:
 
 
 def _plan_of(run: Run, machine: str) -> Path:
-    return submission_folder(run, machine) / f"plan_{run.facts.name}.json"
+    return submission_folder(run, machine) / f"plan_{run.facts.full_name}.json"
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def _entry(run: Run, folder: Path, seed: int, trial: int) -> Entry:
-    return Entry(run, seed, trial, folder / f"study_{seed}" / f"{run.facts.name}_pytorch" / f"trial_{trial}")
+    return Entry(run, seed, trial, folder / f"study_{seed}" / f"{run.facts.full_name}_pytorch" / f"trial_{trial}")
 
 
 def _write(path: Path, run: Run, entries: list[Entry]) -> None:

@@ -174,7 +174,7 @@ def print_studies(console: Console, entries: Sequence[Entry]) -> list[str]:
     groups: dict[tuple[str, str], dict[int, list[State]]] = defaultdict(lambda: defaultdict(list))
     states = [ledger.state_of(entry) for entry in entries]
     for entry, state in zip(entries, states, strict=True):
-        groups[entry.base.facts.name, entry.base.submission_label][entry.seed].append(state)
+        groups[entry.base.facts.full_name, entry.base.submission_label][entry.seed].append(state)
     table = Table(box=None, pad_edge=False)
     for head in ("workload", "submission", "studies", "steps-to-target", "trials"):
         table.add_column(head, overflow="fold")

@@ -98,9 +98,9 @@ def read(
     found = _of_one_kind(found, scale, ruleset, problems)
     if targets is None:
         targets = _declared_targets(found)
-    unknown = Counter(trial.workload for trial in found if trial.workload not in targets.targets)
-    for workload, count in sorted(unknown.items()):
-        problems.append(Problem(workload, f"{count} trials not scored: no target is declared for this workload"))
+    unknown = Counter((t.workload, _unscored(t, targets)) for t in found if t.workload not in targets.targets)
+    for (workload, why), count in sorted(unknown.items()):
+        problems.append(Problem(workload, f"{count} trials not scored: {why}"))
     found = [trial for trial in found if trial.workload in targets.targets]
     if not found:
         said = "".join(f"\n  {p.path}: {p.what}" for p in problems[:10])
@@ -204,8 +204,10 @@ def _name(trial: _Folder, key: str) -> Any:
 
 
 def _declared_targets(found: list[_Folder]) -> Targets:
-    """From the manifests; UserError where two trials of a workload disagree."""
+    """From the manifests, which also say what is a held-out variant of what; UserError where two trials of a workload
+    disagree. A variant whose base workload has no records cannot decide anything, and has no place in the table."""
     declared: dict[str, Target] = {}
+    variant_of: dict[str, str] = {}
     for trial in found:
         m = trial.manifest
         try:
@@ -222,11 +224,23 @@ def _declared_targets(found: list[_Folder]) -> Targets:
                 f"{trial.shown}: its {trial.workload} has {target}, others have {other}; no table mixes versions: "
                 "give only the records of one, or the target with --targets"
             )
+        of = m.get("variant_of")
+        if isinstance(of, str) and trial.workload.startswith(f"{of}_"):
+            variant_of[trial.workload] = of
     if not declared and found:
         raise UserError(
             "these records declare no targets (AlgoPerf's do not); give AlgoPerf's targets file with --targets"
         )
-    return Targets(tuple(sorted(declared)), (), declared)
+    base = sorted(declared.keys() - variant_of.keys())
+    held_out = sorted(workload for workload, of in variant_of.items() if of in base)
+    return Targets(tuple(base), tuple(held_out), {workload: declared[workload] for workload in (*base, *held_out)})
+
+
+def _unscored(trial: _Folder, targets: Targets) -> str:
+    base = trial.manifest.get("variant_of")
+    if base is not None and base not in targets.base:
+        return f"it is held out, and there are no records of {base}, which it is a variant of"
+    return "no target is declared for this workload"
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------

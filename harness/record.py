@@ -1,6 +1,6 @@
 """The record of a trial: AlgoPerf's folder layout, one CSV of evaluations, one JSON manifest, and a checkpoint.
 
-    <records>/<scale>/<ruleset>/<machine>/<label>/study_<seed>/<workload>_pytorch/trial_<n>/
+    <records>/<scale>/<ruleset>/<machine>/<label>/study_<seed>/<workload>[_<variant>]_pytorch/trial_<n>/
         .lease.<n>              while a process is at it (harness/lease.py)
         eval_measurements.csv   one row per evaluation, whole rows at any moment
         manifest.json           status, configuration and its hash, data, versions, machine, seeds, final figures
@@ -57,7 +57,7 @@ class Status(StrEnum):
 
 def folder_of(run: Run, machine: str) -> Path:
     """Where the trial's record lies. machine: name of the machine's folder if the run gives none."""
-    workload = f"study_{run.seed}/{run.facts.name}_pytorch/trial_{run.trial}"
+    workload = f"study_{run.seed}/{run.facts.full_name}_pytorch/trial_{run.trial}"
     return submission_folder(run, machine) / workload
 
 

@@ -39,7 +39,7 @@ def survey(records: Path) -> tuple[list[Trial], list[str]]:
     for entry, state in found:
         seconds = _wall_seconds(state)
         if state.is_over and seconds:
-            workload = entry.base.facts.name
+            workload = entry.base.facts.full_name
             for kind in (
                 (entry.base.scale.name, workload, entry.base.submission_label),
                 (entry.base.scale.name, workload),
@@ -50,7 +50,7 @@ def survey(records: Path) -> tuple[list[Trial], list[str]]:
     for entry, state in found:
         progress, left = (1.0, 0.0) if state.is_over else (ledger.progress_of(entry), None)
         if not state.is_over:
-            scale, workload, label = entry.base.scale.name, entry.base.facts.name, entry.base.submission_label
+            scale, workload, label = entry.base.scale.name, entry.base.facts.full_name, entry.base.submission_label
             whole = means.get((scale, workload, label), means.get((scale, workload)))
             left = None if whole is None else whole * (1 - progress)
         trials.append(Trial(entry, state, progress, left))
@@ -71,7 +71,7 @@ def print_status(console: Console, trials: Sequence[Trial], every: bool = False)
     groups: dict[tuple[str, str, str, str], list[Trial]] = defaultdict(list)
     for trial in trials:
         scale, ruleset, machine, label = trial.entry.folder.parts[-7:-3]
-        groups[f"{scale} {ruleset}", machine, trial.entry.base.facts.name, label].append(trial)
+        groups[f"{scale} {ruleset}", machine, trial.entry.base.facts.full_name, label].append(trial)
     table = Table(box=None, pad_edge=False)
     for head in ("ruleset", "machine", "workload", "submission", "over", "trials"):
         table.add_column(head, overflow="fold")

@@ -9,7 +9,8 @@ budget, so that the target can be reached well before its end.
               budget, ten further seeds: at least nine must reach the target or it is rejected, and for the workload to
               be an instrument all must, with a coefficient of variation of their steps-to-target of at most 5%
 
-A held-out variant takes the finalists of its base workload through step 2 alone.
+A held-out variant takes the finalists of its base workload through step 2 alone, on seeds of its own: it is to be
+judged by points that were chosen without it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from harness import executors, ledger, study
+from harness.choices import BASE
 from harness.config import Run, load
 from harness.executors import Say
 from harness.ledger import Entry
 from harness.problems import UserError
+from harness.record import differences
 from harness.workload import Facts
 
 LENGTH = 0.75
@@ -43,18 +46,18 @@ SUBMISSIONS: dict[str, list[str]] = {
 BASELINE = "adamw"
 FINALISTS = 2
 # Of study.TARGET_SEEDS; 900000 to 900119 served the targets of version 1.
-GRID_SEED, FINALIST_SEED, CONFIRM_SEED = 910_000, 910_100, 910_200
+GRID_SEED, FINALIST_SEED, CONFIRM_SEED, VARIANT_SEED = 910_000, 910_100, 910_200, 910_300
 FINALIST_RUNS, CONFIRM_RUNS = 5, 10
 HITS_NEEDED, LARGEST_VARIATION = 9, 0.05
+TUNED = ["ruleset=external", "ruleset.studies=1", f"ruleset.trials={POINTS}", f"seed={GRID_SEED}"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A trial of the grid, and the final value of the metric there."""
+    """A trial of the grid."""
 
     submission: str
     run: Run
-    value: float
 
     @property
     def name(self) -> str:
@@ -62,8 +65,9 @@ class Point:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        found = self.run.optimizer.recipe.hyperparameters
-        return {"warmup_fraction": self.run.schedule.warmup_fraction} | found
+        """To four digits."""
+        found = {"warmup_fraction": self.run.schedule.warmup_fraction} | self.run.optimizer.recipe.hyperparameters
+        return {key: _rounded(value) for key, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,54 @@ class Measured:
     target: float
     accepted: bool
     """Whether the target may be written."""
-    quiet: bool
-    """Whether the workload is an instrument."""
+    quiet: bool | None
+    """Whether the workload is an instrument; None of a held-out variant, which is not asked to be one."""
     provenance: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        if not self.accepted:
+            return "REJECTED: the baseline misses it too often"
+        if self.quiet is None:
+            return "the better finalist's median"
+        return "accepted" if self.quiet else "accepted, but the workload is NOT quiet enough to be an instrument"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The runs of one workload or variant, and where they go."""
+
+    facts: Facts
+    whole: list[str]
+    """Arguments of a run over the whole budget."""
+    short: list[str]
+    """Of one over LENGTH of it."""
+    machine: str
+    say: Say
+
+    @classmethod
+    def of(cls, workload: str, scale: str, variant: str, arguments: Sequence[str], machine: str, say: Say) -> _Job:
+        whole = [f"workload={workload}", f"scale={scale}", "run_to_end=true", *arguments]
+        if variant != BASE:
+            whole.append(f"variant={variant}")
+        facts = load([*whole, "optimizer=adamw", "workload.target=0"]).facts
+        # No target is known while it is being measured: one that no run can meet, so that the records do not depend
+        # on it.
+        whole += [f"workload.target={-1.0 if facts.direction == 'min' else 2.0}", "workload.target_version=1"]
+        short = [*whole, f"workload.max_steps={round(LENGTH * facts.max_steps)}", "schedule.horizon_fraction=1.0"]
+        return cls(facts, whole, short, machine, say)
+
+    @property
+    def sign(self) -> int:
+        """Times this, smaller is better."""
+        return 1 if self.facts.direction == "min" else -1
+
+    def rank(self, value: float) -> float:
+        """Smaller is better; a trial that diverged (NaN) is the worst."""
+        return self.sign * value if value == value else float("inf")
+
+    def tell(self, step: str, text: str) -> None:
+        self.say(f"{self.facts.full_name} {step:10} {text}")
 
 
 def measure(workload: str, scale: str, arguments: Sequence[str], machine: str, say: Say) -> Measured:
@@ -81,35 +130,22 @@ def measure(workload: str, scale: str, arguments: Sequence[str], machine: str, s
 
     arguments: further ones for every run, such as records= and executor.workers=.
     """
-    base = [f"workload={workload}", f"scale={scale}", "run_to_end=true", *arguments]
-    facts = load([*base, "optimizer=adamw"]).facts
-    # No target is known while it is being measured: one that no run can meet, so that the records do not depend on it.
-    base += [f"workload.target={-1.0 if facts.direction == 'min' else 2.0}", "workload.target_version=1"]
-    short = [*base, f"workload.max_steps={round(LENGTH * facts.max_steps)}", "schedule.horizon_fraction=1.0"]
-    order = 1 if facts.direction == "min" else -1
-
-    tuned = ["ruleset=external", "ruleset.studies=1", f"ruleset.trials={POINTS}", f"seed={GRID_SEED}"]
-    runs = {name: load([*short, *tuned, *own, f"label={name}"]) for name, own in SUBMISSIONS.items()}
-    entries = _finish(list(runs.values()), machine, say)
-    points = [Point(e.base.submission_label, e.run, _final(e, facts)) for e in entries]
-    points = sorted(points, key=lambda p: (order * p.value if p.value == p.value else float("inf"), p.name))
-    for point in points:
-        say(f"{workload} grid       {point.name:14} {point.value:.4f}  {_listed(point.hyperparameters)}")
-
-    finalists = {point.name: _again(point, point.run, FINALIST_SEED, FINALIST_RUNS) for point in points[:FINALISTS]}
-    entries = _finish(list(finalists.values()), machine, say)
-    finals = {name: [_final(e, facts) for e in entries if e.base.label == run.label] for name, run in finalists.items()}
-    for name, values in finals.items():
-        say(f"{workload} finalist   {name:14} {' '.join(f'{value:.4f}' for value in values)}")
-    medians = {name: statistics.median(values) for name, values in finals.items()}
-    winner = min(medians, key=lambda name: order * medians[name])
-    target = round(medians[winner], 4)
+    job = _Job.of(workload, scale, BASE, arguments, machine, say)
+    facts = job.facts
+    runs = [load([*job.short, *TUNED, *own, f"label={name}"]) for name, own in SUBMISSIONS.items()]
+    tried = [(Point(e.base.submission_label, e.run), _final(e, facts)) for e in _finish(runs, machine, say)]
+    tried.sort(key=lambda pair: (job.rank(pair[1]), pair[0].name))
+    for point, value in tried:
+        job.tell("grid", f"{point.name:14} {value:.4f}  {_listed(point.hyperparameters)}")
+    points = [point for point, _ in tried]
+    target, finals = _target(job, points[:FINALISTS], FINALIST_SEED)
 
     # One seed can flatter a point: a finalist's five seeds tell more.
-    ranked = [*sorted(points[:FINALISTS], key=lambda p: order * medians[p.name]), *points[FINALISTS:]]
-    baseline = next(point for point in ranked if point.submission == BASELINE)
-    whole = load([*base, *tuned, *SUBMISSIONS[BASELINE], f"label={BASELINE}"])
-    confirm = _again(baseline, study.trial_of(whole, GRID_SEED, baseline.run.trial), CONFIRM_SEED, CONFIRM_RUNS)
+    order = [*finals["finalists"], *(point.name for point in points)]
+    baseline = min((p for p in points if p.submission == BASELINE), key=lambda p: order.index(p.name))
+    whole = load([*job.whole, *TUNED, *SUBMISSIONS[BASELINE], f"label={BASELINE}"])
+    run = study.trial_of(whole, GRID_SEED, baseline.run.trial)
+    confirm = _again(Point(BASELINE, run), CONFIRM_SEED, CONFIRM_RUNS)
     entries = sorted(_finish([confirm], machine, say), key=lambda e: e.seed)
     curves = [_curve(e) for e in entries]
     steps = [_steps_to(curve, facts, target) for curve in curves]
@@ -117,19 +153,18 @@ def measure(workload: str, scale: str, arguments: Sequence[str], machine: str, s
     variation = statistics.stdev(hits) / statistics.mean(hits) if len(hits) > 1 else float("nan")
     shares = [float(curve[-1]["accumulated_eval_time"]) / float(curve[-1]["total_duration"]) for curve in curves]
     quiet = len(hits) == len(steps) and variation <= LARGEST_VARIATION
-    say(
-        f"{workload} confirm    {len(hits)} of {len(steps)} reach {target}; steps-to-target {steps}, "
+    job.tell(
+        "confirm",
+        f"{len(hits)} of {len(steps)} reach {target}; steps-to-target {steps}, "
         f"coefficient of variation {100 * variation:.1f}%; "
-        f"evaluation {100 * statistics.median(shares):.0f}% of the wall time"
+        f"evaluation {100 * statistics.median(shares):.0f}% of the wall time",
     )
     provenance = {
         "procedure": f"python scripts/set_targets.py {workload} --scale {scale}",
-        "grid": {point.name: round(point.value, 4) for point in points},
+        "grid": {point.name: round(value, 4) for point, value in tried},
         "grid_seed": GRID_SEED,
-        "finalists": {name: [round(value, 4) for value in values] for name, values in finals.items()},
-        "finalist_seeds": [FINALIST_SEED, FINALIST_SEED + FINALIST_RUNS - 1],
-        "winner": {winner: next(_rounded(p.hyperparameters) for p in points if p.name == winner)},
-        "baseline": {baseline.name: _rounded(baseline.hyperparameters)},
+        **finals,
+        "baseline": {baseline.name: baseline.hyperparameters},
         "confirm_seeds": [CONFIRM_SEED, CONFIRM_SEED + CONFIRM_RUNS - 1],
         "steps_to_target": steps,
         "hits": f"{len(hits)}/{len(steps)}",
@@ -138,6 +173,71 @@ def measure(workload: str, scale: str, arguments: Sequence[str], machine: str, s
         "evaluation_share_of_wall_time": round(statistics.median(shares), 2),
     }
     return Measured(target, len(hits) >= HITS_NEEDED, quiet, provenance)
+
+
+def measure_variant(
+    workload: str, variant: str, scale: str, arguments: Sequence[str], machine: str, say: Say
+) -> Measured:
+    """The target of a held-out variant, by the finalists that the workload's own provenance names.
+
+    UserError if it names none, or if a search space has changed since.
+    """
+    job = _Job.of(workload, scale, variant, arguments, machine, say)
+    target, finals = _target(job, _finalists_of_base(job, workload, scale), VARIANT_SEED)
+    command = f"python scripts/set_targets.py {workload} --scale {scale} --variant {variant}"
+    return Measured(target, True, None, {"procedure": command, **finals})
+
+
+def _finalists_of_base(job: _Job, workload: str, scale: str) -> list[Point]:
+    base = load([f"workload={workload}", f"scale={scale}", "optimizer=adamw", "workload.target=0"])
+    provenance = base.facts.target_provenance
+    try:
+        finalists = {name: entry["hyperparameters"] for name, entry in provenance["finalists"].items()}
+        seed = provenance["grid_seed"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the target_provenance of workload={workload} at scale={scale} does not say which points were finalists, "
+            f"and its variants need them; run `python scripts/set_targets.py {workload} --scale {scale} --write` first"
+        ) from error
+    points = []
+    for name, hyperparameters in finalists.items():
+        submission, _, trial = name.rpartition(" ")
+        run = load([*job.short, *TUNED, *SUBMISSIONS[submission], f"label={submission}"])
+        point = Point(submission, study.trial_of(run, seed, int(trial)))
+        if changed := differences(hyperparameters, point.hyperparameters):
+            raise UserError(
+                f"the finalist {name} of workload={workload} is another point now ({'; '.join(changed)}): the search "
+                f"space has changed; run `python scripts/set_targets.py {workload} --scale {scale} --write` first"
+            )
+        points.append(point)
+    return points
+
+
+def _target(job: _Job, finalists: Sequence[Point], seed: int) -> tuple[float, dict[str, Any]]:
+    """Step 2: the median of the better finalist's final values, and what the provenance says: the better one first."""
+    runs = {point.name: _again(point, seed, FINALIST_RUNS) for point in finalists}
+    entries = _finish(list(runs.values()), job.machine, job.say)
+    finals = {name: [_final(e, job.facts) for e in entries if e.base.label == run.label] for name, run in runs.items()}
+    for name, values in finals.items():
+        job.tell("finalist", f"{name:14} {' '.join(f'{value:.4f}' for value in values)}")
+    medians = {name: statistics.median(map(job.rank, values)) for name, values in finals.items()}
+    winner = min(medians, key=lambda name: medians[name])
+    if medians[winner] == float("inf"):
+        raise UserError(
+            f"{job.facts.full_name}: no finalist trains on most of the seeds {seed} to {seed + FINALIST_RUNS - 1}, so "
+            "there is no target; make the workload easier to train"
+        )
+    return round(job.sign * medians[winner], 4), {
+        "finalists": {
+            point.name: {
+                "hyperparameters": point.hyperparameters,
+                "final_values": [round(value, 4) for value in finals[point.name]],
+            }
+            for point in sorted(finalists, key=lambda point: medians[point.name])
+        },
+        "finalist_seeds": [seed, seed + FINALIST_RUNS - 1],
+        "winner": winner,
+    }
 
 
 def _finish(runs: Sequence[Run], machine: str, say: Say) -> list[Entry]:
@@ -150,10 +250,11 @@ def _finish(runs: Sequence[Run], machine: str, say: Say) -> list[Entry]:
     return entries
 
 
-def _again(point: Point, run: Run, seed: int, number: int) -> Run:
+def _again(point: Point, seed: int, number: int) -> Run:
     """The run of `point` on `number` other seeds."""
+    run = point.run
     ruleset = run.ruleset.model_copy(update={"studies": number, "trials": 1, "points": "recipe"})
-    label = f"{point.submission}-{point.run.trial}"
+    label = f"{point.submission}-{run.trial}"
     return run.model_copy(update={"ruleset": ruleset, "seed": seed, "trial": 1, "label": label, "overridden": ()})
 
 
@@ -173,17 +274,14 @@ def _steps_to(curve: list[dict[str, str]], facts: Facts, target: float) -> int |
     return next((int(row["global_step"]) for row in curve if met(float(row[f"validation/{facts.metric}"]))), None)
 
 
-def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    def rounded(value: Any) -> Any:
-        if isinstance(value, list):
-            return [rounded(item) for item in value]
-        return float(f"{value:.4g}") if isinstance(value, float) else value
-
-    return {key: rounded(value) for key, value in values.items()}
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in _rounded(values).items())
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def write(path: Path, measured: Measured) -> None:
@@ -194,7 +292,7 @@ def write(path: Path, measured: Measured) -> None:
     if before is None or version is None:
         raise UserError(f"{path} has no line `target: ...` and `target_version: ...` to write to; add them")
     number = int(version[1])
-    if before[1] not in (str(measured.target), "???"):
+    if before[1] not in (str(measured.target), "null", "???"):  # these two: not measured yet
         number += 1
     text = re.sub(r"^target: .*$", f"target: {measured.target}", text, flags=re.MULTILINE)
     text = re.sub(r"^target_version: .*$", f"target_version: {number}", text, flags=re.MULTILINE)

@@ -123,7 +123,7 @@ def measure(
     configure_torch(first, device)
     where = machine.folder_name(machine.describe(device, first.threads))
     workload = load_workload(first, device)
-    name, nominal = workload.facts.name, workload.facts.nominal_batch
+    name, nominal = workload.facts.full_name, workload.facts.nominal_batch
     trainings: dict[str, Training] = {}
     once: dict[str, dict[str, float]] = {}
     steps = 1

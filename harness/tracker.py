@@ -45,7 +45,7 @@ class WandbTracker:
             dir=str(folder),
             id=short_hash([str(record.folder.relative_to(run.records)), record.manifest["config_hash"]]),
             resume="allow",
-            name=f"{run.submission_label} {run.facts.name} trial {run.trial}",
+            name=f"{run.submission_label} {run.facts.full_name} trial {run.trial}",
             group=f"{run.scale_folder}/{run.ruleset.name}/{run.submission_label}/study_{run.seed}",
             config=record.manifest["config"],
             settings=self._wandb.Settings(silent=True, console="off", disable_git=True),

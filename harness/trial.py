@@ -297,7 +297,8 @@ def _manifest_facts(training: Training) -> dict[str, Any]:
     run, needs, workload, seeds = training.run, training.needs, training.workload, training.seeds
     return {
         "submission": run.submission_label,
-        "workload": run.facts.name,
+        "workload": run.facts.full_name,
+        **({} if run.facts.variant is None else {"variant_of": run.facts.name}),
         "workload_version": run.facts.version,
         "target_version": run.facts.target_version,
         "metric": f"validation/{run.facts.metric}",

@@ -32,6 +32,8 @@ class Facts(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     """Name in commands, records and tables; no underscore, which separates the variant in folder names."""
+    variant: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Name of the held-out variant: this workload with one thing changed. None: the workload itself."""
     description: str
     """One line for --help."""
     class_path: str
@@ -75,6 +77,11 @@ class Facts(BaseModel):
                 "the nominal batch is made of whole micro-batches"
             )
         return self
+
+    @property
+    def full_name(self) -> str:
+        """Name with the variant, as in records and tables: `gpt2`, or `gpt2_silu`."""
+        return self.name if self.variant is None else f"{self.name}_{self.variant}"
 
     def meets_target(self, value: float) -> bool:
         return value <= self.target if self.direction == "min" else value >= self.target

@@ -75,12 +75,15 @@ def _wants_timing() -> bool:
 def _report(unit: str, sure: Uncertainty, times: pd.DataFrame, column: str, options: argparse.Namespace) -> None:
     print(f"\nIn {unit}, {options.a} against {options.b} (ratio below 1: {options.a} is faster)\n{sure.method}")
     cells = times.set_index(["workload", "submission"])
-    for workload in cells.index.get_level_values("workload").unique():
+    workloads = cells.index.get_level_values("workload").unique()
+    width = max(10, *map(len, workloads))
+    for workload in workloads:
         mine, other = (cells.loc[(workload, name)] for name in (options.a, options.b))
         values = ", ".join(_value(name, cell, column) for name, cell in ((options.a, mine), (options.b, other)))
         row = _pair(sure.pairs_by_workload[sure.pairs_by_workload["workload"] == workload], options)
-        print(f"  {workload:10} {values}: {_verdict(row, options)}")
-    print(f"  overall    {_verdict(_pair(sure.pairs, options), options)}")
+        verdict = "held out, no part of the verdict" if mine["held_out"] else _verdict(row, options)
+        print(f"  {workload:{width}} {values}: {verdict}")
+    print(f"  {'overall':{width}} {_verdict(_pair(sure.pairs, options), options)}")
     if np.isfinite(sure.detectable):
         print(
             f"  A difference of {100 * (sure.detectable - 1):.0f}% overall would have been detected four times in five."

@@ -3,12 +3,13 @@
 At scale=mini the tokens are bytes. The architecture is the published one: pre-norm blocks, learned positions, GELU
 (tanh form), the head tied to the token embedding, weights from N(0, 0.02²) with those that end a residual branch
 scaled by 1/sqrt(2 · layers). 12 layers, width 768, 12 heads, context 1024 and 50,257 tokens make the published 124M
-model.
+model. The held-out variants change the activation, or where the norms of the blocks are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from harness.workload import Batch, Split, Workload
 from workloads.data import kjv
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": partial(F.gelu, approximate="tanh"), "silu": F.silu}
+
 
 class GPT2Options(BaseModel):
-    """Size of the model."""
+    """Size and make of the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,6 +35,9 @@ class GPT2Options(BaseModel):
     width: int = Field(ge=1)
     heads: int = Field(ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    activation: Literal["gelu", "silu"] = "gelu"
+    norm_placement: Literal["pre", "res-post"] = "pre"
+    """pre: x + f(norm(x)); res-post: x + norm(f(x)) (Liu et al. 2022, Swin Transformer V2, arXiv:2111.09883)."""
 
     @model_validator(mode="after")
     def _divides(self) -> GPT2Options:
@@ -49,7 +55,8 @@ class GPT2Model(nn.Module):
         self.tokens = nn.Embedding(options.vocabulary, width)
         self.positions = nn.Embedding(options.context, width)
         self.dropout = nn.Dropout(options.dropout)
-        self.blocks = nn.ModuleList(Block(width, options.heads, options.dropout) for _ in range(options.layers))
+        make = (options.activation, options.norm_placement)
+        self.blocks = nn.ModuleList(Block(width, options.heads, options.dropout, *make) for _ in range(options.layers))
         self.norm = nn.LayerNorm(width)
         self.apply(_initialise)
         for block in self.blocks:
@@ -66,11 +73,14 @@ class GPT2Model(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then two linear layers, each after a LayerNorm and around a residual."""
+    """Attention, then two linear layers, each with a LayerNorm and around a residual."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float, activation: str = "gelu", norm_placement: str = "pre"
+    ) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
+        self.activation, self.norm_first = ACTIVATIONS[activation], norm_placement == "pre"
         self.attention_norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
@@ -79,15 +89,21 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._dropped(self.project(self._attention(self.attention_norm(x))))
-        hidden = F.gelu(self.expand(self.mlp_norm(x)), approximate="tanh")
-        return x + self._dropped(self.contract(hidden))
+        if self.norm_first:
+            x = x + self._attention(self.attention_norm(x))
+            return x + self._mlp(self.mlp_norm(x))
+        x = x + self.attention_norm(self._attention(x))
+        return x + self.mlp_norm(self._mlp(x))
 
     def _attention(self, x: Tensor) -> Tensor:
         n, t, width = x.shape
         q, k, v = self.query_key_value(x).view(n, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout).transpose(1, 2).flatten(2)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        return self._dropped(self.project(attended.transpose(1, 2).flatten(2)))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self._dropped(self.contract(self.activation(self.expand(x))))
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -2,11 +2,13 @@
 
 `stages` blocks per stage, each stage twice as wide as the one before and, from the second on, at half the resolution.
 Three stages of one block at width 16 are ResNet-8; four of two at width 64 with a 3x3 stem are the usual ResNet-18 for
-CIFAR; bottleneck blocks (3, 4, 6, 3) with the ImageNet stem are ResNet-50.
+CIFAR; bottleneck blocks (3, 4, 6, 3) with the ImageNet stem are ResNet-50. The held-out variants change the activation,
+or the scale at which the last BatchNorm of each block starts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
@@ -15,9 +17,12 @@ from torch import Tensor, nn
 
 from workloads.image_classification import ImageClassification
 
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "silu": F.silu}
+
 
 class ResNetOptions(BaseModel):
-    """Size of the model."""
+    """Size and make of the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,8 +38,10 @@ class ResNetOptions(BaseModel):
     """cifar: a 3x3 convolution; imagenet: 7x7 at stride 2, then max pooling at stride 2."""
     stem_stride: int = Field(default=1, ge=1, le=4)
     """Stride of the cifar stem; above 1 it makes the whole network cheaper."""
-    zero_init_residual: bool = False
-    """Start the last BatchNorm of each block at scale 0 (Goyal et al. 2017)."""
+    activation: Literal["relu", "silu"] = "relu"
+    bn_init_scale: float = Field(default=1.0, ge=0)
+    """Initial scale of the last BatchNorm of each block. 0 takes every branch out at first (Goyal et al. 2017); 8 is
+    the variant of AlgoPerf (Dahl et al. 2023)."""
 
 
 class ResNetModel(nn.Module):
@@ -50,24 +57,25 @@ class ResNetModel(nn.Module):
             self.stem = _convolution(options.channels, width, 7, 2)
             self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stem_norm = nn.BatchNorm2d(width)
+        self.activation = ACTIVATIONS[options.activation]
         block = BasicBlock if options.block == "basic" else Bottleneck
         blocks: list[nn.Module] = []
         channels = width
         for stage, count in enumerate(options.stages):
             for index in range(count):
                 stride = 2 if stage and not index else 1
-                blocks.append(block(channels, width << stage, stride))
+                blocks.append(block(channels, width << stage, stride, self.activation))
                 channels = (width << stage) * block.expansion
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, options.classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if options.zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
-                nn.init.zeros_(module.last_norm.weight)
+            if isinstance(module, BasicBlock | Bottleneck):
+                nn.init.constant_(module.last_norm.weight, options.bn_init_scale)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.pool(F.relu(self.stem_norm(self.stem(images))))
+        x = self.pool(self.activation(self.stem_norm(self.stem(images))))
         return self.head(self.blocks(x).mean((2, 3)))
 
 
@@ -76,8 +84,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation
         self.first = _convolution(channels, width, 3, stride)
         self.first_norm = nn.BatchNorm2d(width)
         self.last = _convolution(width, width, 3, 1)
@@ -85,8 +94,8 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.first_norm(self.first(x)))
-        return F.relu(self.last_norm(self.last(y)) + self.shortcut(x))
+        y = self.activation(self.first_norm(self.first(x)))
+        return self.activation(self.last_norm(self.last(y)) + self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
@@ -94,8 +103,9 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation
         self.first = _convolution(channels, width, 1, 1)
         self.first_norm = nn.BatchNorm2d(width)
         self.middle = _convolution(width, width, 3, stride)
@@ -105,9 +115,9 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(channels, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.first_norm(self.first(x)))
-        y = F.relu(self.middle_norm(self.middle(y)))
-        return F.relu(self.last_norm(self.last(y)) + self.shortcut(x))
+        y = self.activation(self.first_norm(self.first(x)))
+        y = self.activation(self.middle_norm(self.middle(y)))
+        return self.activation(self.last_norm(self.last(y)) + self.shortcut(x))
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d:

@@ -1,7 +1,8 @@
 """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) for image classification.
 
 Patches embedded by a strided convolution, a class token (or the mean over patches), learned positions, pre-norm blocks,
-dropout. Image 224, patch 16, width 384, 12 layers and 6 heads make the published ViT-S/16.
+dropout. Image 224, patch 16, width 384, 12 layers and 6 heads make the published ViT-S/16. The held-out variants, both
+AlgoPerf's (Dahl et al. 2023), put the norms after the additions, or pool the patches by attention.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from workloads.image_classification import ImageClassification
 
 
 class ViTOptions(BaseModel):
-    """Size of the model."""
+    """Size and make of the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,8 +31,11 @@ class ViTOptions(BaseModel):
     width: int = Field(ge=1)
     heads: int = Field(ge=1)
     mlp_ratio: int = Field(default=4, ge=1)
-    pooling: Literal["token", "mean"] = "token"
-    """What the head reads: the class token, or the mean over the patches."""
+    pooling: Literal["token", "mean", "map"] = "token"
+    """What the head reads: the class token, the mean over the patches, or what a learned probe gathers from the patches
+    (multihead attention pooling; Zhai et al. 2022, arXiv:2106.04560)."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """pre: x + f(norm(x)), and a norm after the last block; post: norm(x + f(x)), which needs none there."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -55,32 +59,38 @@ class ViTModel(nn.Module):
         self.token = nn.Parameter(torch.zeros(1, extra, width)) if extra else None
         self.positions = nn.Parameter(torch.zeros(1, (options.image // options.patch) ** 2 + extra, width))
         self.dropout = nn.Dropout(options.dropout)
-        self.blocks = nn.Sequential(
-            *(Block(width, options.heads, options.mlp_ratio * width, options.dropout) for _ in range(options.layers))
-        )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        size = (width, options.heads, options.mlp_ratio * width, options.dropout)
+        self.blocks = nn.Sequential(*(Block(*size, options.norm_placement) for _ in range(options.layers)))
+        self.norm = nn.LayerNorm(width, eps=1e-6) if options.norm_placement == "pre" else nn.Identity()
         self.head = nn.Linear(width, options.classes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        self.apply(_initialise)
         nn.init.normal_(self.positions, std=0.02)
         nn.init.zeros_(self.head.weight)
+        # The last to draw, so that all else starts as without it.
+        self.pool = AttentionPool(*size).apply(_initialise) if options.pooling == "map" else None
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embedding(images).flatten(2).transpose(1, 2)
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
         x = self.norm(self.blocks(self.dropout(x + self.positions)))
+        if self.pool is not None:
+            return self.head(self.pool(x))
         return self.head(x[:, 0] if self.pooling == "token" else x.mean(1))
 
 
-class Block(nn.Module):
-    """Attention, then two linear layers, each after a LayerNorm and around a residual."""
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+
+class Block(nn.Module):
+    """Attention, then two linear layers, each with a LayerNorm and around a residual."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, norm_placement: str = "pre") -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.norm_first = heads, dropout, norm_placement == "pre"
         self.attention_norm = nn.LayerNorm(width, eps=1e-6)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
@@ -89,15 +99,48 @@ class Block(nn.Module):
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.norm_first:
+            x = x + self._attention(self.attention_norm(x))
+            return x + self._mlp(self.mlp_norm(x))
+        x = self.attention_norm(x + self._attention(x))
+        return self.mlp_norm(x + self._mlp(x))
+
+    def _attention(self, x: Tensor) -> Tensor:
         n, t, width = x.shape
         shape = (n, t, 3, self.heads, width // self.heads)
-        q, k, v = self.query_key_value(self.attention_norm(x)).view(shape).permute(2, 0, 3, 1, 4)
+        q, k, v = self.query_key_value(x).view(shape).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self._dropped(self.project(attended))
-        return x + self._dropped(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))
+        return self._dropped(self.project(attended))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self._dropped(self.contract(F.gelu(self.expand(x))))
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class AttentionPool(nn.Module):
+    """Patches float [n, t, width] -> [n, width]: a learned probe attends to all, then two linear layers around a
+    residual."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.probe = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, width)))
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, width = x.shape
+        q = self.query(self.probe).view(1, self.heads, 1, width // self.heads).expand(n, -1, -1, -1)
+        k, v = self.key_value(x).view(n, t, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        pooled = self.project(F.scaled_dot_product_attention(q, k, v).flatten(1))
+        hidden = self.contract(F.gelu(self.expand(self.mlp_norm(pooled))))
+        return pooled + F.dropout(hidden, self.dropout, self.training)
 
 
 class ViT(ImageClassification):
@@ -108,4 +151,5 @@ class ViT(ImageClassification):
 
     def role_patterns(self) -> dict[str, str]:
         patterns = {"embedding.weight": "embedding", "positions": "embedding", "head.weight": "head"}
-        return patterns | ({"token": "embedding"} if self.model_options.pooling == "token" else {})
+        learned = {"token": {"token": "embedding"}, "map": {"pool.probe": "embedding"}, "mean": {}}
+        return patterns | learned[self.model_options.pooling]

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.config import choices, expand, load
+from harness.choices import choices
+from harness.config import expand, load
 from harness.problems import UserError
 
 BASE = ["workload=gpt2", "optimizer=adamw"]

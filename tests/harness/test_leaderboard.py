@@ -62,6 +62,40 @@ def test_scores_times_and_intervals(tmp_path: Path) -> None:
     assert times.loc[("never", "lm"), "status"] == "missed"
 
 
+def with_variant(root: Path) -> Path:
+    """The same, and the held-out lm_silu: fast reaches its target, slow does not, never did not run it."""
+    board_of(root)
+    for study in range(3):
+        for name, values in (("fast", [3, 1, 1]), ("slow", [3, 3, 3])):
+            own_trial(root, values, 10 + study, submission=name, workload="lm_silu", study=study, variant_of="lm")
+    return root
+
+
+def test_a_workload_counts_only_with_its_held_out_variant(tmp_path: Path) -> None:
+    board = leaderboard.score(reading.read([with_variant(tmp_path)]), baseline="slow")
+    assert (board.targets.base, board.targets.held_out) == (("lm", "mri"), ("lm_silu",))
+    scores = board.scores.set_index("submission")
+    assert scores["score"].to_dict() == pytest.approx({"fast": 1, "slow": (0 + 2.5 / 3) / 2, "never": 0})
+    assert scores.loc["fast", "speedup"] == pytest.approx(1.5)  # that stays a matter of the base workloads
+    times = board.times.set_index(["submission", "workload"])
+    assert times.loc[("slow", "lm"), ["status", "counts"]].tolist() == ["reached", False]
+    assert times.loc[("slow", "mri"), "counts"] and times.loc[("fast", "lm_silu"), ["held_out", "counts"]].all()
+    assert times["status"]["never", "lm_silu"] == "not run"
+    (meaning,) = [note for note in board.notes if note.startswith("Held out: lm_silu.")]
+    assert "over-fitted" in meaning and "within 4 times" in meaning
+    assert "Solved, but not counted for want of a held-out variant: slow on lm." in board.notes
+    markdown = publish.texts(board, "Test", [])["LEADERBOARD.md"]
+    assert "(does not count)" in markdown and "over-fitted" in markdown
+    publish.write(board, tmp_path / "out", "Test", [])
+    page = (tmp_path / "out" / "site" / "index.html").read_text()
+    assert "over-fitted" in page and '<span class="tag">held out</span>' in page
+
+
+def test_without_variants_nothing_is_said_of_them(tmp_path: Path) -> None:
+    board = leaderboard.score(reading.read([board_of(tmp_path)]), baseline="slow")
+    assert not any("held" in note.lower() for note in board.notes)
+
+
 def test_a_single_study_has_no_interval_and_says_so(tmp_path: Path) -> None:
     board = leaderboard.score(reading.read([board_of(tmp_path, studies=1)]))
     assert board.scores[["score_low", "score_high", "rank_low"]].isna().all(axis=None) or "single" in board.notes[0]
@@ -171,6 +205,13 @@ def test_compare_gives_a_verdict_or_the_reason_for_none(tmp_path: Path) -> None:
     assert "fast is faster" in done.stdout or "no verdict" in done.stdout
     typo = script("compare", "fats", "slow", "--records", records)
     assert typo.returncode == 2 and "did you mean `fast`" in typo.stderr
+
+
+def test_compare_shows_held_out_variants_apart(tmp_path: Path) -> None:
+    done = script("compare", "fast", "slow", "--records", with_variant(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "lm_silu" in line]
+    assert "slow missed (0 of 3 studies)" in line and line.endswith("held out, no part of the verdict")
 
 
 def test_a_miss_of_unknown_length_and_a_broken_trial_leave_no_nan_scores(tmp_path: Path) -> None:

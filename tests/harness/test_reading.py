@@ -156,6 +156,23 @@ def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
         reading.read([tmp_path], ruleset="quick")
 
 
+def test_a_variant_is_held_out_where_its_workload_has_records(tmp_path: Path) -> None:
+    own_trial(tmp_path, [3.0, 1.0])
+    assert reading.read([tmp_path]).targets.held_out == ()
+    own_trial(tmp_path, [3.0, 1.0], workload="lm_silu", variant_of="lm", target=1.5)
+    own_trial(tmp_path, [3.0, 1.0], workload="mri_silu", variant_of="mri")
+    own_trial(tmp_path, [3.0, 1.0], workload="other_silu", variant_of=["lm"])
+    records = reading.read([tmp_path])
+    assert records.targets.base == ("lm", "other_silu") and records.targets.held_out == ("lm_silu",)
+    assert records.targets.base_of("lm_silu") == "lm" and records.targets.targets["lm_silu"].value == 1.5
+    assert set(records.trials["workload"]) == {"lm", "lm_silu", "other_silu"}
+    (problem,) = records.problems
+    assert problem.path == "mri_silu" and "there are no records of mri" in problem.what
+    own_trial(tmp_path / "alone", [3.0, 1.0], workload="mri_silu", variant_of="mri")
+    with pytest.raises(UserError, match="mri_silu: 1 trials not scored: it is held out"):
+        reading.read([tmp_path / "alone"])
+
+
 def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a folder"):
         reading.read([tmp_path / "absent"], LM)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config import choices, load
+from harness.choices import choices
+from harness.config import load
 from harness.problems import UserError
 from harness.search_space import Dimension, corners, parse
 from harness.study import trial_of

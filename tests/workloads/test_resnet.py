@@ -37,7 +37,7 @@ def test_published_sizes(options: ResNetOptions, side: int, features: tuple[int,
 
 @pytest.mark.parametrize("options", [RESNET20, RESNET50], ids=["basic", "bottleneck"])
 def test_zero_init_takes_every_branch_out(options: ResNetOptions) -> None:
-    small = options.model_copy(update={"zero_init_residual": True, "width": 4, "stages": [2]})
+    small = options.model_copy(update={"bn_init_scale": 0.0, "width": 4, "stages": [2]})
     block = ResNetModel(small).blocks[1]
     assert isinstance(block, BasicBlock | Bottleneck)
     x = torch.rand(2, block.last.out_channels, 4, 4)
