@@ -195,9 +195,7 @@ def _too_slow(trial: Curve, references: References) -> Mask:
     return np.asarray(slow & (trial.seconds >= TAU_MAX * references.fastest_seconds))
 
 
-def _tolerance(
-    trial: Curve, siblings: Sequence[Curve], references: References, rule: Futility
-) -> tuple[Array, Array]:
+def _tolerance(trial: Curve, siblings: Sequence[Curve], references: References, rule: Futility) -> tuple[Array, Array]:
     """The share of the way to the deadline that is behind the trial, and the distance that is tolerated there."""
     if references.trials < rule.trials or references.submissions < rule.submissions:
         return trial.progress, np.full(len(trial.progress), np.inf)

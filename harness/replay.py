@@ -37,7 +37,7 @@ class Replay:
     """By submission: score, score_before, rank, rank_before, steps_score, steps_score_before."""
     cells: pd.DataFrame
     """Cells (submission, workload) whose time-to-target, a median over studies, changed: submission, workload, seconds,
-    seconds_before; infinite where missed."""
+    seconds_before (infinite where missed), and counted: whether the time before gave the submission a score."""
 
     @property
     def error(self) -> float:
@@ -56,6 +56,11 @@ class Replay:
     def flipped(self) -> int:
         """Cells that were reached and no longer are; nothing flips the other way."""
         return int(np.isinf(self.cells["seconds"]).sum())
+
+    @property
+    def lost(self) -> int:
+        """Those of them that gave a score."""
+        return int((np.isinf(self.cells["seconds"]) & self.cells["counted"]).sum())
 
 
 def curves(records: Records) -> dict[int, Curve]:
@@ -102,7 +107,9 @@ def replay(
     names = set(trials["submission"])
     unknown = sorted((set(stop or ()) | set(look_at or ())) - names)
     if unknown:
-        raise UserError(f"{', '.join(unknown)}: no such submission in the records, which hold {', '.join(sorted(names))}")
+        raise UserError(
+            f"{', '.join(unknown)}: no such submission in the records, which hold {', '.join(sorted(names))}"
+        )
     stop, look_at = names if stop is None else set(stop), names if look_at is None else set(look_at)
     cut: dict[int, int] = {}
     for workload, of_workload in trials[trials.index.isin(known)].groupby("workload", sort=False):
@@ -164,16 +171,20 @@ def _compare(records: Records, known: dict[int, Curve], cut: dict[int, int], sto
     after = before.assign(**{c: before[c].mask(lost) for c in ("seconds", "steps", "index")})
     scores: dict[str, pd.Series] = {}
     times: dict[str, pd.DataFrame] = {}
+    worth: dict[str, pd.DataFrame] = {}
     for when, table in (("_before", before), ("", after)):
         for unit, name in (("seconds", "score"), ("steps", "steps_score")):
             medians = scoring.times_to_target(scoring.study_times(table, unit), unit)
             counted = scoring.qualified(medians, records.targets)
             scores[f"{name}{when}"] = pd.Series(scoring.benchmark_scores(counted.to_numpy()), counted.index)
             times[f"{unit}{when}"] = medians
+            worth[f"{unit}{when}"] = np.isfinite(counted)
     frame = pd.DataFrame(scores)
     for when in ("", "_before"):
         frame[f"rank{when}"] = frame[f"score{when}"].round(9).rank(ascending=False, method="min").astype(int)
     cells = pd.DataFrame({c: times[c].stack(future_stack=True) for c in ("seconds", "seconds_before")}).dropna()
+    scored = worth["seconds_before"].stack(future_stack=True).reindex(cells.index)
+    cells["counted"] = scored.fillna(False).astype(bool)
     changed = ~np.isclose(cells["seconds"], cells["seconds_before"], rtol=SAME, atol=0.0)
     own = [i for i in known if records.trials.at[i, "submission"] in stop]
     used, total = np.zeros(2), np.zeros(2)
@@ -183,6 +194,4 @@ def _compare(records: Records, known: dict[int, Curve], cut: dict[int, int], sto
             total += clock[:, -1]
             used += clock[:, cut.get(i, 0) - 1]
     shares = used / np.maximum(total, 1e-9)
-    return Replay(
-        float(shares[0]), float(shares[1]), len(cut), len(own), frame, cells[changed].reset_index()
-    )
+    return Replay(float(shares[0]), float(shares[1]), len(cut), len(own), frame, cells[changed].reset_index())

@@ -21,7 +21,7 @@ from harness.pruning import Futility
 from harness.replay import Replay, replay
 
 HEADS = f"{'policy':<9}{'margin':>7}{'at once':>8}{'seconds':>9}{'steps':>8}{'stopped':>13}{'max error':>11}"
-HEADS += f"{'by steps':>10}{'ranks':>7}{'flipped':>9}{'changed':>9}"
+HEADS += f"{'by steps':>10}{'ranks':>7}{'flipped':>9}{'lost':>6}{'changed':>9}"
 
 
 def main() -> int:
@@ -65,8 +65,8 @@ def main() -> int:
                     _changes(done)
     print(
         "seconds, steps: share of the compute that is left. max error: of a benchmark score, by steps: of a score by "
-        "steps.\nflipped: cells (submission, workload) reached before and no longer; changed: whose time moved, those "
-        "included."
+        "steps.\nflipped: cells (submission, workload) reached before and no longer; lost: those that gave a score; "
+        "changed: whose time\nmoved, those included."
     )
     return 0
 
@@ -74,7 +74,7 @@ def main() -> int:
 def _line(done: Replay) -> str:
     return (
         f"{done.seconds_share:>9.1%}{done.steps_share:>8.1%}{f'{done.stopped} of {done.trials}':>13}{done.error:>11.4f}"
-        f"{done.steps_error:>10.4f}{done.ranks_changed:>7}{done.flipped:>9}{len(done.cells):>9}"
+        f"{done.steps_error:>10.4f}{done.ranks_changed:>7}{done.flipped:>9}{done.lost:>6}{len(done.cells):>9}"
     )
 
 
