@@ -158,8 +158,9 @@ def _study_details(taken: pd.DataFrame, studies: pd.DataFrame, column: str, targ
 
 
 def _per_submission(trials: pd.DataFrame) -> pd.DataFrame:
-    shown = [*SCORED, "unfinished", "missing", "invalid"]
     status = trials["status"].replace(dict.fromkeys(UNFINISHED, "unfinished"))
+    # Boards are made without pruning; only where there was some, there is a column for it.
+    shown = [s for s in (*SCORED, "unfinished", "missing", "invalid") if s != "pruned" or (status == s).any()]
     counts = pd.crosstab(trials["submission"], status).reindex(columns=shown, fill_value=0)
     groups = trials.groupby("submission")
     return counts.assign(
@@ -241,6 +242,12 @@ def _notes(
     nobody = [w for w in targets.base if w not in times or not np.isfinite(times[w]).any()]
     if nobody:
         notes.append(f"No submission solved {', '.join(nobody)}; they count in the score of all.")
+    pruned = int((taken["status"] == "pruned").sum())
+    if pruned:
+        notes.append(
+            f"{pruned} trials were stopped early (pruning=; docs/pruning.md says what that changes) and count as misses "
+            "of the length they had; a committed board has none."
+        )
     notes += _study_notes(taken, ruleset)
     if board.baseline is None:
         notes.append("No baseline was named (--baseline), so there is no speed-up.")

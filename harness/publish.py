@@ -210,11 +210,11 @@ def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}%"
 
 
-STATUSES = ("reached", "exhausted", "diverged", "out_of_memory", "failed", "unfinished", "missing", "invalid")
+STATUSES = ("reached", "exhausted", "pruned", "diverged", "out_of_memory", "failed", "unfinished", "missing", "invalid")
 
 
 def _statuses(row: pd.Series) -> str:
-    said = [f"{row[status]} {status.replace('_', ' ')}" for status in STATUSES if row[status]]
+    said = [f"{row[status]} {status.replace('_', ' ')}" for status in STATUSES if row.get(status)]
     return ", ".join(said + ([f"{row['disturbed']} disturbed"] if row["disturbed"] else []))
 
 
@@ -262,7 +262,7 @@ def page_data(board: Leaderboard, title: str, commands: list[str]) -> dict[str, 
         manifests = [records.manifests[i] for i in trials[name].index if i in records.manifests]
         optimizer = manifests[0].get("config", {}).get("optimizer", {}) if manifests else {}
         submissions.append(
-            _finite(row.drop(labels=list(STATUSES)).to_dict())
+            _finite(row.drop(labels=list(STATUSES), errors="ignore").to_dict())
             | {
                 "name": name,
                 "description": optimizer.get("description"),
@@ -270,7 +270,7 @@ def page_data(board: Leaderboard, title: str, commands: list[str]) -> dict[str, 
                 "rank_low": _whole(row["rank_low"]),
                 "rank_high": _whole(row["rank_high"]),
                 "disturbed": int(row["disturbed"]),
-                "statuses": {status: int(row[status]) for status in STATUSES if row[status]},
+                "statuses": {status: int(row[status]) for status in STATUSES if row.get(status)},
                 "config": manifests[0].get("identity") if manifests else None,
                 "times": {
                     workload: _finite(cell.rename({"seconds_low": "low", "seconds_high": "high"}).to_dict())

@@ -98,7 +98,7 @@ def replay(
     stop: Collection[str] | None = None,
     look_at: Collection[str] | None = None,
 ) -> Replay:
-    """Run every study again under `policy`.
+    """Run every study again under `policy`. UserError for a submission that is not there.
 
     parallel: trials of a study at a time. stop: the submissions whose trials may be stopped, and whose compute counts
     (default: all). look_at: those whose trials may serve as references (default: all); never the trial's own.
@@ -112,17 +112,15 @@ def replay(
         )
     stop, look_at = names if stop is None else set(stop), names if look_at is None else set(look_at)
     cut: dict[int, int] = {}
-    for workload, of_workload in trials[trials.index.isin(known)].groupby("workload", sort=False):
-        by_submission = dict(list(of_workload.groupby("submission")))
-        for name, own in by_submission.items():
+    for _, of_workload in trials[trials.index.isin(known)].groupby("workload", sort=False):
+        for name, own in of_workload.groupby("submission"):
             if name not in stop:
                 continue
             references = pruning.NOTHING
             if policy == "futility":
-                others = [by_submission[other] for other in by_submission if other != name and other in look_at]
-                references = References.of(
-                    (row.submission, row.study, known[row.Index]) for other in others for row in other.itertuples()
-                )
+                others = of_workload[of_workload["submission"].isin(look_at - {name})]
+                columns = (others["submission"].tolist(), others["study"].tolist(), others.index.tolist())
+                references = References.of((s, study, known[i]) for s, study, i in zip(*columns, strict=True))
             for _, study in own.sort_values("trial").groupby("study"):
                 members = [known[i] for i in study.index]
                 ends = replay_study(policy, members, references, rule, parallel)
@@ -178,7 +176,7 @@ def _compare(records: Records, known: dict[int, Curve], cut: dict[int, int], sto
             counted = scoring.qualified(medians, records.targets)
             scores[f"{name}{when}"] = pd.Series(scoring.benchmark_scores(counted.to_numpy()), counted.index)
             times[f"{unit}{when}"] = medians
-            worth[f"{unit}{when}"] = np.isfinite(counted)
+            worth[f"{unit}{when}"] = counted < np.inf
     frame = pd.DataFrame(scores)
     for when in ("", "_before"):
         frame[f"rank{when}"] = frame[f"score{when}"].round(9).rank(ascending=False, method="min").astype(int)

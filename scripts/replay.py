@@ -79,11 +79,14 @@ def _line(done: Replay) -> str:
 
 
 def _changes(done: Replay) -> None:
-    for row in done.scores.itertuples():
-        if abs(row.score - row.score_before) > 5e-5 or row.rank != row.rank_before:
-            print(f"    {row.Index}: {row.score_before:.4f} -> {row.score:.4f}, rank {row.rank_before} -> {row.rank}")
-    for row in done.cells.itertuples():
-        print(f"    {row.submission} on {row.workload}: {row.seconds_before:.1f} -> {row.seconds:.1f} s")
+    for name, now in done.scores.to_dict("index").items():
+        if abs(now["score"] - now["score_before"]) > 5e-5 or now["rank"] != now["rank_before"]:
+            score = f"{now['score_before']:.4f} -> {now['score']:.4f}"
+            print(f"    {name!s:.60}: score {score}, rank {now['rank_before']} -> {now['rank']}")
+    for cell in done.cells.to_dict("records"):
+        time = f"{cell['seconds_before']:.1f} -> {cell['seconds']:.1f} s"
+        mark = "" if cell["counted"] else " (did not count)"
+        print(f"    {cell['submission']!s:.60} on {cell['workload']!s:.60}: {time}{mark}")
 
 
 if __name__ == "__main__":
