@@ -245,8 +245,8 @@ def _notes(
     pruned = int((taken["status"] == "pruned").sum())
     if pruned:
         notes.append(
-            f"{pruned} trials were stopped early (pruning=; docs/pruning.md says what that changes) and count as misses "
-            "of the length they had; a committed board has none."
+            f"{pruned} trials were stopped early by pruning= and count as misses of the length they had; "
+            "docs/pruning.md says what that changes. A committed board has none."
         )
     notes += _study_notes(taken, ruleset)
     if board.baseline is None:

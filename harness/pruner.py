@@ -1,4 +1,4 @@
-"""The stopping policy of a trial that runs: reads what the finished trials around it recorded, and asks harness/pruning.
+"""The stopping policy of a running trial: reads what the finished trials around it recorded, and asks harness/pruning.
 
 Siblings are looked up again at every evaluation, the other submissions' trials once. Only what has ended counts. With
 several workers it depends on timing which siblings those are, so a study under pruning cannot be repeated exactly: that
@@ -35,8 +35,8 @@ class Pruner:
     def reason(self, rows: list[dict[str, Any]]) -> str | None:
         """Why the trial is to end after the last of its `rows`, in words for the record; None to go on."""
         names = ("accumulated_submission_time", "global_step", f"validation/{self._facts.metric}")
-        columns = np.array([[float(row[name]) for name in names] for row in rows]).reshape(-1, 3).T
-        trial = _curve(self._folder.name, *columns, self._facts)
+        seconds, steps, values = np.array([[float(row[name]) for name in names] for row in rows]).reshape(-1, 3).T
+        trial = _curve(self._folder.name, seconds, steps, values, self._facts)
         return pruning.reason(self._policy, trial, self._finished_siblings(), self._others())
 
     def _finished_siblings(self) -> list[Curve]:

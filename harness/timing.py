@@ -102,12 +102,12 @@ def read(path: Path) -> Timings:
 
 
 def _refuse_pruned(trials: pd.DataFrame) -> None:
-    """With other seconds per step than those it was stopped by, a pruned trial might have been the best of its study."""
+    """With other seconds than those it was stopped by, a pruned trial might have been the best of its study."""
     pruned = trials[trials["status"] == "pruned"]
     if len(pruned):
         listed = ", ".join(sorted({str(name) for name in pruned["submission"]}))
         raise UserError(
-            f"{len(pruned)} trials of {listed} were pruned, so seconds of a timing run cannot be given to their studies; "
+            f"{len(pruned)} trials of {listed} were pruned, so their studies cannot be given the seconds of a timing run; "
             "leave --timing out, or run them again with pruning=none and label=NAME"
         )
 
