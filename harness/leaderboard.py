@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from harness import scoring, uncertainty
+from harness import scoring, tunability, uncertainty
 from harness.problems import UserError
 from harness.reading import SCORED, UNFINISHED, UNUSABLE, Records
 from harness.targets import Targets
 from harness.timing import Timings
+from harness.tunability import Tunability
 from harness.uncertainty import Uncertainty
 
 Mode = Literal["default", "algoperf"]
@@ -44,6 +45,8 @@ class Leaderboard:
     mode: Mode
     baseline: str | None
     notes: list[str] = field(default_factory=list)
+    tunability: Tunability | None = None
+    """By the same seconds; None where no study has more than one trial."""
 
 
 def score(
@@ -123,6 +126,7 @@ def score(
         scores.rename_axis("submission").reset_index(), times, sure, steps_sure, profile.loc[scores.index], records,
         targets, mode, baseline,
     )  # fmt: skip
+    board.tunability = tunability.measure(taken, tables["seconds"].min(), targets.base, records.manifests)
     board.notes = _notes(board, taken, tables["seconds"], timings, ruleset)
     return board
 
@@ -248,6 +252,8 @@ def _notes(
             f"{pruned} trials were stopped early by pruning= and count as misses of the length they had; "
             "docs/pruning.md says what that changes. A committed board has none."
         )
+    if board.tunability is not None:
+        notes += board.tunability.left_out
     notes += _study_notes(taken, ruleset)
     if board.baseline is None:
         notes.append("No baseline was named (--baseline), so there is no speed-up.")

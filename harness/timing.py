@@ -107,7 +107,7 @@ def _refuse_pruned(trials: pd.DataFrame) -> None:
     if len(pruned):
         listed = ", ".join(sorted({str(name) for name in pruned["submission"]}))
         raise UserError(
-            f"{len(pruned)} trials of {listed} were pruned, so their studies cannot be given the seconds of a timing run; "
+            f"{len(pruned)} trials of {listed} were pruned, so a timing run cannot tell the times of their studies; "
             "leave --timing out, or run them again with pruning=none and label=NAME"
         )
 
