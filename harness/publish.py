@@ -150,8 +150,10 @@ def _tunability(found: Tunability, submissions: list[str], workloads: list[str])
     points = {(row["submission"], row["workload"]): row for _, row in found.cells[found.cells["k"] == 1].iterrows()}
     ks = sorted({k for _, k in scores})
     lines = ["", "## Tunability", ""]
-    lines += ["Expected score if a study had only its first k trials, over all their orders; its interval takes all trials",
-              "for independent, and is too narrow where studies repeat the same points.", ""]  # fmt: skip
+    lines += [
+        "Expected score if a study had only its first k trials, over all their orders. The intervals take trials for"
+    ]
+    lines += ["independent; where studies repeat the same points, they are too narrow.", ""]
     rows = [
         [_plain(s), *(_with_interval(scores[s, k], "score", 3) if (s, k) in scores else "–" for k in ks)]
         for s in submissions

@@ -297,14 +297,15 @@
         customdata: curve.reached,
         hovertemplate: "%{meta[0]}<br>%{y:.3f} with the best of %{x}<br>target met by %{customdata:.0%}<extra></extra>",
       };
-      return known.length ? [band, score] : [score];
+      // More bands than these hide each other.
+      return known.length && data.tunability.length <= 4 ? [band, score] : [score];
     });
     draw("tunability-plot", traces, {
       annotations: traces.length ? [] : [message("No study with several trials is on record")],
       xaxis: axis("trials, k", { dtick: 1 }),
       yaxis: axis("expected score", { range: [-0.02, 1.04] }),
       showlegend: true,
-      legend: { orientation: "h", y: 1.12, font: { color: colour("--ink") } },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", font: { color: colour("--ink") } },
     });
   };
 
