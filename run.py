@@ -44,6 +44,7 @@ Keys that are often set (all of them: --show)
   executor.workers=2                     trials at a time
   seed=1                                 another study seed: other weights, data order and augmentation
   run_to_end=true                        train past the target, to the end of the budget
+  pruning=exact                          stop trials that can no longer be the best of their study (docs/pruning.md)
   workload.max_steps=60                  any fact of the workload, for a quick try; marks the record as modified
   device=cuda precision=bf16 compile=true deterministic=false
   data=/path/to/folder                   where the data lie, if not where the workload looks

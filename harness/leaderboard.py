@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from harness import scoring, uncertainty
+from harness import scoring, tunability, uncertainty
 from harness.problems import UserError
 from harness.reading import SCORED, UNFINISHED, UNUSABLE, Records
 from harness.targets import Targets
 from harness.timing import Timings
+from harness.tunability import Tunability
 from harness.uncertainty import Uncertainty
 
 Mode = Literal["default", "algoperf"]
@@ -44,6 +45,8 @@ class Leaderboard:
     mode: Mode
     baseline: str | None
     notes: list[str] = field(default_factory=list)
+    tunability: Tunability | None = None
+    """By the same seconds; None where no study has more than one trial."""
 
 
 def score(
@@ -123,6 +126,7 @@ def score(
         scores.rename_axis("submission").reset_index(), times, sure, steps_sure, profile.loc[scores.index], records,
         targets, mode, baseline,
     )  # fmt: skip
+    board.tunability = tunability.measure(taken, tables["seconds"].min(), targets.base, records.manifests)
     board.notes = _notes(board, taken, tables["seconds"], timings, ruleset)
     return board
 
@@ -158,8 +162,9 @@ def _study_details(taken: pd.DataFrame, studies: pd.DataFrame, column: str, targ
 
 
 def _per_submission(trials: pd.DataFrame) -> pd.DataFrame:
-    shown = [*SCORED, "unfinished", "missing", "invalid"]
     status = trials["status"].replace(dict.fromkeys(UNFINISHED, "unfinished"))
+    # Boards are made without pruning; only where there was some, there is a column for it.
+    shown = [s for s in (*SCORED, "unfinished", "missing", "invalid") if s != "pruned" or (status == s).any()]
     counts = pd.crosstab(trials["submission"], status).reindex(columns=shown, fill_value=0)
     groups = trials.groupby("submission")
     return counts.assign(
@@ -242,6 +247,14 @@ def _notes(
     nobody = [w for w in targets.base if w not in times or not np.isfinite(times[w]).any()]
     if nobody:
         notes.append(f"No submission solved {', '.join(nobody)}; they count in the score of all.")
+    pruned = int((taken["status"] == "pruned").sum())
+    if pruned:
+        notes.append(
+            f"{pruned} trials were stopped early by pruning= and count as misses of the length they had; "
+            "docs/pruning.md says what that changes. A committed board has none."
+        )
+    if board.tunability is not None:
+        notes += board.tunability.left_out
     notes += _study_notes(taken, ruleset)
     if board.baseline is None:
         notes.append("No baseline was named (--baseline), so there is no speed-up.")

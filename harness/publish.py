@@ -19,18 +19,24 @@ import pandas as pd
 from harness import scoring
 from harness.leaderboard import Leaderboard
 from harness.problems import UserError
+from harness.tunability import Tunability
 
 TEXTS = ("scores.csv", "times.csv", "LEADERBOARD.md", "leaderboard.tex")
+TUNABILITY = ("tunability.csv", "bands.csv")
+"""Where studies have several trials."""
 
 
 def texts(board: Leaderboard, title: str, commands: list[str]) -> dict[str, str]:
     """Content of every file but the page, by name."""
-    return {
+    found = {
         "scores.csv": _csv(board.scores),
         "times.csv": _csv(board.times),
         "LEADERBOARD.md": _markdown(board, title, commands),
         "leaderboard.tex": _latex(board, title),
     }
+    if board.tunability is not None:
+        found |= dict(zip(TUNABILITY, (_csv(board.tunability.cells), _csv(board.tunability.bands)), strict=True))
+    return found
 
 
 def write(board: Leaderboard, folder: Path, title: str, commands: list[str], *, page: bool = True) -> None:
@@ -123,6 +129,8 @@ def _markdown(board: Leaderboard, title: str, commands: list[str]) -> str:
     lines += ["", "## Time to target", "", "Seconds (with their interval), and nominal steps in brackets.", ""]
     names = list(board.targets.scored)
     lines += _table(["submission", *(_plain(name) for name in names)], _time_rows(board, names))
+    if board.tunability is not None:
+        lines += _tunability(board.tunability, scores["submission"].tolist(), names)
     lines += ["", "## Targets", ""]
     targets = [
         [_plain(name), _plain(t.metric), f"{'at most' if t.direction == 'min' else 'at least'} {t.value:g}", t.version]
@@ -135,6 +143,30 @@ def _markdown(board: Leaderboard, title: str, commands: list[str]) -> str:
         if len(board.records.problems) > 200:
             lines.append(f"- and {len(board.records.problems) - 200} more")
     return "\n".join(lines) + "\n"
+
+
+def _tunability(found: Tunability, submissions: list[str], workloads: list[str]) -> list[str]:
+    scores = {(row["submission"], row["k"]): row for _, row in found.overall.iterrows()}
+    points = {(row["submission"], row["workload"]): row for _, row in found.cells[found.cells["k"] == 1].iterrows()}
+    ks = sorted({k for _, k in scores})
+    lines = ["", "## Tunability", ""]
+    lines += [
+        "Expected score if a study had only its first k trials, over all their orders. The intervals take trials for"
+    ]
+    lines += ["independent; where studies repeat the same points, they are too narrow.", ""]
+    rows = [
+        [_plain(s), *(_with_interval(scores[s, k], "score", 3) if (s, k) in scores else "–" for k in ks)]
+        for s in submissions
+    ]
+    lines += _table(["submission", *(f"k = {k}" for k in ks)], rows)
+    lines += ["", "Trials that met the target, and the share of the search space that this suggests.", ""]
+    rows = [[_plain(s), *(_share(points[s, w]) if (s, w) in points else "–" for w in workloads)] for s in submissions]
+    return lines + _table(["submission", *(_plain(name) for name in workloads)], rows)
+
+
+def _share(cell: pd.Series) -> str:
+    low, high = (100 * cell[f"reached_{end}"] for end in ("low", "high"))
+    return f"{cell['trials_reached']} of {cell['trials']}, {low:.0f} to {high:.0f}%"
 
 
 def _sentences(board: Leaderboard) -> list[str]:
@@ -210,11 +242,11 @@ def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f}%"
 
 
-STATUSES = ("reached", "exhausted", "diverged", "out_of_memory", "failed", "unfinished", "missing", "invalid")
+STATUSES = ("reached", "exhausted", "pruned", "diverged", "out_of_memory", "failed", "unfinished", "missing", "invalid")
 
 
 def _statuses(row: pd.Series) -> str:
-    said = [f"{row[status]} {status.replace('_', ' ')}" for status in STATUSES if row[status]]
+    said = [f"{row[status]} {status.replace('_', ' ')}" for status in STATUSES if row.get(status)]
     return ", ".join(said + ([f"{row['disturbed']} disturbed"] if row["disturbed"] else []))
 
 
@@ -262,7 +294,7 @@ def page_data(board: Leaderboard, title: str, commands: list[str]) -> dict[str, 
         manifests = [records.manifests[i] for i in trials[name].index if i in records.manifests]
         optimizer = manifests[0].get("config", {}).get("optimizer", {}) if manifests else {}
         submissions.append(
-            _finite(row.drop(labels=list(STATUSES)).to_dict())
+            _finite(row.drop(labels=list(STATUSES), errors="ignore").to_dict())
             | {
                 "name": name,
                 "description": optimizer.get("description"),
@@ -270,13 +302,14 @@ def page_data(board: Leaderboard, title: str, commands: list[str]) -> dict[str, 
                 "rank_low": _whole(row["rank_low"]),
                 "rank_high": _whole(row["rank_high"]),
                 "disturbed": int(row["disturbed"]),
-                "statuses": {status: int(row[status]) for status in STATUSES if row[status]},
+                "statuses": {status: int(row[status]) for status in STATUSES if row.get(status)},
                 "config": manifests[0].get("identity") if manifests else None,
                 "times": {
                     workload: _finite(cell.rename({"seconds_low": "low", "seconds_high": "high"}).to_dict())
                     for workload, cell in times[name].drop(columns="submission").iterrows()
                 },
                 "profile": board.profile.loc[name].tolist(),
+                "tunability": _tunability_data(board.tunability, name),
                 "trials": [
                     _finite(trial)
                     | {"hyperparameters": records.manifests.get(i, {}).get("hyperparameters"), "note": None}
@@ -326,6 +359,20 @@ def _curves(board: Leaderboard) -> list[dict[str, Any]]:
                 }
             )
     return curves
+
+
+def _tunability_data(found: Tunability | None, submission: str) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    cells = found.cells[found.cells["submission"] == submission]
+    columns = ["score", "score_low", "score_high", "reached", "seconds"]
+    return {
+        "curves": {
+            workload: {"k": group["k"].tolist()} | {column: _list(group[column]) for column in columns}
+            for workload, group in cells.groupby("workload")
+        },
+        "bands": [_finite(row) for row in found.bands[found.bands["submission"] == submission].to_dict("records")],
+    }
 
 
 def _rows(trials: pd.DataFrame) -> list[tuple[int, dict[Any, Any]]]:

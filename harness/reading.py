@@ -30,7 +30,7 @@ FRAMEWORKS = ("jax", "pytorch")
 CSV, MANIFEST = "eval_measurements.csv", "manifest.json"
 LARGEST_FILE = 64 * 2**20  # a real record has a few hundred rows; more is not a record
 
-SCORED = ("reached", "exhausted", "diverged", "out_of_memory", "failed")
+SCORED = ("reached", "exhausted", "diverged", "out_of_memory", "failed", "pruned")
 UNFINISHED = ("running", "stopped")
 UNUSABLE = ("missing", "invalid", "duplicate")
 """missing: no CSV, or one without rows. invalid: refused, `problems` says why. duplicate: another folder of the same
@@ -287,6 +287,10 @@ def _tabulate(found: list[_Folder], targets: Targets, problems: list[Problem], t
         at[name] = np.where(met, at[name], np.nan)
     # The rows decide whether the target is met, since it can be another than the one the trial was run with.
     status[met] = "reached"
+    for i in np.flatnonzero(status == "pruned").tolist():
+        used, now = found[i].manifest.get("target"), targets.targets[found[i].workload].value
+        if used != now:
+            problem_of[i] = f"pruned under the target {used}; under {now:g} it might have been the best of its study"
     unmet = ~met & np.isin(status.astype(str), ("reached", ""))
     status[unmet] = np.where(np.isfinite(at["final"][unmet]), "exhausted", "diverged")
     problems += [Problem(found[i].shown, problem_of[i]) for i in sorted(problem_of)]

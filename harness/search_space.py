@@ -60,6 +60,17 @@ class Dimension:
         # Log-uniform in 1 - value, from the larger 1 - low down to 1 - high.
         return 1 - math.exp(math.log1p(-low) + u * (math.log1p(-high) - math.log1p(-low)))
 
+    def position(self, value: Any) -> float:
+        """Where `value` lies between the two ends, on the scale of the range: 0 to 1. Of choices, by their order."""
+        if self.kind == "choices":
+            return self.values.index(value) / max(len(self.values) - 1, 1)
+        low, high = self.values
+        if self.kind == "log":
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        elif self.kind == "one_minus_log":
+            low, high, value = math.log1p(-low), math.log1p(-high), math.log1p(-value)
+        return float((value - low) / (high - low))
+
 
 @dataclass(frozen=True)
 class SearchSpace:

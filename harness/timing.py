@@ -62,7 +62,9 @@ class Timings:
         )
 
     def apply(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """`trials` with seconds, resolution and limit in seconds of this timing run. UserError names what it lacks."""
+        """`trials` with seconds, resolution and limit in seconds of this timing run. UserError names what it lacks, or
+        the studies that were pruned."""
+        _refuse_pruned(trials)
         keys = pd.MultiIndex.from_frame(trials[["submission", "workload"]])
         lacking = sorted(set(keys) - set(self.costs.index))
         if lacking:
@@ -97,6 +99,17 @@ def read(path: Path) -> Timings:
             f"--timing {path} mixes machines ({', '.join(rows['machine'].unique())}); one table, one machine"
         )
     return Timings.of(rows)
+
+
+def _refuse_pruned(trials: pd.DataFrame) -> None:
+    """With other seconds than those it was stopped by, a pruned trial might have been the best of its study."""
+    pruned = trials[trials["status"] == "pruned"]
+    if len(pruned):
+        listed = ", ".join(sorted({str(name) for name in pruned["submission"]}))
+        raise UserError(
+            f"{len(pruned)} trials of {listed} were pruned, so a timing run cannot tell the times of their studies; "
+            "leave --timing out, or run them again with pruning=none and label=NAME"
+        )
 
 
 def measure(
@@ -162,6 +175,7 @@ def measure_records(
     UserError for a name that they do not hold."""
     from harness.config import Run
 
+    _refuse_pruned(records.trials)
     trials = records.trials[records.trials.index.isin(records.manifests)]
     for what, asked in (("workload", workloads), ("submission", submissions)):
         unknown, known = sorted(set(asked or ()) - set(trials[what])), sorted(set(trials[what]))

@@ -24,6 +24,7 @@ from harness.environment import configure_torch, device_of, private_compiler_cac
 from harness.lease import LeaseLost
 from harness.needs import Need
 from harness.problems import UserError
+from harness.pruner import Pruner
 from harness.record import Record, Status
 from harness.training import Training, needs_of
 from harness.workload import Split, Workload, WorkloadError
@@ -105,6 +106,7 @@ class _Trial:
         self.state_bytes = 0
         self.stop_reason: str | None = None
         self.reached_row: int | None = None
+        self.pruner = None if self.config.pruning == "none" else Pruner(self.config, record.folder)
 
     # ---- life of a trial -----------------------------------------------------------------------------------------
 
@@ -157,6 +159,8 @@ class _Trial:
                 self._write(lambda row=row: self.record.append(row))  # type: ignore[misc]
                 for observer in self.observers:
                     observer.evaluation(row)
+                if status is None:
+                    status = self._pruned()
                 if status is None and perf_counter() - last_checkpoint >= self.config.checkpoint_seconds:
                     self._write(lambda: self.record.save_checkpoint(self._checkpoint()))
                     last_checkpoint = perf_counter()
@@ -201,6 +205,13 @@ class _Trial:
             self.stop_reason = f"workload.max_seconds={self.facts.max_seconds} used up"
             return Status.REACHED if reached else Status.EXHAUSTED
         return None
+
+    def _pruned(self) -> Status | None:
+        """What the stopping policy says of the rows so far; a trial that met its target is never stopped."""
+        if self.pruner is None or self.reached_row is not None:
+            return None
+        self.stop_reason = self.pruner.reason(self.record.rows)
+        return None if self.stop_reason is None else Status.PRUNED
 
     # ---- what is recorded ----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 UNKNOWN = "–"
-STATUSES = ("reached", "exhausted", "stopped", "diverged", "out_of_memory", "failed")
+STATUSES = ("reached", "exhausted", "pruned", "stopped", "diverged", "out_of_memory", "failed")
 
 # Colour, dash and marker repeat with 8, 5 and 7, so the first 280 submissions differ in how they are drawn, and the
 # first 40 in colour and dash alone. The colours are in page.css; plots.js has the same dashes and markers.

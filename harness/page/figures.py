@@ -30,7 +30,15 @@ def submission_data(board: dict[str, Any], index: int) -> dict[str, Any]:
         "submissions": [{"name": name, "style": index}],
         "workloads": _workloads(board),
         "curves": _curves(board, {name: 0}),
+        "tunability": _tunability(board, index),
     }
+
+
+def _tunability(board: dict[str, Any], index: int) -> list[dict[str, Any]]:
+    """A curve for every workload on which the submission has one, with the workload's place."""
+    curves = (board["submissions"][index].get("tunability") or {}).get("curves", {})
+    places = {workload["name"]: place for place, workload in enumerate(board["workloads"])}
+    return [{"workload": places[name]} | curve for name, curve in curves.items() if name in places]
 
 
 def _workloads(board: dict[str, Any]) -> list[dict[str, Any]]:

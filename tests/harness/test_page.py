@@ -109,6 +109,31 @@ def make_board(
                 "times": times,
                 "profile": [1.0 if tau >= slower else round(0.33 * (rank % 3), 2) for tau in taus],
                 "trials": trials,
+                "tunability": {
+                    "curves": {
+                        workload["name"]: {
+                            "k": [1, 2, 3],
+                            "score": [0.3, 0.5, 0.6],
+                            "score_low": [0.1, 0.2, 0.4],
+                            "score_high": [0.5, 0.8, 0.9],
+                            "reached": [0.5, 0.8, 1.0],
+                            "seconds": [None, 20.0, 15.0],
+                        }
+                        for workload in chosen
+                    },
+                    "bands": [
+                        {
+                            "workload": workload["name"],
+                            "hyperparameter": "hyperparameters.lr",
+                            "low": 1e-3,
+                            "high": 1e-1,
+                            "reached_low": 5e-3,
+                            "reached_high": None,
+                            "width": 0.4,
+                        }
+                        for workload in chosen
+                    ],
+                },
             }
         )
     return {
@@ -162,6 +187,10 @@ def nasty_board() -> dict[str, Any]:
         submission["times"] = {renamed[w]: {**t, "status": NASTY[1]} for w, t in submission["times"].items()}
         submission["statuses"] = {status[name]: count for name, count in submission["statuses"].items()}
         submission |= {"description": NASTY[1], "speedup_note": NASTY[2], "config": {n: [n, {n: n}] for n in NASTY}}
+        tunability = submission["tunability"]
+        tunability["curves"] = {renamed[w]: curve for w, curve in tunability["curves"].items()}
+        for band in tunability["bands"]:
+            band |= {"workload": renamed[band["workload"]], "hyperparameter": NASTY[0]}
         for trial in submission["trials"]:
             point = {name: f"{name}{trial['study']}" for name in NASTY}
             trial |= {"workload": renamed[trial["workload"]], "status": NASTY[0], "note": NASTY[2]}

@@ -273,9 +273,47 @@
     });
   };
 
+  // ---- tunability: a colour for each workload
+
+  const drawTunability = () => {
+    const traces = data.tunability.flatMap((curve, place) => {
+      const line = { color: colour(`--c${place % 8}`), dash: DASHES[place % 5], width: 2.25 };
+      const name = short(data.workloads[curve.workload].name);
+      const known = curve.k.filter((_, i) => curve.score_low[i] !== null);
+      const band = {
+        x: [...known, ...[...known].reverse()],
+        y: [...curve.score_high.slice(0, known.length), ...curve.score_low.slice(0, known.length).reverse()],
+        mode: "lines", line: { width: 0 }, fill: "toself", fillcolor: line.color, opacity: 0.12, hoverinfo: "skip",
+        showlegend: false,
+      };
+      const score = {
+        x: curve.k,
+        y: curve.score,
+        name,
+        mode: "lines+markers",
+        line,
+        marker: { symbol: MARKERS[place % 7], size: 8 },
+        meta: [name],
+        customdata: curve.reached,
+        hovertemplate: "%{meta[0]}<br>%{y:.3f} with the best of %{x}<br>target met by %{customdata:.0%}<extra></extra>",
+      };
+      // More bands than these hide each other.
+      return known.length && data.tunability.length <= 4 ? [band, score] : [score];
+    });
+    draw("tunability-plot", traces, {
+      annotations: traces.length ? [] : [message("No study with several trials is on record")],
+      xaxis: axis("trials, k", { dtick: 1 }),
+      yaxis: axis("expected score", { range: [-0.02, 1.04] }),
+      showlegend: true,
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", font: { color: colour("--ink") } },
+    });
+  };
+
   // ---- what the reader does
 
-  const all = { "profile-plot": drawProfile, "curves-plot": drawCurves, "memory-plot": drawMemory };
+  const all = {
+    "profile-plot": drawProfile, "curves-plot": drawCurves, "memory-plot": drawMemory, "tunability-plot": drawTunability,
+  };
   const drawings = Object.keys(all).filter(element).map((id) => all[id]);
   const drawAll = () => {
     for (const drawing of drawings) drawing();
