@@ -5,9 +5,9 @@ budget, so that the target can be reached well before its end.
 
 1. grid       quasi-random points of each submission's search space, one seed each
 2. finalists  the two best points on five other seeds; the target is the median of the better one's final values
-3. confirm    the baseline, AdamW at its better finalist (or at the best of its points, if none is a finalist), full
-              budget, ten further seeds: at least nine must reach the target or it is rejected, and for the workload to
-              be an instrument all must, with a coefficient of variation of their steps-to-target of at most 5%
+3. confirm    the baseline, the better of AdamW's two best points on those five seeds, full budget, ten further seeds:
+              at least nine must reach the target or it is rejected, and for the workload to be an instrument all must,
+              with a coefficient of variation of their steps-to-target of at most 5%
 
 A held-out variant takes the finalists of its base workload through step 2 alone, on seeds of its own: it is to be
 judged by points that were chosen without it.
@@ -19,7 +19,7 @@ import csv
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,8 @@ SUBMISSIONS: dict[str, list[str]] = {
 }
 BASELINE = "adamw"
 FINALISTS = 2
-# Of study.TARGET_SEEDS; 900000 to 900119 served the targets of version 1.
-GRID_SEED, FINALIST_SEED, CONFIRM_SEED, VARIANT_SEED = 910_000, 910_100, 910_200, 910_300
+# Of study.TARGET_SEEDS; 900000 to 900119 served the targets of version 1, 910200 to 910209 an earlier baseline.
+GRID_SEED, FINALIST_SEED, CONFIRM_SEED, VARIANT_SEED = 910_000, 910_100, 910_400, 910_300
 FINALIST_RUNS, CONFIRM_RUNS = 5, 10
 HITS_NEEDED, LARGEST_VARIATION = 9, 0.05
 TUNED = ["ruleset=external", "ruleset.studies=1", f"ruleset.trials={POINTS}", f"seed={GRID_SEED}"]
@@ -121,6 +121,10 @@ class _Job:
         """Smaller is better; a trial that diverged (NaN) is the worst."""
         return self.sign * value if value == value else float("inf")
 
+    def median(self, values: Sequence[float]) -> float:
+        """Of the ranks of `values`: smaller is better."""
+        return statistics.median(map(self.rank, values))
+
     def tell(self, step: str, text: str) -> None:
         self.say(f"{self.facts.full_name} {step:10} {text}")
 
@@ -138,11 +142,13 @@ def measure(workload: str, scale: str, arguments: Sequence[str], machine: str, s
     for point, value in tried:
         job.tell("grid", f"{point.name:14} {value:.4f}  {_listed(point.hyperparameters)}")
     points = [point for point, _ in tried]
-    target, finals = _target(job, points[:FINALISTS], FINALIST_SEED)
+    finalists = points[:FINALISTS]
+    baselines = [point for point in points if point.submission == BASELINE][:FINALISTS]
+    finals = _finals(job, {point.name: point for point in [*finalists, *baselines]}, FINALIST_SEED)
+    target, said = _target(job, finalists, finals, FINALIST_SEED)
 
-    # One seed can flatter a point: a finalist's five seeds tell more.
-    order = [*finals["finalists"], *(point.name for point in points)]
-    baseline = min((p for p in points if p.submission == BASELINE), key=lambda p: order.index(p.name))
+    # One seed can flatter a point, so the baseline too is the better of two on five seeds.
+    baseline = min(baselines, key=lambda point: job.median(finals[point.name]))
     whole = load([*job.whole, *TUNED, *SUBMISSIONS[BASELINE], f"label={BASELINE}"])
     run = study.trial_of(whole, GRID_SEED, baseline.run.trial)
     confirm = _again(Point(BASELINE, run), CONFIRM_SEED, CONFIRM_RUNS)
@@ -163,8 +169,9 @@ def measure(workload: str, scale: str, arguments: Sequence[str], machine: str, s
         "procedure": f"python scripts/set_targets.py {workload} --scale {scale}",
         "grid": {point.name: round(value, 4) for point, value in tried},
         "grid_seed": GRID_SEED,
-        **finals,
-        "baseline": {baseline.name: baseline.hyperparameters},
+        **said,
+        "baselines": _told(job, baselines, finals),
+        "baseline": baseline.name,
         "confirm_seeds": [CONFIRM_SEED, CONFIRM_SEED + CONFIRM_RUNS - 1],
         "steps_to_target": steps,
         "hits": f"{len(hits)}/{len(steps)}",
@@ -183,9 +190,11 @@ def measure_variant(
     UserError if it names none, or if a search space has changed since.
     """
     job = _Job.of(workload, scale, variant, arguments, machine, say)
-    target, finals = _target(job, _finalists_of_base(job, workload, scale), VARIANT_SEED)
+    finalists = _finalists_of_base(job, workload, scale)
+    finals = _finals(job, {point.name: point for point in finalists}, VARIANT_SEED)
+    target, said = _target(job, finalists, finals, VARIANT_SEED)
     command = f"python scripts/set_targets.py {workload} --scale {scale} --variant {variant}"
-    return Measured(target, True, None, {"procedure": command, **finals})
+    return Measured(target, True, None, {"procedure": command, **said})
 
 
 def _finalists_of_base(job: _Job, workload: str, scale: str) -> list[Point]:
@@ -213,30 +222,42 @@ def _finalists_of_base(job: _Job, workload: str, scale: str) -> list[Point]:
     return points
 
 
-def _target(job: _Job, finalists: Sequence[Point], seed: int) -> tuple[float, dict[str, Any]]:
-    """Step 2: the median of the better finalist's final values, and what the provenance says: the better one first."""
-    runs = {point.name: _again(point, seed, FINALIST_RUNS) for point in finalists}
+def _finals(job: _Job, points: Mapping[str, Point], seed: int) -> dict[str, list[float]]:
+    """Final values of each point on FINALIST_RUNS seeds from `seed` on."""
+    runs = {name: _again(point, seed, FINALIST_RUNS) for name, point in points.items()}
     entries = _finish(list(runs.values()), job.machine, job.say)
     finals = {name: [_final(e, job.facts) for e in entries if e.base.label == run.label] for name, run in runs.items()}
     for name, values in finals.items():
         job.tell("finalist", f"{name:14} {' '.join(f'{value:.4f}' for value in values)}")
-    medians = {name: statistics.median(map(job.rank, values)) for name, values in finals.items()}
-    winner = min(medians, key=lambda name: medians[name])
-    if medians[winner] == float("inf"):
+    return finals
+
+
+def _target(
+    job: _Job, finalists: Sequence[Point], finals: Mapping[str, list[float]], seed: int
+) -> tuple[float, dict[str, Any]]:
+    """The median of the better finalist, and what the provenance says of it."""
+    winner = min(finalists, key=lambda point: job.median(finals[point.name])).name
+    median = job.median(finals[winner])
+    if median == float("inf"):
         raise UserError(
             f"{job.facts.full_name}: no finalist trains on most of the seeds {seed} to {seed + FINALIST_RUNS - 1}, so "
             "there is no target; make the workload easier to train"
         )
-    return round(job.sign * medians[winner], 4), {
-        "finalists": {
-            point.name: {
-                "hyperparameters": point.hyperparameters,
-                "final_values": [round(value, 4) for value in finals[point.name]],
-            }
-            for point in sorted(finalists, key=lambda point: medians[point.name])
-        },
+    return round(job.sign * median, 4), {
+        "finalists": _told(job, finalists, finals),
         "finalist_seeds": [seed, seed + FINALIST_RUNS - 1],
         "winner": winner,
+    }
+
+
+def _told(job: _Job, points: Sequence[Point], finals: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Points with their final values for the provenance, the better one first."""
+    return {
+        point.name: {
+            "hyperparameters": point.hyperparameters,
+            "final_values": [round(value, 4) for value in finals[point.name]],
+        }
+        for point in sorted(points, key=lambda point: job.median(finals[point.name]))
     }
 
 
