@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from harness import executors, ledger, study
 from harness.choices import BASE
@@ -317,4 +317,9 @@ def write(path: Path, measured: Measured) -> None:
         number += 1
     text = re.sub(r"^target: .*$", f"target: {measured.target}", text, flags=re.MULTILINE)
     text = re.sub(r"^target_version: .*$", f"target_version: {number}", text, flags=re.MULTILINE)
-    path.write_text(text + OmegaConf.to_yaml({"target_provenance": measured.provenance}))
+    path.write_text(
+        text
+        + yaml.safe_dump(
+            {"target_provenance": measured.provenance}, default_flow_style=None, sort_keys=False, width=120
+        )
+    )
