@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-import threading
 from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from harness import worker
@@ -38,33 +39,21 @@ def execute(entries: Sequence[Entry], say: Say) -> None:
 def _local(entries: Sequence[Entry], executor: Executor, say: Say) -> None:
     number = min(executor.workers, len(entries))
     workers = [Worker(entries, place) for place in places(entries[0].base, number, say)]
-    errors: list[BaseException] = []
-
-    def run(one: Worker) -> None:
+    with ThreadPoolExecutor(number) as pool:
+        running = [pool.submit(one.work) for one in workers]
         try:
-            one.work()
-        except BaseException as error:
-            errors.append(error)
-            for other in workers:
-                other.stop()
-
-    threads = [threading.Thread(target=run, args=(one,)) for one in workers]
-    for thread in threads:
-        thread.start()
-    try:
-        while any(thread.is_alive() for thread in threads):
-            threads[0].join(0.2)
-            for thread in threads[1:]:
-                thread.join(0.01)
-    except KeyboardInterrupt:
-        say("stopping the running trials; the same command continues them")
-        for one in workers:
-            one.stop()
-        for thread in threads:
-            thread.join()
-        raise
-    if errors:
-        raise errors[0]
+            futures.wait(running, return_when=futures.FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            say("stopping the running trials; the same command continues them")
+            raise
+        finally:
+            # Nothing to stop where all have come to their end; after an error or an interruption the trials are left
+            # in good order before it is passed on.
+            for one in workers:
+                one.stop()
+            futures.wait(running)
+        for one_running in running:
+            one_running.result()
 
 
 def places(run: Run, number: int, say: Say) -> list[Place]:

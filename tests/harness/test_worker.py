@@ -94,8 +94,8 @@ def test_a_stopped_worker_leaves_a_trial_that_another_continues(tmp_path: Path) 
     worker = Worker(entries)
     thread = threading.Thread(target=worker.work)
     thread.start()
-    rows = entries[0].folder / "eval_measurements.csv"
-    while not rows.exists():
+    checkpoint = entries[0].folder / "checkpoint.pt"
+    while not checkpoint.exists():
         assert thread.is_alive()
         time.sleep(0.01)
     worker.stop()
