@@ -45,8 +45,8 @@ SUBMISSIONS: dict[str, list[str]] = {
 }
 BASELINE = "adamw"
 FINALISTS = 2
-# Of study.TARGET_SEEDS; 900000 to 900119 served the targets of version 1, 910200 to 910209 an earlier baseline.
-GRID_SEED, FINALIST_SEED, CONFIRM_SEED, VARIANT_SEED = 910_000, 910_100, 910_400, 910_300
+# Of study.TARGET_SEEDS; 900000 to 900119 served the targets of version 1, 910200 and 910400 on earlier baselines.
+GRID_SEED, FINALIST_SEED, CONFIRM_SEED, VARIANT_SEED = 910_000, 910_100, 910_500, 910_300
 FINALIST_RUNS, CONFIRM_RUNS = 5, 10
 HITS_NEEDED, LARGEST_VARIATION = 9, 0.05
 TUNED = ["ruleset=external", "ruleset.studies=1", f"ruleset.trials={POINTS}", f"seed={GRID_SEED}"]
