@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ from harness.environment import configure_torch, device_of, private_compiler_cac
 from harness.lease import LeaseLost
 from harness.needs import Need
 from harness.problems import UserError
-from harness.pruner import Pruner
 from harness.record import Record, Status
 from harness.training import Training, needs_of
 from harness.workload import Split, Workload, WorkloadError
+
+if TYPE_CHECKING:
+    from harness.pruner import Pruner
 
 Row = dict[str, Any]
 
@@ -106,7 +108,7 @@ class _Trial:
         self.state_bytes = 0
         self.stop_reason: str | None = None
         self.reached_row: int | None = None
-        self.pruner = None if self.config.pruning == "none" else Pruner(self.config, record.folder)
+        self.pruner = _pruner(self.config, record)
 
     # ---- life of a trial -----------------------------------------------------------------------------------------
 
@@ -294,6 +296,14 @@ class _Trial:
             action()
         except OSError as error:
             raise _RecordError(error) from error
+
+
+def _pruner(run: Run, record: Record) -> Pruner | None:
+    if run.pruning == "none":
+        return None
+    from harness.pruner import Pruner  # with the libraries of tables, which other trials need not wait for
+
+    return Pruner(run, record.folder)
 
 
 class _RecordError(Exception):
