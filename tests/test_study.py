@@ -55,7 +55,7 @@ def test_killed_workers_end_with_every_trial_once_and_the_same_results(tmp_path:
 
     workers = [start(), start()]
     while any(worker.poll() is None for worker in workers):
-        if kills == 6:
+        if kills == 5:
             for worker in workers:
                 assert worker.wait(300) == 0, worker.stderr
             break

@@ -70,7 +70,7 @@ def test_a_study_can_grow_and_its_points_stay(tmp_path: Path) -> None:
 
 
 @given(asked=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2)), min_size=1, max_size=4))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_a_plan_holds_all_that_was_ever_asked_each_once(
     asked: list[tuple[int, int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
