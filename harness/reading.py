@@ -204,22 +204,29 @@ def _name(trial: _Folder, key: str) -> Any:
 
 
 def _declared_targets(found: list[_Folder]) -> Targets:
-    """From the manifests, which also say what is a held-out variant of what; UserError where two trials of a workload
-    disagree. A variant whose base workload has no records cannot decide anything, and has no place in the table."""
+    """From the manifests, which also say what is a held-out variant of what. Of several versions of a target the newest
+    counts, since curves can be scored again; UserError where two trials of a workload disagree otherwise. A variant
+    whose base workload has no records cannot decide anything, and has no place in the table."""
     declared: dict[str, Target] = {}
+    versions: dict[str, tuple[Any, int]] = {}
     variant_of: dict[str, str] = {}
     for trial in found:
         m = trial.manifest
         try:
             metric, direction = str(m["metric"]).removeprefix("validation/"), m["direction"]
-            version = f"workload {m['workload_version']}, target {m['target_version']}"
-            target = Target(metric, direction, float(m["target"]), version)
+            version = (m["workload_version"], int(m["target_version"]))
+            target = Target(metric, direction, float(m["target"]), f"workload {version[0]}, target {version[1]}")
             if direction not in ("min", "max") or not np.isfinite(target.value):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             continue
         other = declared.setdefault(trial.workload, target)
-        if other != target:
+        workload_version, target_version = versions.setdefault(trial.workload, version)
+        comparable = (other.metric, other.direction, workload_version) == (metric, direction, version[0])
+        if comparable and version[1] != target_version:
+            if version[1] > target_version:
+                declared[trial.workload], versions[trial.workload] = target, version
+        elif other != target:
             raise UserError(
                 f"{trial.shown}: its {trial.workload} has {target}, others have {other}; no table mixes versions: "
                 "give only the records of one, or the target with --targets"
@@ -287,6 +294,7 @@ def _tabulate(found: list[_Folder], targets: Targets, problems: list[Problem], t
         at[name] = np.where(met, at[name], np.nan)
     # The rows decide whether the target is met, since it can be another than the one the trial was run with.
     status[met] = "reached"
+    _refuse_stopped_early([trial for trial, is_met in zip(found, met.tolist(), strict=True) if not is_met], targets)
     for i in np.flatnonzero(status == "pruned").tolist():
         used, now = found[i].manifest.get("target"), targets.targets[found[i].workload].value
         if used != now:
@@ -311,6 +319,24 @@ def _tabulate(found: list[_Folder], targets: Targets, problems: list[Problem], t
     )
     manifests = {i: trial.manifest for i, trial in enumerate(found) if trial.manifest}
     return Records(table, rows, targets, problems, manifests)
+
+
+def _refuse_stopped_early(unmet: list[_Folder], targets: Targets) -> None:
+    """UserError for trials that stopped at a target of their own, short of the table's: they are no misses."""
+    stopped = [
+        trial
+        for trial in unmet
+        if trial.manifest.get("status") == "reached"
+        and trial.manifest.get("config", {}).get("run_to_end") is False
+        and trial.manifest.get("target") != targets.targets[trial.workload].value
+    ]
+    if stopped:
+        first, target = stopped[0], targets.targets[stopped[0].workload]
+        raise UserError(
+            f"{len(stopped)} trials stopped at another target than the table's and say nothing of it, the first of "
+            f"them {first.shown}: its target was {first.manifest['target']:g}, here it is {target.value:g} "
+            f"({target.version}); run them again with overwrite=true, or leave them out of the folders"
+        )
 
 
 def _declared_status(trial: _Folder) -> str:

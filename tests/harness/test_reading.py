@@ -151,9 +151,32 @@ def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
     records = reading.read([tmp_path], ruleset="quick")
     assert records.trials["submission"].tolist() == ["a"]
     assert any("overridden" in p.what for p in records.problems)
-    own_trial(tmp_path, [1.0], submission="d", target_version=2)
+    own_trial(tmp_path, [1.0], submission="d", workload_version=2)
     with pytest.raises(UserError, match="no table mixes versions"):
         reading.read([tmp_path], ruleset="quick")
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_of_several_versions_of_a_target_the_newest_scores_all_curves(tmp_path: Path, newest_first: bool) -> None:
+    names = ("a", "b") if newest_first else ("b", "a")
+    own_trial(tmp_path, [3.0, 1.0], submission=names[0], target=1.2, target_version=2, status="reached")
+    old = {"target": 2.0, "target_version": 1, "status": "reached"}
+    own_trial(tmp_path, [1.9, 1.5, 1.1], submission=names[1], config={"run_to_end": True}, **old)
+    records = reading.read([tmp_path])
+    assert records.targets.targets["lm"].value == 1.2 and "target 2" in records.targets.targets["lm"].version
+    assert dict(zip(records.trials["submission"], records.trials["steps"], strict=True)) == {
+        names[0]: 200.0, names[1]: 300.0,
+    }  # fmt: skip
+    own_trial(tmp_path, [1.9], submission="c", config={"run_to_end": False}, **old)
+    with pytest.raises(UserError, match=r"1 trials stopped at another target.*c/.*its target was 2, here it is 1.2"):
+        reading.read([tmp_path])
+
+
+def test_one_version_of_a_target_has_one_value(tmp_path: Path) -> None:
+    own_trial(tmp_path, [3.0, 1.0])
+    own_trial(tmp_path, [3.0, 1.0], submission="b", target=1.5)
+    with pytest.raises(UserError, match="no table mixes versions"):
+        reading.read([tmp_path])
 
 
 def test_a_variant_is_held_out_where_its_workload_has_records(tmp_path: Path) -> None:
