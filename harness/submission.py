@@ -217,6 +217,40 @@ class OptimizerSubmission(Submission):
             )
 
 
+class Wrapper(Submission):
+    """A submission around another one, named in a YAML's `wrappers`. By itself it changes nothing.
+
+    Its hyperparameters stand beside those of the submission inside, so its names must be its own (`ema_decay`, not
+    `decay`). To act on the weights it overrides `step`; to act on the gradient it hands `inner.step` a
+    `harness.step.WrappedContext`. State goes into `state_dict` under further keys.
+    """
+
+    def __init__(self, setup: Setup, inner: Submission) -> None:
+        super().__init__(setup)
+        self.inner = inner
+
+    def select(self, stream: ExampleStream) -> Selection:
+        return self.inner.select(stream)
+
+    def step(self, ctx: StepContext) -> None:
+        self.inner.step(ctx)
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        with self.inner.evaluation_weights():
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+
+    def state_tensors(self) -> list[Tensor]:
+        mine = {key: value for key, value in self.state_dict().items() if key != "inner"}
+        return self.inner.state_tensors() + tensors_in(mine)
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """All tensors in nested dicts, lists and tuples."""
     if isinstance(value, Tensor):
