@@ -200,7 +200,8 @@ def evaluates(subject: Subject) -> None:
     if _bits(looked) != before:
         raise Failed("the weights after an evaluation are not those before it; see harness.step.swapped")
     _same(subject.trained(SHORT), subject.trained(SHORT, look=(3, CUT)),
-          "it ends elsewhere when it is evaluated more often; evaluation_weights must leave no trace (harness.step.swapped)")  # fmt: skip
+          "it ends elsewhere when it is evaluated more often; evaluation_weights must leave no trace "
+          "(harness.step.swapped)")  # fmt: skip
 
 
 def counts_state(subject: Subject) -> None:

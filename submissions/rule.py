@@ -65,11 +65,11 @@ class Rule(torch.optim.Optimizer):
         super().__init__(params, hyperparameters)
 
     def direction(self, at: Slice) -> Tensors:
-        """What the learning rate multiplies: new tensors, parallel to `at.theta`."""
+        """What the learning rate multiplies, parallel to `at.theta`."""
         raise NotImplementedError
 
     def apply(self, at: Slice, direction: Tensors) -> None:
-        """Move `at.theta` along the direction, which is no longer needed."""
+        """Move `at.theta` along the direction, which may be a buffer and is not to be written to."""
         if at["weight_decay"]:
             torch._foreach_mul_(at.theta, 1 - at["lr"] * at["weight_decay"])
         torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
@@ -148,3 +148,14 @@ def root(second_moment: Tensors, correction: float, eps: float) -> Tensors:
     torch._foreach_div_(denominator, correction**0.5)
     torch._foreach_add_(denominator, eps)
     return denominator
+
+
+def adam(at: Slice) -> Tensors:
+    """m̂ / (√v̂ + ε), Adam's direction, from the updated buffers `momentum` and `second_moment`."""
+    beta1, beta2 = at["betas"]
+    momentum, second_moment = at.state("momentum"), at.state("second_moment")
+    average_(momentum, at.g, beta1)
+    average_square_(second_moment, at.g, beta2)
+    direction = torch._foreach_div(momentum, root(second_moment, 1 - beta2**at.t, at["eps"]))
+    torch._foreach_div_(direction, 1 - beta1**at.t)
+    return direction
