@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, get_origin, get_type_hints
@@ -16,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from harness.problems import UserError, did_you_mean
 from harness.submission import Submission, Wrapper
 
-# By the last part of the name: `lr` is also the end of `adamw_lr`.
+# The end of a name decides: `adamw_lr` is an lr.
 _IN_UNIT_INTERVAL = {"beta", "beta1", "beta2", "beta3", "momentum", "betas", "dampening"}
 _POSITIVE = {"lr", "eps"}
-_NON_NEGATIVE = {"decay"}
+_NON_NEGATIVE = {"weight_decay"}
 _NUMERIC = {*_IN_UNIT_INTERVAL, *_POSITIVE, *_NON_NEGATIVE}
 
 
@@ -118,7 +117,7 @@ def _check_value(
     name: str, value: Any, parameter: inspect.Parameter, range_: TypeAdapter[Any] | None = None
 ) -> list[str]:
     default = parameter.default
-    kind = re.split("_", name)[-1]
+    kind = next((known for known in _NUMERIC if name == known or name.endswith(f"_{known}")), None)
     key = f"optimizer.hyperparameters.{name}={value}"
     if value is None:
         return []
@@ -129,12 +128,15 @@ def _check_value(
     items = value if isinstance(value, list | tuple) else [value]
     if isinstance(default, tuple) and (not isinstance(value, list | tuple) or len(value) != len(default)):
         return [f"{key}: must be a list of {len(default)} numbers like {list(default)}"]
-    numeric = isinstance(default, int | float | tuple) or kind in _NUMERIC
+    numeric = isinstance(default, int | float | tuple) or kind is not None
     if not numeric:
         return []
     if not isinstance(default, tuple) and isinstance(value, list | tuple) and kind != "betas":
         return [f"{key}: must be one number"]
+    nullable = isinstance(default, tuple) and None in default
     for item in items:
+        if item is None and nullable:
+            continue
         if isinstance(item, bool) or not isinstance(item, int | float):
             return [f"{key}: must be a number" + (f", and {item!r} is none" if len(items) > 1 else "")]
         if not math.isfinite(item):

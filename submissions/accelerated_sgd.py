@@ -6,7 +6,7 @@ sequence w takes long steps:
     w ← α w + (1 - α) (θ - (κ η / δ) g)
     θ ← (δ (θ - η g) + (1 - α) w) / (δ + 1 - α)
 
-w starts at θ. One state tensor per parameter. Defaults (Kidambi et al., section 5 and code): κ = 1000, ξ = 10, δ = 0.7.
+w starts at θ. One state tensor per parameter. Defaults (Kidambi et al., paper and code): κ = 1000, ξ = 10, δ = 0.7.
 Weight decay is part of the gradient, as in their experiments.
 """
 

@@ -6,7 +6,7 @@ arXiv:1902.09843, Algorithm 2. Adam whose learning rate per coordinate is clippe
 
 η* is `final_lr`, which the schedule scales as it scales η. AMSBound uses the largest v so far. As in the authors' code,
 with bias correction and without the paper's division by √t. Two state tensors per parameter, AMSBound three.
-Defaults (section 5 and code): Adam's, η* = 0.1, γ = 1e-3. Weight decay, not in the paper, is decoupled.
+Defaults (paper and code): Adam's, η* = 0.1, γ = 1e-3. Weight decay, not in the paper, is decoupled.
 """
 
 from __future__ import annotations

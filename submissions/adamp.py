@@ -7,7 +7,7 @@ only inflates it; so the radial part of the direction p is dropped there:
 
 tried per output channel (all channels must pass), else for the whole tensor; tensors of at least two dimensions only.
 p is Adam's direction, or SGD's with momentum, for which λ is divided by 1 - momentum, as in the authors' code.
-State as Adam's and SGD's. Defaults (section 4 and code): δ = 0.1, wd_ratio = 0.1; AdamP with Adam's.
+State as Adam's and SGD's. Defaults (paper and code): δ = 0.1, wd_ratio = 0.1; AdamP with Adam's.
 """
 
 from __future__ import annotations

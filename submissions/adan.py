@@ -8,7 +8,7 @@ Deep Models", arXiv:2208.06677, Algorithm 1. With the change of the gradient δ 
 
 Here β are decay rates as in the authors' code (1 - β of the paper), and m̂, v̂, n̂ are bias-corrected as there; the
 paper's algorithm starts m and n at the first gradient instead. No restarts. Four state tensors per parameter.
-Defaults: β = (0.98, 0.92, 0.99), ε = 1e-8, λ = 0.02 (the paper's section 5 and code).
+Defaults: β = (0.98, 0.92, 0.99), ε = 1e-8, λ = 0.02 (paper and code).
 """
 
 from __future__ import annotations

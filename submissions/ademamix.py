@@ -8,7 +8,7 @@ Algorithm 1. AdamW with a second, much slower momentum beside the first:
 
 m₂ is not bias-corrected. Over the first T steps α(t) grows linearly to α, and β3(t) from β1 to β3 so that its half-life
 grows linearly; T is the budget (`warmup_steps` overrides it). Three state tensors per parameter.
-Defaults (section 4): β = (0.9, 0.999, 0.9999), α = 5 (8 for language models), ε = 1e-8.
+Defaults (paper): β = (0.9, 0.999, 0.9999), α = 5 (8 for language models), ε = 1e-8.
 """
 
 from __future__ import annotations

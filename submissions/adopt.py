@@ -6,7 +6,7 @@ arXiv:2411.02853, Algorithm 2 with clipping. The gradient is divided by the seco
     θ ← θ - η (m + λ θ)
     v ← β2 v + (1 - β2) g²
 
-Two state tensors per parameter. Defaults (section 5 and code): β = (0.9, 0.9999), ε = 1e-6.
+Two state tensors per parameter. Defaults (paper and code): β = (0.9, 0.9999), ε = 1e-6.
 """
 
 from __future__ import annotations

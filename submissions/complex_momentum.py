@@ -1,11 +1,11 @@
-"""Complex momentum: Lorraine et al. 2021, "Complex Momentum for Optimization in Games", arXiv:2102.08431, Algorithm 1.
+"""Complex momentum: Lorraine et al. 2021, "Complex Momentum for Optimization in Games", arXiv:2102.08431.
 Heavy ball with a complex momentum coefficient β = |β| e^{iφ}, so that the buffer also turns:
 
     μ ← β μ - g
     θ ← θ + η Re(μ) - η λ θ
 
-φ = 0 is classical momentum. Two state tensors per parameter, the real and the imaginary part. Defaults (section 4.2):
-|β| = 0.9, φ = π/8; the paper has no weight decay, here it is decoupled.
+φ = 0 is classical momentum. Two state tensors per parameter, the real and the imaginary part. Defaults: |β| = 0.9
+and the paper's φ = π/8 for games; the paper has no weight decay, here it is decoupled.
 """
 
 from __future__ import annotations

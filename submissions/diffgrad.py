@@ -1,5 +1,5 @@
 """diffGrad: Dubey et al. 2019, "diffGrad: An Optimization Method for Convolutional Neural Networks",
-arXiv:1909.11015, eqs. 9 to 12. Adam slowed down where the gradient stands still:
+arXiv:1909.11015. Adam slowed down where the gradient stands still:
 
     ξ = sigmoid(|g₋₁ - g|)                        g₋₁ = 0 at the first step
     θ ← θ - η (ξ m̂ / (√v̂ + ε) + λ θ)

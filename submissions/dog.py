@@ -1,5 +1,5 @@
 """DoG and L-DoG (distance over gradients): Ivgi, Hinder & Carmon 2023, "DoG is SGD's Best Friend: A Parameter-Free
-Dynamic Step Size Schedule", arXiv:2302.12022, eqs. 1 and 5. SGD whose step size is found along the way:
+Dynamic Step Size Schedule", arXiv:2302.12022. SGD whose step size is found along the way:
 
     r ← max(r, ‖θ - θ₀‖)                          r = reps_rel (1 + ‖θ₀‖) at the first step
     G ← G + ‖g‖²                                  G = ε at the start

@@ -1,12 +1,12 @@
 """Gravity: Bahrami & Zadeh 2021, "Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning",
-arXiv:2101.09192, Algorithm 1. Large gradients of a tensor are damped, and the momentum settles slowly:
+arXiv:2101.09192. Large gradients of a tensor are damped, and the momentum settles slowly:
 
     ζ = g / (1 + (g max|g|)²)
     β̂ = (β t + 1) / (t + 2)
     V ← β̂ V + (1 - β̂) ζ                           V ~ N(0, (α / η)²) at the start
     θ ← θ - η V
 
-η in the start of V is lr before any schedule. One state tensor per parameter. Defaults (section 3): lr 0.1, α = 0.01,
+η in the start of V is lr before any schedule. One state tensor per parameter. Defaults (paper): lr 0.1, α = 0.01,
 β = 0.9. The paper has no weight decay; here it is decoupled.
 """
 

@@ -4,7 +4,7 @@ Algorithm 2. Adam's direction, with weight decay, at a length per tensor that is
     u = m̂ / (√v̂ + ε) + λ θ
     θ ← θ - η (‖θ‖ / ‖u‖) u                       ratio 1 where either norm is zero
 
-Two state tensors per parameter. Defaults (section 4 and appendix): β = (0.9, 0.999), ε = 1e-6, λ = 0.01.
+Two state tensors per parameter. Defaults (paper): β = (0.9, 0.999), ε = 1e-6, λ = 0.01.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ arXiv:2302.06675, Algorithm 2. With gradient g, momentum m, learning rate η and
     θ ← θ - η (sign(c) + λ θ)
     m ← β2 m + (1 - β2) g
 
-One state tensor per parameter. Defaults (section 5): β = (0.9, 0.99); a learning rate 3 to 10 times smaller and a
+One state tensor per parameter. Defaults: β = (0.9, 0.99); a learning rate 3 to 10 times smaller and a
 weight decay as many times larger than AdamW's.
 """
 

@@ -1,11 +1,11 @@
 """Lion-K: Chen, Liu, Liang & Liu 2023, "Lion Secretly Solves Constrained Optimization: As Lyapunov Predicts",
-arXiv:2310.05898, eq. 3. Lion with the sign replaced by the gradient of a convex function K:
+arXiv:2310.05898. Lion with the sign replaced by the gradient of a convex function K:
 
     c = β1 m + (1 - β1) g
     θ ← θ - η (∇K(c) + λ θ)
     m ← β2 m + (1 - β2) g
 
-It minimises f(θ) + K*(λ θ) / λ. `kernel`, of section 4's table:
+It minimises f(θ) + K*(λ θ) / λ. `kernel`:
     l1      K = ‖c‖₁,           ∇K = sign(c): Lion, the constraint ‖θ‖∞ ≤ 1/λ
     l2      K = ‖c‖₂ per tensor, ∇K = c / ‖c‖₂: the constraint ‖θ‖₂ ≤ 1/λ on every tensor
     huber   ∇K = clip(c / width, -1, 1): a sign without the jump at zero

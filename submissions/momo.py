@@ -9,14 +9,14 @@ of the loss f, bounded below by f*. With the metric D (1, or Adam's √v̂ + ε)
     θ ← (θ - τ D⁻¹ d) / (1 + η λ)
 
 MoMo starts its averages at the first values (ρ = 1), MoMo-Adam at zero. Inner products go over all parameters.
-State tensors per parameter: d, and v for MoMo-Adam. Defaults (section 5 and package): f* = 0; MoMo lr 1, β = 0.9;
+State tensors per parameter: d, and v for MoMo-Adam. Defaults (paper and package): f* = 0; MoMo lr 1, β = 0.9;
 MoMo-Adam lr 1e-2, β = (0.9, 0.999), ε = 1e-8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,16 +60,12 @@ class MoMoAdam(MoMo):
 class MoMoRule(Rule):
     """`loss` is to be set before each step."""
 
+    averages_start_at_zero: ClassVar[bool] = False
+
     def __init__(self, params: ParamsT, lr: float, beta: float, weight_decay: float, lower_bound: float) -> None:
         hyperparameters = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "lower_bound": lower_bound}
-        super().__init__(params, hyperparameters | self._start())
+        super().__init__(params, hyperparameters | {"mean_loss": 0.0, "mean_product": 0.0, "updates": 0})
         self.loss = 0.0
-
-    def _start(self) -> dict[str, Any]:
-        return {"mean_loss": 0.0, "mean_product": 0.0, "updates": 0}
-
-    def bias_correction(self, updates: int, beta: float) -> float:
-        return 1.0
 
     def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
         return {"momentum": g.clone()}
@@ -83,21 +79,20 @@ class MoMoRule(Rule):
             return
         first = self.param_groups[0]
         beta, updates = first["beta"], first["updates"] + 1
-        self._steps: dict[int, Tensors] = {}
         products: list[Tensor] = []
         for at in slices:
             d = at.state("momentum")
             average_(d, at.g, beta)
             metric = self.metric(at)
             step = d if metric is None else torch._foreach_div(d, metric)
-            self._steps[id(at)] = step
+            at.notes["step"] = step
             products += [
                 torch.stack([(g * theta).sum(), (m * theta).sum(), (m * s).sum()])
                 for g, theta, m, s in zip(at.g, at.theta, d, step, strict=True)
             ]
         gradient_product, momentum_product, length = torch.stack(products).sum(0).tolist()
-        rho = self.bias_correction(updates, beta)
-        kept = beta if updates > 1 or rho < 1 else 0.0  # without bias correction averages start at the first values
+        rho = 1 - beta**updates if self.averages_start_at_zero else 1.0
+        kept = beta if updates > 1 or self.averages_start_at_zero else 0.0
         loss = kept * first["mean_loss"] + (1 - kept) * self.loss
         product = kept * first["mean_product"] + (1 - kept) * gradient_product
         for group in self.param_groups:
@@ -108,7 +103,8 @@ class MoMoRule(Rule):
             group["step_size"] = min(group["lr"] / rho, polyak)
 
     def direction(self, at: Slice) -> Tensors:
-        return self._steps.pop(id(at))
+        step: Tensors = at.notes["step"]
+        return step
 
     def apply(self, at: Slice, direction: Tensors) -> None:
         torch._foreach_add_(at.theta, direction, alpha=-at["step_size"])
@@ -117,6 +113,7 @@ class MoMoRule(Rule):
 
 class MoMoAdamRule(MoMoRule):
     buffers = ("momentum", "second_moment")
+    averages_start_at_zero = True
 
     def __init__(
         self, params: ParamsT, lr: float, betas: tuple[float, float], eps: float, weight_decay: float,
@@ -125,9 +122,6 @@ class MoMoAdamRule(MoMoRule):
         super().__init__(params, lr, betas[0], weight_decay, lower_bound)
         for group in self.param_groups:
             group |= {"beta2": betas[1], "eps": eps}
-
-    def bias_correction(self, updates: int, beta: float) -> float:
-        return 1 - beta**updates
 
     def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
         return Rule.initial_state(self, theta, g)

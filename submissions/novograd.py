@@ -5,7 +5,7 @@ Networks", arXiv:1905.11286, Algorithm 1. Gradients normalised per tensor, weigh
     m ← β1 m + g / (√v + ε) + λ θ
     θ ← θ - η m
 
-One state tensor and one number per parameter. Defaults (section 4): β = (0.95, 0.98), lr 0.01, ε = 1e-8.
+One state tensor and one number per parameter. Defaults (paper): β = (0.95, 0.98), lr near 0.01, ε = 1e-8.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ parameters together:
     d ← max(d, c r / ‖s‖₁)
 
 (The paper's 1 - √β2 before both d² cancels.) η is the schedule's factor, lr 1. Four state tensors per parameter: m, v,
-s, θ₀. Defaults (section 6 and package): β = (0.9, 0.999), ε = 1e-8, d = 1e-6 at the start, c = 1.
+s, θ₀. Defaults (paper and package): β = (0.9, 0.999), ε = 1e-8, d = 1e-6 at the start, c = 1.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """SGD with momentum and exponential random scaling: Zhang & Cutkosky 2024, "Random Scaling and Momentum for Non-smooth
-Non-convex Optimization", arXiv:2405.09742, Algorithm 2. The momentum step is multiplied by a random number of mean 1:
+Non-convex Optimization", arXiv:2405.09742. The momentum step is multiplied by a random number of mean 1:
 
     Δ ← β (Δ - η g)
     θ ← θ + s Δ - η λ θ                           s ~ Exp(1), one for all parameters
 
-One state tensor per parameter. The paper's analysis sets β; 0.99 is what its experiments used (section 6). It has no
-weight decay; here it is decoupled.
+One state tensor per parameter. The paper tunes η and β, so the defaults are ours. It has no weight
+decay; here it is decoupled.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ Parameters narrower than 32 bits are updated in float32, state included, and rou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -42,17 +42,14 @@ class Slice:
     states: list[dict[str, Any]]
     group: dict[str, Any]
     """The parameter group, with its hyperparameters by name."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What `survey` leaves for `direction` and `apply` of the same step."""
 
     def __getitem__(self, hyperparameter: str) -> Any:
         return self.group[hyperparameter]
 
     def state(self, name: str) -> list[Tensor]:
         return [state[name] for state in self.states]
-
-    def swap_state(self, name: str, values: Tensors) -> None:
-        """Replace a state by tensors that nothing else holds."""
-        for state, value in zip(self.states, values, strict=True):
-            state[name] = value
 
 
 class Rule(torch.optim.Optimizer):

@@ -1,5 +1,5 @@
-"""Schedule-Free SGD and AdamW: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682, eqs. 4 to 6 and
-Algorithm 1. Gradients are taken at y between a fast sequence z and its average x, which is what is evaluated:
+"""Schedule-Free SGD and AdamW: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682, Algorithm 1
+for AdamW. Gradients are taken at y between a fast sequence z and its average x, which is what is evaluated:
 
     u = g (SGD) or g / (√v̂ + ε) (AdamW), both at y, plus λ y
     z ← z - η u
@@ -8,7 +8,7 @@ Algorithm 1. Gradients are taken at y between a fast sequence z and its average 
 
 The parameters hold y; x follows from y and z. As in the authors' package, v̂ is bias-corrected where the paper scales η
 by √(1 - β2^t), which differs in the ε alone. Meant for a constant schedule with a warm-up. State tensors per parameter:
-z, and v for AdamW. Defaults (section 4 and package): SGD β = 0.9; AdamW β = (0.9, 0.999), lr 0.0025, ε = 1e-8.
+z, and v for AdamW. Defaults (paper and package): SGD β = 0.9; AdamW β = (0.9, 0.999), lr 0.0025, ε = 1e-8.
 """
 
 from __future__ import annotations

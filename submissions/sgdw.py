@@ -5,7 +5,7 @@ schedule's factor s and the learning rate η = s α:
     θ ← θ - m - s λ θ
 
 Weight decay does not depend on the initial learning rate α: λ here is α times the λ of other rules. One state tensor
-per parameter. Defaults: the paper names β = 0.9 and tunes α and λ (figure 2: best near α = 0.05, λ = 1e-4 to 1e-3).
+per parameter. The paper sets β = 0.9 and tunes α and λ.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """SWATS: Keskar & Socher 2017, "Improving Generalization Performance by Switching from Adam to SGD", arXiv:1712.07628,
-Algorithm 1. Adam, until the learning rate that SGD would need for Adam's step settles; then SGD with that rate for good.
-Over all parameters together, with Adam's step -η u:
+Algorithm 1. Adam, until the learning rate that SGD would need for Adam's step settles; then SGD with that rate for
+good. Over all parameters together, with Adam's step -η u:
 
     γ = η (u · u) / (u · g)
-    Λ ← β2 Λ + (1 - β2) γ                         switch once |Λ / (1 - β2^t) - γ| < tolerance and t > 1
-    v ← β1 v + g,  θ ← θ - (1 - β1) Λ̂ v           after the switch, Λ̂ = Λ / (1 - β2^t) of its moment
+    Λ ← β2 Λ + (1 - β2) γ                         switch once |Λ̂ - γ| < tolerance, Λ̂ > 0 and t > 1
+    v ← β1 v + g,  θ ← θ - (1 - β1) Λ̂ v           after the switch, with Λ̂ = Λ / (1 - β2^t) of that moment
 
 The schedule scales Λ̂ as it scales η. Two state tensors per parameter (v takes the place of the momentum). Defaults
-(section 4): Adam's, tolerance 1e-9. The paper has no weight decay; here it is decoupled.
+(paper): Adam's, tolerance 1e-9. The paper has no weight decay; here it is decoupled.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Swats(Rule):
         hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "tolerance": tolerance}
         # `rate` is Λ / η, so that a schedule does not move it; `sgd_rate` is Λ̂ / η after the switch.
         super().__init__(params, hyperparameters | {"rate": 0.0, "updates": 0, "sgd_rate": None})
-        self._adam: dict[int, Tensors] = {}
 
     def survey(self, slices: Sequence[Slice]) -> None:
         first = self.param_groups[0]
         if first["sgd_rate"] is not None or not slices:
             return
-        self._adam = {id(at): adam(at) for at in slices}
-        pairs = [(u, g) for at in slices for u, g in zip(self._adam[id(at)], at.g, strict=True)]
+        for at in slices:
+            at.notes["adam"] = adam(at)
+        pairs = [(u, g) for at in slices for u, g in zip(at.notes["adam"], at.g, strict=True)]
         length = float(torch.stack([u.square().sum() for u, _ in pairs]).sum())
         along = float(torch.stack([(u * g).sum() for u, g in pairs]).sum())
         if along == 0:
@@ -55,16 +55,13 @@ class Swats(Rule):
         for group in self.param_groups:
             group |= {"rate": rate, "updates": updates, "sgd_rate": settled if switch else None}
         if switch:
-            self._start_sgd(slices)
-
-    def _start_sgd(self, slices: Sequence[Slice]) -> None:
-        """The switching step itself is still Adam's; the velocity starts at zero after it."""
-        for at in slices:
-            torch._foreach_zero_(at.state("momentum"))
+            for at in slices:  # this step is still Adam's; v starts at zero after it
+                torch._foreach_zero_(at.state("momentum"))
 
     def direction(self, at: Slice) -> Tensors:
-        if id(at) in self._adam:
-            return self._adam.pop(id(at))
+        if "adam" in at.notes:
+            adam_direction: Tensors = at.notes["adam"]
+            return adam_direction
         velocity = at.state("momentum")
         torch._foreach_mul_(velocity, at["betas"][0])
         torch._foreach_add_(velocity, at.g)
