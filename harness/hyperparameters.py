@@ -90,10 +90,10 @@ def check(path: str, values: dict[str, Any], wrappers: Sequence[str] = ()) -> li
         if count > 1
     ]
     for cls in classes:
-        ranges = _ranges(cls)
+        annotated = ranges(cls)
         for name, parameter in accepted(cls).items():
             if name in values:
-                problems += _check_value(name, values[name], parameter, ranges.get(name))
+                problems += _check_value(name, values[name], parameter, annotated.get(name))
             elif parameter.default is inspect.Parameter.empty:
                 problems.append(
                     f"optimizer.hyperparameters.{name} is missing: {cls.__name__} has no default for it; "
@@ -104,7 +104,12 @@ def check(path: str, values: dict[str, Any], wrappers: Sequence[str] = ()) -> li
     return problems
 
 
-def _ranges(cls: type[Any]) -> dict[str, TypeAdapter[Any]]:
+def kind(name: str) -> str | None:
+    """What a name says of the range: `adamw_lr` is an lr. None for other names."""
+    return next((known for known in _NUMERIC if name == known or name.endswith(f"_{known}")), None)
+
+
+def ranges(cls: type[Any]) -> dict[str, TypeAdapter[Any]]:
     """What the signature's annotations say of the range of a hyperparameter (`pydantic.PositiveFloat` and the like)."""
     try:
         hints = get_type_hints(cls.__init__, include_extras=True)
@@ -117,7 +122,7 @@ def _check_value(
     name: str, value: Any, parameter: inspect.Parameter, range_: TypeAdapter[Any] | None = None
 ) -> list[str]:
     default = parameter.default
-    kind = next((known for known in _NUMERIC if name == known or name.endswith(f"_{known}")), None)
+    what = kind(name)
     key = f"optimizer.hyperparameters.{name}={value}"
     if value is None:
         return []
@@ -128,10 +133,10 @@ def _check_value(
     items = value if isinstance(value, list | tuple) else [value]
     if isinstance(default, tuple) and (not isinstance(value, list | tuple) or len(value) != len(default)):
         return [f"{key}: must be a list of {len(default)} numbers like {list(default)}"]
-    numeric = isinstance(default, int | float | tuple) or kind is not None
+    numeric = isinstance(default, int | float | tuple) or what is not None
     if not numeric:
         return []
-    if not isinstance(default, tuple) and isinstance(value, list | tuple) and kind != "betas":
+    if not isinstance(default, tuple) and isinstance(value, list | tuple) and what != "betas":
         return [f"{key}: must be one number"]
     nullable = isinstance(default, tuple) and None in default
     for item in items:
@@ -143,11 +148,11 @@ def _check_value(
             return [f"{key}: must be finite"]
         if range_ is not None:
             continue
-        if (kind in _POSITIVE and item < 0) or (kind == "lr" and item == 0):
+        if (what in _POSITIVE and item < 0) or (what == "lr" and item == 0):
             return [f"{key}: must be above 0"]
-        if kind in _NON_NEGATIVE and item < 0:
+        if what in _NON_NEGATIVE and item < 0:
             return [f"{key}: must be at least 0"]
-        if kind in _IN_UNIT_INTERVAL and not 0 <= item < 1:
+        if what in _IN_UNIT_INTERVAL and not 0 <= item < 1:
             return [f"{key}: must lie in [0, 1)"]
     if range_ is not None:
         try:

@@ -54,6 +54,12 @@ class Setup:
         return list(self.named_parameters.values())
 
     @property
+    def buffers(self) -> list[Tensor]:
+        """The model's floating-point buffers, such as BatchNorm statistics: for averages to evaluate."""
+        self._require(Need.EVALUATION_WEIGHTS, "the model's buffers")
+        return [buffer for buffer in self._model.buffers() if buffer.is_floating_point() and buffer.numel()]
+
+    @property
     def roles(self) -> dict[str, Role]:
         """Role of every parameter by name."""
         self._require(Need.PARAMETER_ROLES, "parameter roles")

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from pydantic import FiniteFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -29,7 +30,13 @@ from submissions.rule import Rule, Slice, Tensors, average_, average_square_, ro
 
 class MoMo(OptimizerSubmission):
     def __init__(
-        self, setup: Setup, *, lr: float = 1.0, beta: float = 0.9, weight_decay: float = 0.0, lower_bound: float = 0.0
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1.0,
+        beta: float = 0.9,
+        weight_decay: float = 0.0,
+        lower_bound: FiniteFloat = 0.0,
     ) -> None:
         super().__init__(setup, [MoMoRule(setup.decay_groups(), lr, beta, weight_decay, lower_bound)])
 
@@ -51,7 +58,7 @@ class MoMoAdam(MoMo):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        lower_bound: float = 0.0,
+        lower_bound: FiniteFloat = 0.0,
     ) -> None:
         rule = MoMoAdamRule(setup.decay_groups(), lr, betas, eps, weight_decay, lower_bound)
         OptimizerSubmission.__init__(self, setup, [rule])

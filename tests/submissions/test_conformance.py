@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
+from annotated_types import Le
 from torch.optim.optimizer import ParamsT
 
-from harness import conformance
+from harness import conformance, hyperparameters
 from harness.choices import choices
 from harness.needs import Need
 from harness.step import StepContext
@@ -21,6 +22,17 @@ from harness.submission import OptimizerSubmission, Setup
 @pytest.mark.parametrize("name", [name for name in choices("optimizer") if name != "any"])
 def test_conforms(name: str) -> None:
     assert conformance.failures(conformance.subject(name)) == {}
+
+
+@pytest.mark.parametrize("name", [name for name in choices("optimizer") if name != "any"])
+def test_every_hyperparameter_of_ours_has_a_range(name: str) -> None:
+    options = conformance.subject(name).run.optimizer
+    paths = [path for path in (options.class_path, *options.wrappers) if path.startswith("submissions.")]
+    for cls in (hyperparameters.import_class(path, "") for path in paths):
+        for known, parameter in hyperparameters.accepted(cls).items():
+            numeric = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
+            if numeric and not hyperparameters.kind(known):
+                assert known in hyperparameters.ranges(cls), f"{cls.__name__}.{known}"
 
 
 class _Sgd(OptimizerSubmission):
@@ -66,9 +78,9 @@ class LeavesATrace(_Sgd):
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
         with torch.no_grad():
-            self.setup.parameters[0].mul_(0.99)
+            torch._foreach_mul_(self.setup.parameters, 0.3)
             yield
-            self.setup.parameters[0].div_(0.99)
+            torch._foreach_div_(self.setup.parameters, 0.3)
 
 
 class KeepsGradients(_Sgd):
@@ -80,7 +92,7 @@ class KeepsGradients(_Sgd):
 
 
 class Unbounded(_Sgd):
-    def __init__(self, setup: Setup, *, lr: float = 0.1, friction: float = 0.5) -> None:
+    def __init__(self, setup: Setup, *, lr: float = 0.1, beta: Annotated[float, Le(1)] = 0.5) -> None:
         super().__init__(setup, lr=lr)
 
 
@@ -111,7 +123,7 @@ class WideState(torch.optim.Optimizer):
         (Forgets, "counts_state", "state_tensors"),
         (LeavesATrace, "evaluates", "swapped"),
         (KeepsGradients, "frees", "holds on to gradients"),
-        (Unbounded, "refuses", "friction=-1.0 is accepted"),
+        (Unbounded, "refuses", "beta=-1.0 is accepted"),
     ],
 )
 def test_a_fault_is_found_and_says_what_to_do(fault: type, check: str, remedy: str) -> None:
