@@ -8,7 +8,8 @@ step of one gradient and one update. An algorithm that needs more is a class her
 
         def step(self, ctx): ...
 
-Its keyword arguments are its hyperparameters; the harness refuses any that the signature does not name.
+Its keyword arguments are its hyperparameters; the harness refuses any that the signature does not name, and values
+outside the ranges that it annotates. A `Wrapper` goes around any other submission.
 """
 
 from __future__ import annotations

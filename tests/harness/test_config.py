@@ -116,6 +116,14 @@ def test_the_recipe_names_the_schedule_unless_the_user_does() -> None:
     assert load([*BASE, *recipe, "schedule=cosine"]).schedule.shape == "cosine"
 
 
+def test_what_a_submission_does_not_use_is_not_part_of_its_identity() -> None:
+    """Records from before there were wrappers and other schedules continue."""
+    algorithm = load(BASE).algorithm()
+    assert "wrappers" not in algorithm["optimizer"] and set(algorithm["schedule"]) == {
+        "shape", "warmup_fraction", "horizon_fraction", "final_fraction", "decay_fraction",
+    }  # fmt: skip
+
+
 def test_sweeps_expand_in_order() -> None:
     runs = expand(["workload=gpt2,vit", "optimizer=adamw", "seed=range(0,2)"])
     assert runs == [

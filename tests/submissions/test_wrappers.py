@@ -109,7 +109,7 @@ def test_a_wrapper_goes_around_any_submission_and_its_hyperparameters_stand_besi
     for arguments, message in [
         (
             [around, "optimizer.hyperparameters.lookahead_step=2"],
-            "Muon within Lookahead has no such hyperparameter; did",
+            "Muon within Lookahead has no such",
         ),
         (["optimizer.wrappers=[torch.optim.SGD]"], "not a harness.submission.Wrapper"),
         ([f"optimizer.wrappers=[{lookahead},{lookahead}]"], "share the hyperparameter lookahead_steps"),
