@@ -61,7 +61,7 @@ def test_a_search_space_is_shown_with_its_points() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["adamm"], "did you mean `adamw`"), (["any", "optimizer.class_path=torch.optim.Adam"], "search_space")],
+    [(["nadamm"], "did you mean `nadamw`"), (["any", "optimizer.class_path=torch.optim.Adam"], "search_space")],
 )
 def test_a_space_that_is_not_there_is_an_error(arguments: list[str], said: str) -> None:
     done = script("search_space.py", *arguments)

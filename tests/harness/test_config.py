@@ -40,7 +40,7 @@ def test_every_problem_is_reported_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["workload=gtp2", "optimizer=adamv"], ["did you mean `gpt2`", "did you mean `adamw`"]),
+        (["workload=gtp2", "optimizer=nadamv"], ["did you mean `gpt2`", "did you mean `nadamw`"]),
         (["workload=gpt2"], ["optimizer is not given"]),
         ([*BASE, "scale=huge"], ["scale=huge"]),
         ([*BASE, "seed=1,2"], ["add -m"]),
