@@ -36,6 +36,4 @@ class AdaBelief(Rule):
         average_(momentum, at.g, beta1)
         average_square_(variance, torch._foreach_sub(at.g, momentum), beta2)
         torch._foreach_add_(variance, at["eps"])
-        direction = torch._foreach_div(momentum, root(variance, 1 - beta2**at.t, at["eps"]))
-        torch._foreach_div_(direction, 1 - beta1**at.t)
-        return direction
+        return torch._foreach_div(momentum, root(variance, 1 - beta2**at.t, at["eps"], scale=1 - beta1**at.t))

@@ -20,33 +20,37 @@ from torch.optim.optimizer import ParamsT
 from submissions.rule import Rule, Slice, Tensors, adam
 
 
-def project(theta: Tensor, g: Tensor, direction: Tensor, delta: float, wd_ratio: float) -> tuple[Tensor, Tensor]:
-    """The direction without its radial part where `theta` is scale-invariant, and the factor on weight decay."""
-    one = theta.new_ones(())
-    if theta.ndim < 2 or theta.numel() == 0:
-        return direction, one
-    result, factor = direction, one
-    for rows in (1, len(theta)):  # the test by channel, which comes last, wins
-        w, u, p = (tensor.reshape(rows, -1) for tensor in (theta, g, direction))
-        cosine = torch.cosine_similarity(w, u, dim=1, eps=1e-8).abs().max()
-        radius = w / (w.norm(dim=1, keepdim=True) + 1e-8)
-        tangential = (p - radius * (radius * p).sum(1, keepdim=True)).reshape(theta.shape)
-        invariant = cosine < delta / w.shape[1] ** 0.5
-        result = torch.where(invariant, tangential, result)
-        factor = torch.where(invariant, wd_ratio, factor)
-    return result, factor
-
-
 class _Projecting(Rule):
     def apply(self, at: Slice, direction: Tensors) -> None:
-        projected = [
-            project(theta, g, p, at["delta"], at["wd_ratio"])
-            for theta, g, p in zip(at.theta, at.g, direction, strict=True)
-        ]
+        moves, factors = list(direction), [1.0] * len(direction)
+        matrices = [k for k, theta in enumerate(at.theta) if theta.ndim > 1 and theta.numel()]
+        if matrices:
+            found = torch.stack([_invariant(at.theta[k], at.g[k], at["delta"]) for k in matrices]).tolist()
+            for k, (by_channel, as_a_whole) in zip(matrices, found, strict=True):
+                if by_channel or as_a_whole:
+                    moves[k] = _tangential(at.theta[k], moves[k], len(at.theta[k]) if by_channel else 1)
+                    factors[k] = at["wd_ratio"]
         if at["weight_decay"]:
             rate = at["lr"] * at["weight_decay"] / (1 - at.group.get("momentum", 0.0))
-            torch._foreach_mul_(at.theta, [1 - rate * factor for _, factor in projected])
-        torch._foreach_add_(at.theta, [p for p, _ in projected], alpha=-at["lr"])
+            torch._foreach_mul_(at.theta, [1 - rate * factor for factor in factors])
+        torch._foreach_add_(at.theta, moves, alpha=-at["lr"])
+
+
+def _invariant(theta: Tensor, g: Tensor, delta: float) -> Tensor:
+    """Whether the loss does not depend on the length of any channel, and of the whole tensor: two booleans."""
+    w, u = theta.flatten(1), g.flatten(1)
+    dots, lengths, slopes = (torch.linalg.vecdot(a, b) for a, b in ((w, u), (w, w), (u, u)))
+    channels = dots.abs() / (lengths * slopes).sqrt().clamp(min=1e-8)
+    whole = dots.sum().abs() / (lengths.sum() * slopes.sum()).sqrt().clamp(min=1e-8)
+    return torch.stack([channels.max() < delta / w.shape[1] ** 0.5, whole < delta / w.numel() ** 0.5])
+
+
+def _tangential(theta: Tensor, p: Tensor, rows: int) -> Tensor:
+    """p without its component along theta, of which each of `rows` pieces has its own."""
+    w = theta.reshape(rows, -1)
+    radius = w / (w.norm(dim=1, keepdim=True) + 1e-8)
+    pieces = p.reshape(rows, -1)
+    return (pieces - radius * (radius * pieces).sum(1, keepdim=True)).reshape(theta.shape)
 
 
 class AdamP(_Projecting):

@@ -41,14 +41,17 @@ class Adan(Rule):
     def direction(self, at: Slice) -> Tensors:
         beta1, beta2, beta3 = at["betas"]
         m, v, n, last = (at.state(name) for name in ("momentum", "difference", "second_moment", "last_gradient"))
-        change = torch._foreach_sub(at.g, last)
-        torch._foreach_copy_(last, at.g)
         average_(m, at.g, beta1)
-        average_(v, change, beta2)
-        average_square_(n, torch._foreach_add(at.g, change, alpha=beta2), beta3)
-        direction = torch._foreach_div(m, 1 - beta1**at.t)
-        torch._foreach_add_(direction, v, alpha=beta2 / (1 - beta2**at.t))
-        torch._foreach_div_(direction, root(n, 1 - beta3**at.t, at["eps"]))
+        torch._foreach_sub_(last, at.g)  # -δ, in the place of the last gradient
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_add_(v, last, alpha=beta2 - 1)
+        torch._foreach_mul_(last, -beta2)
+        torch._foreach_add_(last, at.g)
+        average_square_(n, last, beta3)
+        torch._foreach_copy_(last, at.g)
+        first = 1 - beta1**at.t
+        direction = torch._foreach_add(m, v, alpha=beta2 * first / (1 - beta2**at.t))
+        torch._foreach_div_(direction, root(n, 1 - beta3**at.t, at["eps"], scale=first))
         return direction
 
     def apply(self, at: Slice, direction: Tensors) -> None:

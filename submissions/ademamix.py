@@ -60,7 +60,7 @@ class AdEMAMixRule(Rule):
         average_(fast, at.g, beta1)
         average_(slow, at.g, math.exp(first * last / ((1 - done) * last + done * first)))
         average_square_(second_moment, at.g, beta2)
-        direction = torch._foreach_div(fast, 1 - beta1**at.t)
-        torch._foreach_add_(direction, slow, alpha=at["alpha"] * done)
-        torch._foreach_div_(direction, root(second_moment, 1 - beta2**at.t, at["eps"]))
+        correction = 1 - beta1**at.t
+        direction = torch._foreach_add(fast, slow, alpha=correction * at["alpha"] * done)
+        torch._foreach_div_(direction, root(second_moment, 1 - beta2**at.t, at["eps"], scale=correction))
         return direction

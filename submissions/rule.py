@@ -139,11 +139,11 @@ def average_square_(average: Tensors, values: Tensors, beta: float) -> None:
     torch._foreach_addcmul_(average, values, values, value=1 - beta)
 
 
-def root(second_moment: Tensors, correction: float, eps: float) -> Tensors:
-    """sqrt(v / correction) + ε, with Adam's bias correction 1 - β2^t."""
+def root(second_moment: Tensors, correction: float, eps: float, scale: float = 1.0) -> Tensors:
+    """scale (√(v / correction) + ε): Adam's denominator, where the correction is 1 - β2^t; new tensors."""
     denominator = torch._foreach_sqrt(second_moment)
-    torch._foreach_div_(denominator, correction**0.5)
-    torch._foreach_add_(denominator, eps)
+    torch._foreach_mul_(denominator, scale / correction**0.5)
+    torch._foreach_add_(denominator, scale * eps)
     return denominator
 
 
@@ -153,6 +153,4 @@ def adam(at: Slice) -> Tensors:
     momentum, second_moment = at.state("momentum"), at.state("second_moment")
     average_(momentum, at.g, beta1)
     average_square_(second_moment, at.g, beta2)
-    direction = torch._foreach_div(momentum, root(second_moment, 1 - beta2**at.t, at["eps"]))
-    torch._foreach_div_(direction, 1 - beta1**at.t)
-    return direction
+    return torch._foreach_div(momentum, root(second_moment, 1 - beta2**at.t, at["eps"], scale=1 - beta1**at.t))
