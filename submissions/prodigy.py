@@ -23,7 +23,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+from submissions.rule import Rule, Slice, Tensors, root
 
 
 class Prodigy(Rule):
@@ -56,8 +56,11 @@ class Prodigy(Rule):
         sums: list[Tensor] = []
         for at in slices:
             s = at.state("gradient_sum")
-            average_(at.state("momentum"), torch._foreach_mul(at.g, d), beta1)
-            average_square_(at.state("second_moment"), torch._foreach_mul(at.g, d), beta2)
+            momentum, second_moment = at.state("momentum"), at.state("second_moment")
+            torch._foreach_mul_(momentum, beta1)
+            torch._foreach_add_(momentum, at.g, alpha=(1 - beta1) * d)
+            torch._foreach_mul_(second_moment, beta2)
+            torch._foreach_addcmul_(second_moment, at.g, at.g, value=(1 - beta2) * d**2)
             parts += [
                 at["lr"] * d**2 * torch.vdot(g.flatten(), (start - theta).flatten())
                 for g, start, theta in zip(at.g, at.state("start"), at.theta, strict=True)
@@ -72,11 +75,9 @@ class Prodigy(Rule):
             group |= {"last_d": d, "d": next_d, "r": r}
 
     def direction(self, at: Slice) -> Tensors:
-        d = at["last_d"]
-        direction = torch._foreach_div(at.state("momentum"), root(at.state("second_moment"), 1.0, d * at["eps"]))
-        torch._foreach_add_(direction, at.theta, alpha=at["weight_decay"])
-        torch._foreach_mul_(direction, d)
-        return direction
+        return torch._foreach_div(at.state("momentum"), root(at.state("second_moment"), 1.0, at["last_d"] * at["eps"]))
 
     def apply(self, at: Slice, direction: Tensors) -> None:
-        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
+        rate = at["lr"] * at["last_d"]
+        torch._foreach_mul_(at.theta, 1 - rate * at["weight_decay"])
+        torch._foreach_add_(at.theta, direction, alpha=-rate)
