@@ -1,7 +1,8 @@
 """Conformance: what every submission must do, whatever it is, checked on a small problem before any training.
 
 The problem's model has what real models have and update rules forget: a scalar, an empty and a non-contiguous
-parameter, one without gradient, a frozen one, a convolution, an embedding. A failed check says what to do.
+parameter, one without gradient, a frozen one, a convolution, an embedding, BatchNorm statistics. A failed check
+says what to do.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class _Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(6, 8)
-        self.convolution = nn.Conv1d(8, 8, 3, padding=1)
+        self.convolution = nn.Conv1d(8, 8, 3, padding=1, bias=False)
+        self.batch_norm = nn.BatchNorm1d(8)
         self.norm = nn.LayerNorm(8)
         self.hidden = nn.Linear(8, 8)
         self.transposed = nn.Parameter((torch.randn(4, 8) / 8**0.5).t())
@@ -65,7 +67,7 @@ class _Model(nn.Module):
         self.frozen = nn.Parameter(torch.ones(8), requires_grad=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.convolution(self.embedding(tokens).transpose(1, 2)).transpose(1, 2).mean(1)
+        x = self.batch_norm(self.convolution(self.embedding(tokens).transpose(1, 2))).mean(2)
         x = torch.tanh(self.hidden(self.norm(x) * self.frozen)) @ self.transposed
         return self.head(x) * self.scalar + self.empty.sum()
 
@@ -153,6 +155,7 @@ def advance(training: Training, steps: int) -> None:
 def trains(subject: Subject) -> None:
     training = subject.trained(STEPS)
     with training.submission.evaluation_weights(), torch.no_grad():
+        training.evaluator.model.eval()
         (batch,) = training.workload.evaluation_batches("validation")
         found = float(training.workload.loss(training.evaluator.model(batch["inputs"]), batch))
     if not found <= GOAL:

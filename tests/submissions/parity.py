@@ -106,7 +106,7 @@ def follows(
             if dtype == torch.float64:
                 close = torch.isclose(here, there, rtol=tolerance, atol=tolerance)
             elif dtype == torch.float32:
-                close = torch.isclose(here, there, rtol=1e-4, atol=1e-5)
+                close = torch.isclose(here, there, rtol=1e-4, atol=2e-5)
             else:
                 close = torch.isclose(here, there, rtol=2**-8 * 1.01, atol=1e-5)
             assert close.all(), f"step {step}, shape {tuple(p.shape)}: {(here - there).abs().max()} apart"
