@@ -205,6 +205,7 @@ class OptimizerSubmission(Submission):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            _restore_dtypes(optimizer, saved)
 
     def state_tensors(self) -> list[Tensor]:
         return [tensor for optimizer in self.optimizers for tensor in tensors_in(dict(optimizer.state))]
@@ -256,6 +257,17 @@ class Wrapper(Submission):
     def state_tensors(self) -> list[Tensor]:
         mine = {key: value for key, value in self.state_dict().items() if key != "inner"}
         return self.inner.state_tensors() + tensors_in(mine)
+
+
+def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Optimizer.load_state_dict casts state to the dtype of its parameter; it may have been wider for a reason."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        state = optimizer.state.get(parameter, {})
+        for name, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and isinstance(state.get(name), Tensor) and state[name].dtype != value.dtype:
+                state[name] = value.to(state[name].device, copy=True)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

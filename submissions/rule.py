@@ -89,16 +89,6 @@ class Rule(torch.optim.Optimizer):
                 torch._foreach_copy_(parameters, at.theta)
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        # torch casts state to the dtype of its parameter, and that of narrow parameters is wider here.
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            for name, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[parameter][name] = value.to(parameter.device, copy=True)
-
     def _slices(self, group: dict[str, Any]) -> list[tuple[list[Tensor], Slice]]:
         alike: dict[tuple[torch.dtype, torch.device, int], list[Tensor]] = {}
         for parameter in group["params"]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import pytest
 import torch
 from annotated_types import Le
-from torch.optim.optimizer import ParamsT
+from torch import Tensor
 
 from harness import conformance, hyperparameters
 from harness.choices import choices
@@ -96,20 +96,24 @@ class Unbounded(_Sgd):
         super().__init__(setup, lr=lr)
 
 
-class WideState(torch.optim.Optimizer):
-    """Momentum in float32, which Optimizer.load_state_dict casts to the parameter's dtype."""
+class NarrowsOnLoading(_Sgd):
+    """Momentum in float32, loaded in the parameter's dtype."""
 
-    def __init__(self, params: ParamsT, lr: float = 0.1) -> None:
-        super().__init__(params, {"lr": lr})
+    momentum: list[Tensor]
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    momentum = self.state[p].setdefault("momentum", torch.zeros(p.shape))
-                    momentum.mul_(0.9).add_(p.grad)
-                    p.sub_((group["lr"] * momentum).to(p.dtype))
+    def update(self, ctx: StepContext) -> None:
+        gradients = [torch.zeros(p.shape) if p.grad is None else p.grad.float() for p in self.setup.parameters]
+        self.momentum = [0.9 * m + g for m, g in zip(getattr(self, "momentum", gradients), gradients, strict=True)]
+        for p, m in zip(self.setup.parameters, self.momentum, strict=True):
+            p.grad = m.to(p.dtype)
+        super().update(ctx)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"momentum": self.momentum}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.momentum = [m.to(p.dtype) for m, p in zip(state["momentum"], self.setup.parameters, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ class WideState(torch.optim.Optimizer):
     [
         (Ascends, "trains", "its sign"),
         (DecaysAll, "parameters", "skip parameters whose .grad is None"),
-        (WideState, "bfloat16", "load_state_dict casts"),
+        (NarrowsOnLoading, "bfloat16", "keep the dtype"),
         (Counting, "deterministic", "setup.generator"),
         (Forgets, "resumes", "into state_dict"),
         (Forgets, "counts_state", "state_tensors"),
