@@ -182,16 +182,16 @@ def _describe_choices() -> str:
     for group in GROUPS:
         lines.append(f"{group}=")
         for choice in choices(group):
-            lines.append(f"  {choice:<14}{_description(CONFIG_DIR / group / f'{choice}.yaml')}")
+            lines.append(f"  {choice:<23}{_description(CONFIG_DIR / group / f'{choice}.yaml')}")
         if group == "scale":
             lines += [
                 "variant=",
-                f"  {BASE:<14}the workload itself; the others change one thing of it and are held out",
+                f"  {BASE:<23}the workload itself; the others change one thing of it and are held out",
             ]
             for workload, scale in itertools.product(choices("workload"), choices("scale")):
                 for variant in variants(workload, scale):
                     text = _description(target_file(workload, scale, variant))
-                    lines.append(f"  {variant:<14}{workload} at scale={scale}: {text}")
+                    lines.append(f"  {variant:<23}{workload} at scale={scale}: {text}")
     return "\n".join(lines) + "\n"
 
 

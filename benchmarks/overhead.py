@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from harness.config import Run, load
-from harness.hyperparameters import as_arguments, import_class
+from harness.hyperparameters import import_class, own
 from harness.trial import run_trial
 from harness.workload import Workload
 
@@ -68,7 +68,7 @@ def _bare_loop(run: Run) -> float:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, **as_arguments(run.optimizer.effective_hyperparameters))
+    optimizer = torch.optim.AdamW(groups, **own(torch.optim.AdamW, run.optimizer.effective_hyperparameters))
     factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: run.schedule.factor(step, facts.max_steps))
     order = torch.randperm(workload.train_size)
     batch = facts.nominal_batch

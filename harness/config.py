@@ -86,6 +86,8 @@ class Recipe(_Strict):
     """What runs when the user says nothing: sensible on the mini workloads, all of them alike."""
 
     hyperparameters: dict[str, Any] = {}
+    schedule: str = "linear"
+    """Shape of the schedule, which `schedule=` replaces."""
     warmup_fraction: float = 0.0
     horizon_fraction: float = 1.0
     clip_norm: float | None = Field(default=None, gt=0)
@@ -99,6 +101,8 @@ class Optimizer(_Strict):
     paper: str | None = None
     class_path: str
     """A torch.optim.Optimizer or a harness.submission.Submission."""
+    wrappers: list[str] = []
+    """harness.submission.Wrapper classes around it, the innermost first; they share its hyperparameters' mapping."""
     paper_defaults: dict[str, Any] = {}
     """Defaults of the paper."""
     recipe: Recipe = Recipe()
@@ -193,6 +197,8 @@ class Run(_Strict):
             irrelevant.add("search_space")
         optimizer = self.optimizer.model_dump(mode="json", exclude=irrelevant)
         optimizer["hyperparameters"] = self.optimizer.effective_hyperparameters
+        if not self.optimizer.wrappers:
+            del optimizer["wrappers"]
         return {"optimizer": optimizer, "schedule": self.schedule.model_dump(mode="json")}
 
     def at(self, point: dict[str, Any]) -> Run:
@@ -353,7 +359,7 @@ def _validated(values: dict[str, Any], complete: bool = True) -> Any:
             raise UserError([*problems, "optimizer.class_path is not given; add optimizer.class_path=package.Class"])
         try:
             algorithm = Optimizer(**optimizer)
-            own = hyperparameters.check(optimizer["class_path"], algorithm.effective_hyperparameters)
+            own = hyperparameters.check(algorithm.class_path, algorithm.effective_hyperparameters, algorithm.wrappers)
             problems += own
             problems += [
                 f"optimizer.no_decay={role}: no such role; {did_you_mean(role, roles.Role)}"
@@ -392,7 +398,7 @@ def _search_space_problems(algorithm: Optimizer, run: Run | None, reported: list
         try:
             tried = algorithm.at(point)
             Recipe(**tried.recipe.model_dump())
-            found = hyperparameters.check(algorithm.class_path, tried.effective_hyperparameters)
+            found = hyperparameters.check(algorithm.class_path, tried.effective_hyperparameters, algorithm.wrappers)
         except ValidationError as error:
             found = _messages(error, Recipe)
         if run is not None and not found:

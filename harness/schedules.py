@@ -8,9 +8,12 @@ like any other: decaying over the whole budget puts every crossing of the target
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+_OWN = {"step": ("step_count", "step_factor"), "restarts": ("cycles", "cycle_factor")}
+"""Options that only one shape has, and that only its records mention."""
 
 
 class Schedule(BaseModel):
@@ -18,8 +21,10 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shape: Literal["constant", "linear", "cosine", "wsd"]
-    """constant; linear decay; half a cosine (Loshchilov & Hutter 2017, eq. 5); warmup-stable-decay (Hu et al. 2024)."""
+    shape: Literal["constant", "linear", "cosine", "wsd", "step", "restarts"]
+    """constant; linear decay; half a cosine (Loshchilov & Hutter 2017, eq. 5); warmup-stable-decay (Hu et al. 2024);
+    step decay (stages of equal length, each at `step_factor` times the one before); half cosines with warm restarts
+    (SGDR, Loshchilov & Hutter 2017)."""
     warmup_fraction: float = Field(ge=0, lt=1)
     """Share of the horizon over which the factor rises linearly to 1."""
     horizon_fraction: float = Field(gt=0, le=1)
@@ -28,6 +33,14 @@ class Schedule(BaseModel):
     """Factor at the horizon and after it (shapes that decay)."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
     """wsd only: share of the horizon over which the factor falls linearly at the end."""
+    step_count: int = Field(default=4, ge=1)
+    """step only: number of stages."""
+    step_factor: float = Field(default=0.25, gt=0, lt=1)
+    """step only."""
+    cycles: int = Field(default=3, ge=1)
+    """restarts only: number of cosines."""
+    cycle_factor: float = Field(default=2.0, ge=1)
+    """restarts only: each cycle is so many times longer than the one before (T_mult of SGDR)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Schedule:
@@ -37,6 +50,11 @@ class Schedule(BaseModel):
                 "add up to more than 1, the whole horizon; lower one"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _what_takes_effect(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        idle = [name for shape, names in _OWN.items() if shape != self.shape for name in names]
+        return {name: value for name, value in handler(self).items() if name not in idle}
 
     def factor(self, step: float, total_steps: int) -> float:
         """Factor for the update made after `step` nominal steps, 0 <= step < total_steps (the budget)."""
@@ -50,5 +68,21 @@ class Schedule(BaseModel):
             return self.final_fraction
         start = horizon * (1 - self.decay_fraction) if self.shape == "wsd" else warmup
         progress = max(0.0, (step - start) / (horizon - start))
-        falling = 0.5 * (1 + math.cos(math.pi * progress)) if self.shape == "cosine" else 1 - progress
+        if self.shape == "step":
+            return self.step_factor ** int(progress * self.step_count)
+        if self.shape == "restarts":
+            progress = self._within_cycle(progress)
+        falling = 1 - progress
+        if self.shape in ("cosine", "restarts"):
+            falling = 0.5 * (1 + math.cos(math.pi * progress))
         return self.final_fraction + (1 - self.final_fraction) * falling
+
+    def _within_cycle(self, progress: float) -> float:
+        """Place in the running cycle, of lengths 1, r, r², ... that add up to the whole."""
+        lengths = [self.cycle_factor**k for k in range(self.cycles)]
+        place = progress * sum(lengths)
+        for length in lengths:
+            if place < length:
+                return place / length
+            place -= length
+        return 1.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,10 @@ class StepContext:
     @property
     def batch_size(self) -> int:
         return self._size
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self._parameters
 
     # ---- what a submission calls -------------------------------------------------------------------------------
 
@@ -256,6 +260,35 @@ class StepContext:
         else:
             with swapped(self._parameters, at):
                 yield
+
+
+class WrappedContext:
+    """A step context with another gradient: what a wrapper hands to the submission inside it.
+
+    A subclass defines `backward`, on `self.ctx`. Gradients at given points and on sampled labels stay what they were.
+    """
+
+    def __init__(self, ctx: StepContext) -> None:
+        self.ctx = ctx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ctx, name)
+
+    def backward(self) -> Tensor:
+        return self.ctx.backward()
+
+    def gradients(
+        self, *, at: Sequence[Tensor] | None = None, labels: Labels = "true", create_graph: bool = False
+    ) -> list[Tensor]:
+        if at is not None or labels != "true" or create_graph:
+            return self.ctx.gradients(at=at, labels=labels, create_graph=create_graph)
+        return self.loss_and_gradients()[1]
+
+    def loss_and_gradients(self, *, at: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        if at is not None:
+            return self.ctx.loss_and_gradients(at=at)
+        loss = self.backward()
+        return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in self.ctx.parameters]
 
 
 def _set_buffers(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:

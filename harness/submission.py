@@ -8,7 +8,8 @@ step of one gradient and one update. An algorithm that needs more is a class her
 
         def step(self, ctx): ...
 
-Its keyword arguments are its hyperparameters; the harness refuses any that the signature does not name.
+Its keyword arguments are its hyperparameters; the harness refuses any that the signature does not name, and values
+outside the ranges that it annotates. A `Wrapper` goes around any other submission.
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ class Setup:
     @property
     def parameters(self) -> list[nn.Parameter]:
         return list(self.named_parameters.values())
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The model's floating-point buffers, such as BatchNorm statistics: for averages to evaluate."""
+        self._require(Need.EVALUATION_WEIGHTS, "the model's buffers")
+        return [buffer for buffer in self._model.buffers() if buffer.is_floating_point() and buffer.numel()]
 
     @property
     def roles(self) -> dict[str, Role]:
@@ -198,6 +205,7 @@ class OptimizerSubmission(Submission):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            _restore_dtypes(optimizer, saved)
 
     def state_tensors(self) -> list[Tensor]:
         return [tensor for optimizer in self.optimizers for tensor in tensors_in(dict(optimizer.state))]
@@ -215,6 +223,51 @@ class OptimizerSubmission(Submission):
                 f"the optimizers of {type(self).__name__} claim {len(claimed)} parameters, "
                 f"{len(set(claimed))} of them different, but the model has {len(own)}; each must be claimed once"
             )
+
+
+class Wrapper(Submission):
+    """A submission around another one, named in a YAML's `wrappers`. By itself it changes nothing.
+
+    Its hyperparameters stand beside those of the submission inside, so its names must be its own (`ema_decay`, not
+    `decay`). To act on the weights it overrides `step`; to act on the gradient it hands `inner.step` a
+    `harness.step.WrappedContext`. State goes into `state_dict` under further keys.
+    """
+
+    def __init__(self, setup: Setup, inner: Submission) -> None:
+        super().__init__(setup)
+        self.inner = inner
+
+    def select(self, stream: ExampleStream) -> Selection:
+        return self.inner.select(stream)
+
+    def step(self, ctx: StepContext) -> None:
+        self.inner.step(ctx)
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        with self.inner.evaluation_weights():
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+
+    def state_tensors(self) -> list[Tensor]:
+        mine = {key: value for key, value in self.state_dict().items() if key != "inner"}
+        return self.inner.state_tensors() + tensors_in(mine)
+
+
+def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Optimizer.load_state_dict casts state to the dtype of its parameter; it may have been wider for a reason."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        state = optimizer.state.get(parameter, {})
+        for name, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and isinstance(state.get(name), Tensor) and state[name].dtype != value.dtype:
+                state[name] = value.to(state[name].device, copy=True)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

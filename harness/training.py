@@ -24,7 +24,7 @@ from harness.problems import UserError
 from harness.roles import Role, parameter_roles
 from harness.seeding import ExampleStream, TrialSeeds
 from harness.step import Counters, Evaluator, StepContext
-from harness.submission import OptimizerSubmission, Setup, Submission
+from harness.submission import OptimizerSubmission, Setup, Submission, Wrapper
 from harness.workload import Workload
 
 
@@ -34,7 +34,8 @@ class Training:
     def __init__(self, run: Run, workload: Workload, device: torch.device) -> None:
         self.run, self.workload, self.device = run, workload, device
         self.cls = hyperparameters.algorithm_class(run.optimizer.class_path)
-        self.needs = needs_of(self.cls, run)
+        self.wrappers = [hyperparameters.wrapper_class(path) for path in run.optimizer.wrappers]
+        self.needs = needs_of(run)
         self.facts = workload.facts
         self.seeds = TrialSeeds(run.seed, run.trial)
         self.stream = ExampleStream(self.seeds, workload.train_size)
@@ -89,12 +90,18 @@ class Training:
             _max_steps=self.facts.max_steps,
             _model=model,
         )
-        arguments = hyperparameters.as_arguments(options.effective_hyperparameters)
+        values = options.effective_hyperparameters
+        arguments = hyperparameters.own(self.cls, values)
+        submission: Submission
         if issubclass(self.cls, Submission):
-            return self.cls(setup, **arguments)
-        decays = "weight_decay" in hyperparameters.accepted(self.cls)
-        groups = setup.decay_groups() if decays else [{"params": setup.parameters}]
-        return OptimizerSubmission(setup, [self.cls(groups, **arguments)], closure=options.closure)
+            submission = self.cls(setup, **arguments)
+        else:
+            decays = "weight_decay" in hyperparameters.accepted(self.cls)
+            groups = setup.decay_groups() if decays else [{"params": setup.parameters}]
+            submission = OptimizerSubmission(setup, [self.cls(groups, **arguments)], closure=options.closure)
+        for wrapper in self.wrappers:
+            submission = wrapper(setup, submission, **hyperparameters.own(wrapper, values))
+        return submission
 
     def _warm_up(self) -> None:
         """Fill caches and compile the fixed model, on the first batch of the stream; leaves no trace in the model."""
@@ -169,20 +176,25 @@ class Training:
             yield
 
 
-def needs_of(cls: type[Any], run: Run) -> frozenset[Need]:
-    """What the class and the configuration declare; UserError where a class uses what it does not declare."""
-    needs = frozenset(run.optimizer.needs)
-    if run.optimizer.closure:
+def needs_of(run: Run) -> frozenset[Need]:
+    """What the classes and the configuration declare; UserError where a class uses what it does not declare."""
+    options = run.optimizer
+    needs = frozenset(options.needs)
+    if options.closure:
         needs |= {Need.RE_EVALUATE}
-    if not issubclass(cls, Submission):
-        return needs
-    needs |= cls.needs
-    if cls.select is not Submission.select and Need.SELECTION not in needs:
-        raise UserError(f"{cls.__name__} overrides select() without declaring it; add Need.SELECTION to its `needs`")
-    own_weights = cls.evaluation_weights not in (Submission.evaluation_weights, OptimizerSubmission.evaluation_weights)
-    if own_weights and Need.EVALUATION_WEIGHTS not in needs:
-        raise UserError(
-            f"{cls.__name__} overrides evaluation_weights() without declaring it; "
-            "add Need.EVALUATION_WEIGHTS to its `needs`"
-        )
+    algorithm = hyperparameters.algorithm_class(options.class_path)
+    for cls in (algorithm, *map(hyperparameters.wrapper_class, options.wrappers)):
+        if not issubclass(cls, Submission):
+            continue
+        needs |= cls.needs
+        if cls.select not in (Submission.select, Wrapper.select) and Need.SELECTION not in needs:
+            raise UserError(
+                f"{cls.__name__} overrides select() without declaring it; add Need.SELECTION to its `needs`"
+            )
+        plain = (base.evaluation_weights for base in (Submission, OptimizerSubmission, Wrapper))
+        if cls.evaluation_weights not in plain and Need.EVALUATION_WEIGHTS not in needs:
+            raise UserError(
+                f"{cls.__name__} overrides evaluation_weights() without declaring it; "
+                "add Need.EVALUATION_WEIGHTS to its `needs`"
+            )
     return needs

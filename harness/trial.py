@@ -61,7 +61,7 @@ def run_trial(
     done = record.status is not None and record.status.finished and not (retry and record.status.crashed)
     if done and not run.overwrite:
         return record, False
-    needs_of(hyperparameters.algorithm_class(run.optimizer.class_path), run)  # its errors come before the data's
+    needs_of(run)  # its errors come before the data's
     workload = load_workload(run, device)
     with ExitStack() as stack:
         stack.callback(record.close)

@@ -9,7 +9,10 @@ filters [out, in, h, w] count as matrices [out, in·h·w]; embeddings, stem, hea
 
 from __future__ import annotations
 
+import math
+
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from harness.needs import Need
@@ -31,7 +34,7 @@ class Muon(OptimizerSubmission):
         momentum: float = 0.95,
         nesterov: bool = True,
         weight_decay: float = 0.0,
-        ns_steps: int = 5,
+        ns_steps: PositiveInt = 5,
         adjust_lr_fn: str = "original",
         adamw_lr: float = 3e-4,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
@@ -74,10 +77,12 @@ class Muon(OptimizerSubmission):
         for view, parameter in self._views:
             view.grad = None if parameter.grad is None else _as_matrix(parameter.grad, like=parameter)
         super().update(ctx)
+        for view, _ in self._views:
+            view.grad = None  # or the gradients would live on until the next step
 
 
 def _as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
     """[out, ...] as [out, the rest], columns in the order of `like`'s memory; a view of a tensor laid out so."""
     if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.reshape(tensor.shape[0], -1)
+    return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))

@@ -61,8 +61,15 @@ def test_a_search_space_is_shown_with_its_points() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["adamm"], "did you mean `adamw`"), (["any", "optimizer.class_path=torch.optim.Adam"], "search_space")],
+    [(["nadamm"], "did you mean `nadamw`"), (["any", "optimizer.class_path=torch.optim.Adam"], "search_space")],
 )
 def test_a_space_that_is_not_there_is_an_error(arguments: list[str], said: str) -> None:
     done = script("search_space.py", *arguments)
     assert done.returncode == 2 and said in done.stderr
+
+
+def test_conformance_prints_a_table_and_what_to_do() -> None:
+    done = script("conformance.py", "lion", "sgd", "optimizer.hyperparameters.lr=1e-12")
+    table = {words[0]: words[1:] for words in (line.split() for line in done.stdout.splitlines())}
+    assert done.returncode == 1 and table["lion"] == ["failed"] * 2 + ["ok"] * 7, done.stdout
+    assert "lion, trains: its loss after" in done.stdout and "the recipe's lr?" in done.stdout

@@ -46,6 +46,20 @@ def test_values_by_hand() -> None:
     assert [wsd.factor(step, 100) for step in (50, 80, 90)] == pytest.approx([1.0, 1.0, 0.5])
 
 
+def test_step_decay_and_restarts_by_hand() -> None:
+    step = Schedule(shape="step", warmup_fraction=0.2, horizon_fraction=1)
+    assert [step.factor(s, 100) for s in (20, 39, 40, 60, 99)] == [1.0, 1.0, 1 / 4, 1 / 16, 1 / 64]
+    restarts = Schedule(shape="restarts", warmup_fraction=0, horizon_fraction=0.7, cycles=3)  # of 10, 20 and 40 steps
+    factors = [restarts.factor(s, 100) for s in (0, 5, 10, 20, 30, 50, 70, 90)]
+    assert factors == pytest.approx([1.0, 0.5, 1.0, 0.5, 1.0, 0.5, 0.0, 0.0])
+
+
+def test_options_of_other_shapes_are_not_recorded() -> None:
+    linear = Schedule(shape="linear", warmup_fraction=0, horizon_fraction=1)
+    assert "cycles" not in linear.model_dump() and "step_factor" not in linear.model_dump()
+    assert Schedule(shape="restarts", warmup_fraction=0, horizon_fraction=1).model_dump()["cycles"] == 3
+
+
 def test_wsd_phases_must_fit() -> None:
     with pytest.raises(ValidationError, match="more than 1"):
         Schedule(shape="wsd", warmup_fraction=0.9, horizon_fraction=1, decay_fraction=0.2)

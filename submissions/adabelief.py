@@ -1,0 +1,39 @@
+"""AdaBelief: Zhuang et al. 2020, "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients",
+arXiv:2010.07468, Algorithm 2. Adam with the second moment taken about the momentum:
+
+    m ← β1 m + (1 - β1) g
+    s ← β2 s + (1 - β2) (g - m)² + ε
+    θ ← θ - η (m̂ / (√ŝ + ε) + λ θ)
+
+Without the rectification that the authors' package switches on from version 0.2. Two state tensors per parameter.
+Defaults: Adam's, and ε = 1e-16 (the package's; 1e-8 for convolutional networks in the paper).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+
+
+class AdaBelief(Rule):
+    buffers = ("momentum", "variance")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def direction(self, at: Slice) -> Tensors:
+        beta1, beta2 = at["betas"]
+        momentum, variance = at.state("momentum"), at.state("variance")
+        average_(momentum, at.g, beta1)
+        average_square_(variance, torch._foreach_sub(at.g, momentum), beta2)
+        torch._foreach_add_(variance, at["eps"])
+        return torch._foreach_div(momentum, root(variance, 1 - beta2**at.t, at["eps"], scale=1 - beta1**at.t))

@@ -1,0 +1,52 @@
+"""AdaBound and AMSBound: Luo et al. 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate",
+arXiv:1902.09843, Algorithm 2. Adam whose learning rate per coordinate is clipped between bounds that close in on SGD's:
+
+    θ ← θ - clip(η √(1 - β2^t) / (1 - β1^t) / (√v + ε), low, high) m
+    low = η* (1 - 1 / (γ t + 1))      high = η* (1 + 1 / (γ t))
+
+η* is `final_lr`, which the schedule scales as it scales η. AMSBound uses the largest v so far. As in the authors' code,
+with bias correction and without the paper's division by √t. Two state tensors per parameter, AMSBound three.
+Defaults (paper and code): Adam's, η* = 0.1, γ = 1e-3. Weight decay, not in the paper, is decoupled.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import PositiveFloat
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+
+
+class AdaBound(Rule):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        final_lr: float = 0.1,
+        gamma: PositiveFloat = 1e-3,
+        amsbound: bool = False,
+    ) -> None:
+        self.buffers = ("momentum", "second_moment", *(["largest"] if amsbound else []))  # type: ignore[misc]
+        hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "final_lr": final_lr}
+        super().__init__(params, hyperparameters | {"gamma": gamma, "amsbound": amsbound})
+
+    def direction(self, at: Slice) -> Tensors:
+        beta1, beta2 = at["betas"]
+        momentum, second_moment = at.state("momentum"), at.state("second_moment")
+        average_(momentum, at.g, beta1)
+        average_square_(second_moment, at.g, beta2)
+        if at["amsbound"]:
+            torch._foreach_maximum_(at.state("largest"), second_moment)
+            second_moment = at.state("largest")
+        # Relative to η, which may be zero at the end of a schedule.
+        final = at["final_lr"] / self.defaults["lr"]
+        rates = torch._foreach_reciprocal(root(second_moment, 1.0, at["eps"]))
+        torch._foreach_mul_(rates, (1 - beta2**at.t) ** 0.5 / (1 - beta1**at.t))
+        torch._foreach_clamp_min_(rates, final * (1 - 1 / (at["gamma"] * at.t + 1)))
+        torch._foreach_clamp_max_(rates, final * (1 + 1 / (at["gamma"] * at.t)))
+        torch._foreach_mul_(rates, momentum)
+        return rates

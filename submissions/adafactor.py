@@ -1,0 +1,73 @@
+"""Adafactor: Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", arXiv:1804.04235,
+Algorithms 4 to 6. A second moment factored into rows and columns, no momentum, clipped and relative steps:
+
+    β = 1 - t^c                                    c = -0.8
+    R ← β R + (1 - β) mean over columns of (g² + ε₁)
+    C ← β C + (1 - β) mean over rows of (g² + ε₁)
+    V = R Cᵀ / mean(R)                             vectors: V ← β V + (1 - β) (g² + ε₁)
+    u = g / √V,   u ← u / max(1, RMS(u) / d)
+    θ ← θ - ρ max(ε₂, RMS(θ)) u - ρ λ θ            ρ = min(η, 1 / √t)
+
+Convolutions count as matrices [out, in · h · w]. State per matrix of n by m: n + m numbers. Defaults (paper):
+ρ = min(0.01, 1 / √t), ε = (1e-30, 1e-3), d = 1, c = -0.8. torch.optim.Adafactor
+agrees, but fails on empty parameters. The paper has no weight decay; here it is decoupled.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Interval
+from pydantic import PositiveFloat
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors
+
+
+class Adafactor(Rule):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        beta2_exponent: Annotated[float, Interval(ge=-1, lt=0)] = -0.8,
+        eps: tuple[float, float] = (1e-30, 1e-3),
+        clip_rms: PositiveFloat = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        hyperparameters = {"lr": lr, "beta2_exponent": beta2_exponent, "eps": eps, "clip_rms": clip_rms}
+        super().__init__(params, hyperparameters | {"weight_decay": weight_decay})
+
+    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+        if theta.ndim < 2 or theta.numel() == 0:
+            return {"second_moment": torch.zeros_like(theta)}
+        rows, columns = theta.flatten(1).shape
+        return {"rows": theta.new_zeros(rows, 1), "columns": theta.new_zeros(1, columns)}
+
+    def direction(self, at: Slice) -> Tensors:
+        beta, (eps1, eps2) = 1 - at.t ** at["beta2_exponent"], at["eps"]
+        directions = []
+        for theta, g, state in zip(at.theta, at.g, at.states, strict=True):
+            square = g.square() + eps1
+            if "rows" in state:
+                square = square.flatten(1)
+                state["rows"].lerp_(square.mean(1, keepdim=True), 1 - beta)
+                state["columns"].lerp_(square.mean(0, keepdim=True), 1 - beta)
+                # Two roots, as the product of two small numbers may be zero.
+                scale = (state["rows"] / state["rows"].mean()).rsqrt() * state["columns"].rsqrt()
+                u = g * scale.reshape(g.shape)
+            else:
+                u = g * state["second_moment"].lerp_(square, 1 - beta).rsqrt()
+            u = u / (_rms(u) / at["clip_rms"]).clamp(min=1.0)
+            directions.append(u * _rms(theta).clamp(min=eps2))
+        return directions
+
+    def apply(self, at: Slice, direction: Tensors) -> None:
+        rate = min(at["lr"], at.t**-0.5)
+        torch._foreach_mul_(at.theta, 1 - rate * at["weight_decay"])
+        torch._foreach_add_(at.theta, direction, alpha=-rate)
+
+
+def _rms(tensor: Tensor) -> Tensor:
+    return tensor.norm() / max(tensor.numel(), 1) ** 0.5

@@ -1,0 +1,59 @@
+"""Adan (adaptive Nesterov momentum): Xie et al. 2022, "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing
+Deep Models", arXiv:2208.06677, Algorithm 1. With the change of the gradient δ = g - g₋₁ (0 at the first step):
+
+    m ← β1 m + (1 - β1) g
+    v ← β2 v + (1 - β2) δ
+    n ← β3 n + (1 - β3) (g + β2 δ)²
+    θ ← (θ - η (m̂ + β2 v̂) / (√n̂ + ε)) / (1 + η λ)
+
+Here β are decay rates as in the authors' code (1 - β of the paper), and m̂, v̂, n̂ are bias-corrected as there; the
+paper's algorithm starts m and n at the first gradient instead. No restarts. Four state tensors per parameter.
+Defaults: β = (0.98, 0.92, 0.99), ε = 1e-8, λ = 0.02 (paper and code).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+
+
+class Adan(Rule):
+    buffers = ("momentum", "difference", "second_moment")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.02,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+        return super().initial_state(theta, g) | {"last_gradient": g.clone()}
+
+    def direction(self, at: Slice) -> Tensors:
+        beta1, beta2, beta3 = at["betas"]
+        m, v, n, last = (at.state(name) for name in ("momentum", "difference", "second_moment", "last_gradient"))
+        average_(m, at.g, beta1)
+        torch._foreach_sub_(last, at.g)  # -δ, in the place of the last gradient
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_add_(v, last, alpha=beta2 - 1)
+        torch._foreach_mul_(last, -beta2)
+        torch._foreach_add_(last, at.g)
+        average_square_(n, last, beta3)
+        torch._foreach_copy_(last, at.g)
+        first = 1 - beta1**at.t
+        direction = torch._foreach_add(m, v, alpha=beta2 * first / (1 - beta2**at.t))
+        torch._foreach_div_(direction, root(n, 1 - beta3**at.t, at["eps"], scale=first))
+        return direction
+
+    def apply(self, at: Slice, direction: Tensors) -> None:
+        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
+        torch._foreach_div_(at.theta, 1 + at["lr"] * at["weight_decay"])

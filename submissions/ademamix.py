@@ -1,0 +1,66 @@
+"""AdEMAMix: Pagliardini, Ablin & Grangier 2024, "The AdEMAMix Optimizer: Better, Faster, Older", arXiv:2409.03137,
+Algorithm 1. AdamW with a second, much slower momentum beside the first:
+
+    m₁ ← β1 m₁ + (1 - β1) g
+    m₂ ← β3(t) m₂ + (1 - β3(t)) g
+    v ← β2 v + (1 - β2) g²
+    θ ← θ - η ((m̂₁ + α(t) m₂) / (√v̂ + ε) + λ θ)
+
+m₂ is not bias-corrected. Over the first T steps α(t) grows linearly to α, and β3(t) from β1 to β3 so that its half-life
+grows linearly; T is the budget (`warmup_steps` overrides it). Three state tensors per parameter.
+Defaults (paper): β = (0.9, 0.999, 0.9999), α = 5 (8 for language models), ε = 1e-8.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch.optim.optimizer import ParamsT
+
+from harness.needs import Need
+from harness.submission import OptimizerSubmission, Setup
+from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+
+
+class AdEMAMix(OptimizerSubmission):
+    needs = frozenset({Need.TOTAL_STEPS})
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: NonNegativeFloat = 5.0,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup_steps: PositiveInt | None = None,
+    ) -> None:
+        steps = setup.total_steps if warmup_steps is None else warmup_steps
+        super().__init__(setup, [AdEMAMixRule(setup.decay_groups(), lr, betas, alpha, eps, weight_decay, steps)])
+
+
+class AdEMAMixRule(Rule):
+    buffers = ("momentum", "slow_momentum", "second_moment")
+
+    def __init__(
+        self, params: ParamsT, lr: float, betas: tuple[float, float, float], alpha: float, eps: float,
+        weight_decay: float, warmup_steps: int,
+    ) -> None:  # fmt: skip
+        hyperparameters = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, hyperparameters | {"warmup_steps": warmup_steps})
+
+    def direction(self, at: Slice) -> Tensors:
+        beta1, beta2, beta3 = at["betas"]
+        done = min(1.0, at.t / at["warmup_steps"])
+        first, last = math.log(beta1), math.log(beta3)
+        fast, slow, second_moment = (at.state(name) for name in self.buffers)
+        average_(fast, at.g, beta1)
+        average_(slow, at.g, math.exp(first * last / ((1 - done) * last + done * first)))
+        average_square_(second_moment, at.g, beta2)
+        correction = 1 - beta1**at.t
+        direction = torch._foreach_add(fast, slow, alpha=correction * at["alpha"] * done)
+        torch._foreach_div_(direction, root(second_moment, 1 - beta2**at.t, at["eps"], scale=correction))
+        return direction

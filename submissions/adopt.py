@@ -1,0 +1,54 @@
+"""ADOPT: Taniguchi et al. 2024, "ADOPT: Modified Adam Can Converge with Any β2 with the Optimal Rate",
+arXiv:2411.02853, Algorithm 2 with clipping. The gradient is divided by the second moment before it, then averaged:
+
+    v ← g²                                        at the first step, which moves nothing
+    m ← β1 m + (1 - β1) clip(g / max(√v, ε), ±(t - 1)^¼)
+    θ ← θ - η (m + λ θ)
+    v ← β2 v + (1 - β2) g²
+
+Two state tensors per parameter. Defaults (paper and code): β = (0.9, 0.9999), ε = 1e-6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors, average_, average_square_
+
+
+class Adopt(Rule):
+    buffers = ("momentum",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+        return super().initial_state(theta, g) | {"second_moment": g.square()}
+
+    def direction(self, at: Slice) -> Tensors:
+        beta1, beta2 = at["betas"]
+        momentum, second_moment = at.state("momentum"), at.state("second_moment")
+        denominator = torch._foreach_sqrt(second_moment)
+        torch._foreach_clamp_min_(denominator, at["eps"])
+        normalised = torch._foreach_div(at.g, denominator)
+        bound = (at.t - 1) ** 0.25
+        torch._foreach_clamp_min_(normalised, -bound)
+        torch._foreach_clamp_max_(normalised, bound)
+        average_(momentum, normalised, beta1)  # with zeros at the first step, whose bound is 0
+        average_square_(second_moment, at.g, beta2)
+        return momentum
+
+    def apply(self, at: Slice, direction: Tensors) -> None:
+        if at.t > 1:
+            super().apply(at, direction)

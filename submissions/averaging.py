@@ -1,0 +1,116 @@
+"""Averages of the iterates, around any submission; the average is evaluated, training goes on from the last iterate.
+With t = 1, 2, ... the steps done and θ the weights after them, θ̄ ← (1 - c) θ̄ + c θ where
+
+    ExponentialAverage    c = max(1 - decay, 1 / t^power)            the weights of the first steps are forgotten
+    PolynomialAverage     c = (1 + γ) / (t + γ)                      Shamir & Zhang 2013, arXiv:1212.1824
+    TailAverage           every `swa_every` steps after `swa_start` of the budget, c = 1 / n at the n-th
+
+ExponentialAverage is that of Block et al. 2023, "Butterfly Effects of SGD Noise", arXiv:2310.11428, whose decay grows
+as 1 - t^(-2/3); default decay 0.999. PolynomialAverage is what DoG evaluates, γ = 8. TailAverage is stochastic weight
+averaging: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407,
+from three quarters of the budget on; before its start the last iterate is evaluated.
+
+BatchNorm statistics and other buffers are averaged like the weights, in the place of the extra pass over the training
+data that the SWA paper takes. One state tensor per parameter and buffer, in float32 where these are narrower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Interval
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from harness.needs import Need
+from harness.step import StepContext, swapped
+from harness.submission import Setup, Submission, Wrapper
+
+
+class Average(Wrapper):
+    """A subclass gives the weight of the present iterate, or None to leave the average as it is."""
+
+    needs = frozenset({Need.EVALUATION_WEIGHTS})
+
+    def __init__(self, setup: Setup, inner: Submission) -> None:
+        super().__init__(setup, inner)
+        self.count = 0
+        self.average = [_wide(tensor).clone() for tensor in self._averaged()]
+
+    def weight(self, t: int) -> float | None:
+        raise NotImplementedError
+
+    def step(self, ctx: StepContext) -> None:
+        super().step(ctx)
+        self.count += 1
+        weight = self.weight(self.count)
+        if weight is not None:
+            torch._foreach_lerp_(self.average, [_wide(tensor) for tensor in self._averaged()], weight)
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        with swapped(self._averaged(), self.average):
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"average": self.average, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.average, self.count = state["average"], state["count"]
+
+    def _averaged(self) -> list[Tensor]:
+        return [*(p.detach() for p in self.setup.parameters), *self.setup.buffers]
+
+
+class ExponentialAverage(Average):
+    def __init__(
+        self,
+        setup: Setup,
+        inner: Submission,
+        *,
+        ema_decay: Annotated[float, Interval(ge=0, lt=1)] = 0.999,
+        ema_power: Annotated[float, Interval(ge=0, le=1)] = 2 / 3,
+    ) -> None:
+        super().__init__(setup, inner)
+        self.decay, self.power = ema_decay, ema_power
+
+    def weight(self, t: int) -> float:
+        return float(max(1 - self.decay, t**-self.power))
+
+
+class PolynomialAverage(Average):
+    def __init__(self, setup: Setup, inner: Submission, *, average_gamma: NonNegativeFloat = 8.0) -> None:
+        super().__init__(setup, inner)
+        self.gamma = average_gamma
+
+    def weight(self, t: int) -> float:
+        return (1 + self.gamma) / (t + self.gamma)
+
+
+class TailAverage(Average):
+    needs = frozenset({Need.EVALUATION_WEIGHTS, Need.TOTAL_STEPS})
+
+    def __init__(
+        self,
+        setup: Setup,
+        inner: Submission,
+        *,
+        swa_start: Annotated[float, Interval(ge=0, lt=1)] = 0.75,
+        swa_every: PositiveInt = 1,
+    ) -> None:
+        super().__init__(setup, inner)
+        self.start, self.every = int(swa_start * setup.total_steps), swa_every
+
+    def weight(self, t: int) -> float | None:
+        if t <= self.start:
+            return 1.0
+        number, rest = divmod(t - self.start, self.every)
+        return None if rest else 1 / number
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

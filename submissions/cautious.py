@@ -1,0 +1,46 @@
+"""Cautious optimizers: Liang et al. 2024, "Cautious Optimizers: Improving Training with One Line of Code",
+arXiv:2411.16085, Algorithm 1. Of a direction u only what agrees with the gradient is used, and made larger in turn, per
+tensor of d numbers:
+
+    φ = 1 where u g > 0, else 0
+    u ← u φ d / (‖φ‖₁ + 1)
+
+The authors' code has max(mean(φ), 1e-3) instead of (‖φ‖₁ + 1) / d. The state is that of AdamW (two tensors per
+parameter) or Lion (one); the defaults too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from submissions.lion import Lion
+from submissions.rule import Rule, Slice, Tensors, adam
+
+
+def cautious(direction: Tensors, g: Tensors) -> Tensors:
+    agreeing = [(u * gradient > 0).to(u.dtype) for u, gradient in zip(direction, g, strict=True)]
+    scales = [mask.numel() / (mask.sum() + 1) for mask in agreeing]
+    return torch._foreach_mul(torch._foreach_mul(direction, agreeing), scales)
+
+
+class CautiousAdamW(Rule):
+    buffers = ("momentum", "second_moment")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def direction(self, at: Slice) -> Tensors:
+        return cautious(adam(at), at.g)
+
+
+class CautiousLion(Lion):
+    def direction(self, at: Slice) -> Tensors:
+        return cautious(super().direction(at), at.g)

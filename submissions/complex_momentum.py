@@ -1,0 +1,45 @@
+"""Complex momentum: Lorraine et al. 2021, "Complex Momentum for Optimization in Games", arXiv:2102.08431.
+Heavy ball with a complex momentum coefficient β = |β| e^{iφ}, so that the buffer also turns:
+
+    μ ← β μ - g
+    θ ← θ + η Re(μ) - η λ θ
+
+φ = 0 is classical momentum. Two state tensors per parameter, the real and the imaginary part. Defaults: |β| = 0.9
+and the paper's φ = π/8 for games; the paper has no weight decay, here it is decoupled.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors
+
+
+class ComplexMomentum(Rule):
+    buffers = ("real", "imaginary")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        angle: Annotated[float, Interval(ge=0, le=math.pi)] = math.pi / 8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "angle": angle, "weight_decay": weight_decay})
+
+    def direction(self, at: Slice) -> Tensors:
+        along, across = at["momentum"] * math.cos(at["angle"]), at["momentum"] * math.sin(at["angle"])
+        real, imaginary = at.state("real"), at.state("imaginary")
+        turned = torch._foreach_mul(imaginary, along)
+        torch._foreach_add_(turned, real, alpha=across)
+        torch._foreach_mul_(real, along)
+        torch._foreach_sub_(real, imaginary, alpha=across)
+        torch._foreach_sub_(real, at.g)
+        torch._foreach_copy_(imaginary, turned)
+        return torch._foreach_neg(real)

@@ -1,0 +1,43 @@
+"""Coordinate-wise clipping: Pan & Li 2023, "Toward Understanding Why Adam Converges Faster Than SGD for Transformers",
+arXiv:2306.00204. Around any submission, whose gradient is clipped per coordinate:
+
+    g ← clip(g, -c, c),   c = the 1 - `clipped_share` quantile of |g| over each tensor
+
+No state. Default (paper): the largest 10% of the coordinates are clipped.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from annotated_types import Interval
+from torch import Tensor
+
+from harness.step import StepContext, WrappedContext
+from harness.submission import Setup, Submission, Wrapper
+
+
+class CoordinateClipping(Wrapper):
+    def __init__(
+        self, setup: Setup, inner: Submission, *, clipped_share: Annotated[float, Interval(gt=0, lt=1)] = 0.1
+    ) -> None:
+        super().__init__(setup, inner)
+        self.share = clipped_share
+
+    def step(self, ctx: StepContext) -> None:
+        self.inner.step(cast(StepContext, _Clipped(ctx, self.share)))
+
+
+class _Clipped(WrappedContext):
+    def __init__(self, ctx: StepContext, share: float) -> None:
+        super().__init__(ctx)
+        self.share = share
+
+    def backward(self) -> Tensor:
+        loss = self.ctx.backward()
+        for parameter in self.ctx.parameters:
+            g = parameter.grad
+            if g is not None and g.numel():
+                bound = g.abs().flatten().kthvalue(max(1, round((1 - self.share) * g.numel()))).values
+                g.clamp_(min=-bound, max=bound)
+        return loss

@@ -1,0 +1,90 @@
+"""DoG and L-DoG (distance over gradients): Ivgi, Hinder & Carmon 2023, "DoG is SGD's Best Friend: A Parameter-Free
+Dynamic Step Size Schedule", arXiv:2302.12022. SGD whose step size is found along the way:
+
+    r ← max(r, ‖θ - θ₀‖)                          r = reps_rel (1 + ‖θ₀‖) at the first step
+    G ← G + ‖g‖²                                  G = ε at the start
+    θ ← θ - η (r / √G) g
+
+over all parameters together (DoG) or for every tensor by itself (L-DoG). η is 1; weight decay is part of the gradient,
+as in the authors' package. The paper evaluates a polynomial average of the iterates (submissions.averaging). State
+per parameter: θ₀, and two numbers for L-DoG. Defaults: reps_rel = 1e-6 (1e-4 with batch norm), ε = 1e-8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors
+
+
+class DoG(Rule):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1.0,
+        reps_rel: PositiveFloat = 1e-6,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        hyperparameters = {"lr": lr, "reps_rel": reps_rel, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, hyperparameters | {"distance": 0.0, "gradients": 0.0})
+
+    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+        return {"start": theta.clone()}
+
+    def survey(self, slices: Sequence[Slice]) -> None:
+        first = self.param_groups[0]
+        if not slices:
+            return
+        gradients = first["gradients"] + float(_sum([torch._foreach_norm(_gradient(at)) for at in slices]))
+        if first["gradients"] == 0:
+            gradients += first["eps"]
+            start = _sum([torch._foreach_norm(at.theta) for at in slices])
+            distance = first["reps_rel"] * (1 + float(start) ** 0.5)
+        else:
+            moved = _sum([torch._foreach_norm(torch._foreach_sub(at.theta, at.state("start"))) for at in slices])
+            distance = max(first["distance"], float(moved) ** 0.5)
+        for group in self.param_groups:
+            group |= {"distance": distance, "gradients": gradients}
+
+    def direction(self, at: Slice) -> Tensors:
+        return torch._foreach_mul(_gradient(at), at["distance"] / at["gradients"] ** 0.5)
+
+    def apply(self, at: Slice, direction: Tensors) -> None:
+        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
+
+
+class LDoG(DoG):
+    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+        # The group of a parameter is not known here; its reps_rel and ε come in at the first step.
+        return {"start": theta.clone(), "distance": 1 + theta.norm(), "gradients": theta.new_zeros(())}
+
+    def survey(self, slices: Sequence[Slice]) -> None:
+        pass
+
+    def direction(self, at: Slice) -> Tensors:
+        distance, gradients, g = at.state("distance"), at.state("gradients"), _gradient(at)
+        if at.t == 1:
+            torch._foreach_mul_(distance, at["reps_rel"])
+            torch._foreach_add_(gradients, at["eps"])
+        else:
+            moved = torch._foreach_norm(torch._foreach_sub(at.theta, at.state("start")))
+            torch._foreach_maximum_(distance, moved)
+        norms = torch._foreach_norm(g)
+        torch._foreach_addcmul_(gradients, norms, norms)
+        return torch._foreach_mul(g, torch._foreach_div(distance, torch._foreach_sqrt(gradients)))
+
+
+def _gradient(at: Slice) -> Tensors:
+    return torch._foreach_add(at.g, at.theta, alpha=at["weight_decay"]) if at["weight_decay"] else at.g
+
+
+def _sum(norms: list[Tensors]) -> Tensor:
+    """Of the squares."""
+    return torch.stack([norm for some in norms for norm in some]).square().sum()

@@ -1,0 +1,38 @@
+"""LAMB: You et al. 2019, "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", arXiv:1904.00962,
+Algorithm 2. Adam's direction, with weight decay, at a length per tensor that is the length of the weights:
+
+    u = m̂ / (√v̂ + ε) + λ θ
+    θ ← θ - η (‖θ‖ / ‖u‖) u                       ratio 1 where either norm is zero
+
+Two state tensors per parameter. Defaults (paper): β = (0.9, 0.999), ε = 1e-6, λ = 0.01.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors, adam
+
+
+class Lamb(Rule):
+    buffers = ("momentum", "second_moment")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def direction(self, at: Slice) -> Tensors:
+        direction = torch._foreach_add(adam(at), at.theta, alpha=at["weight_decay"])
+        weights, lengths = (torch.stack(torch._foreach_norm(tensors)) for tensors in (at.theta, direction))
+        ratios = torch.where((weights > 0) & (lengths > 0), weights / lengths, 1.0)
+        return torch._foreach_mul(direction, ratios.unbind())
+
+    def apply(self, at: Slice, direction: Tensors) -> None:
+        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])

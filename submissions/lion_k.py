@@ -1,0 +1,60 @@
+"""Lion-K: Chen, Liu, Liang & Liu 2023, "Lion Secretly Solves Constrained Optimization: As Lyapunov Predicts",
+arXiv:2310.05898. Lion with the sign replaced by the gradient of a convex function K:
+
+    c = β1 m + (1 - β1) g
+    θ ← θ - η (∇K(c) + λ θ)
+    m ← β2 m + (1 - β2) g
+
+It minimises f(θ) + K*(λ θ) / λ. `kernel`:
+    l1      K = ‖c‖₁,           ∇K = sign(c): Lion, the constraint ‖θ‖∞ ≤ 1/λ
+    l2      K = ‖c‖₂ per tensor, ∇K = c / ‖c‖₂: the constraint ‖θ‖₂ ≤ 1/λ on every tensor
+    huber   ∇K = clip(c / width, -1, 1): a sign without the jump at zero
+
+Defaults: Lion's; the paper names none for the other kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import PositiveFloat
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors, average_
+
+KERNELS = ("l1", "l2", "huber")
+
+
+class LionK(Rule):
+    buffers = ("momentum",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        kernel: str = "l2",
+        width: PositiveFloat = 1e-3,
+    ) -> None:
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel={kernel}: must be one of {', '.join(KERNELS)}")
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "kernel": kernel, "width": width}
+        )
+
+    def direction(self, at: Slice) -> Tensors:
+        beta1, beta2 = at["betas"]
+        momentum = at.state("momentum")
+        c = torch._foreach_lerp(momentum, at.g, 1 - beta1)
+        average_(momentum, at.g, beta2)
+        if at["kernel"] == "l1":
+            torch._foreach_sign_(c)
+        elif at["kernel"] == "l2":
+            norms = torch._foreach_norm(c)
+            torch._foreach_clamp_min_(norms, torch.finfo(norms[0].dtype).tiny)
+            c = torch._foreach_div(c, norms)
+        else:
+            torch._foreach_div_(c, at["width"])
+            torch._foreach_clamp_min_(c, -1.0)
+            torch._foreach_clamp_max_(c, 1.0)
+        return c

@@ -1,0 +1,48 @@
+"""NovoGrad: Ginsburg et al. 2019, "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep
+Networks", arXiv:1905.11286, Algorithm 1. Gradients normalised per tensor, weight decay inside the momentum:
+
+    v ← β2 v + (1 - β2) ‖g‖²                      v = ‖g‖² at the first step
+    m ← β1 m + g / (√v + ε) + λ θ
+    θ ← θ - η m
+
+One state tensor and one number per parameter. Defaults (paper): β = (0.95, 0.98), lr near 0.01, ε = 1e-8.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors, average_square_, root
+
+
+class NovoGrad(Rule):
+    buffers = ("momentum",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-2,
+        betas: tuple[float, float] = (0.95, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+        return super().initial_state(theta, g) | {"second_moment": g.square().sum()}
+
+    def direction(self, at: Slice) -> Tensors:
+        beta1, beta2 = at["betas"]
+        momentum, second_moment = at.state("momentum"), at.state("second_moment")
+        average_square_(second_moment, torch._foreach_norm(at.g), beta2)
+        torch._foreach_mul_(momentum, beta1)
+        torch._foreach_add_(momentum, torch._foreach_div(at.g, root(second_moment, 1.0, at["eps"])))
+        torch._foreach_add_(momentum, at.theta, alpha=at["weight_decay"])
+        return momentum
+
+    def apply(self, at: Slice, direction: Tensors) -> None:
+        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])

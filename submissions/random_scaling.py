@@ -1,0 +1,48 @@
+"""SGD with momentum and exponential random scaling: Zhang & Cutkosky 2024, "Random Scaling and Momentum for Non-smooth
+Non-convex Optimization", arXiv:2405.09742. The momentum step is multiplied by a random number of mean 1:
+
+    Δ ← β (Δ - η g)
+    θ ← θ + s Δ - η λ θ                           s ~ Exp(1), one for all parameters
+
+One state tensor per parameter. The paper tunes η and β, so the defaults are ours. It has no weight
+decay; here it is decoupled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from harness.submission import OptimizerSubmission, Setup
+from submissions.rule import Rule, Slice, Tensors
+
+
+class RandomScalingSGD(OptimizerSubmission):
+    def __init__(self, setup: Setup, *, lr: float = 0.01, momentum: float = 0.99, weight_decay: float = 0.0) -> None:
+        rule = RandomScalingRule(setup.decay_groups(), lr, momentum, weight_decay, setup.generator)
+        super().__init__(setup, [rule])
+
+
+class RandomScalingRule(Rule):
+    buffers = ("momentum",)
+
+    def __init__(
+        self, params: ParamsT, lr: float, momentum: float, weight_decay: float, generator: torch.Generator
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.generator, self.scale = generator, 1.0
+
+    def survey(self, slices: Sequence[Slice]) -> None:
+        self.scale = float(torch.empty(()).exponential_(generator=self.generator))
+
+    def direction(self, at: Slice) -> Tensors:
+        momentum = at.state("momentum")
+        torch._foreach_sub_(momentum, at.g, alpha=at["lr"])
+        torch._foreach_mul_(momentum, at["momentum"])
+        return momentum
+
+    def apply(self, at: Slice, direction: Tensors) -> None:
+        torch._foreach_mul_(at.theta, 1 - at["lr"] * at["weight_decay"])
+        torch._foreach_add_(at.theta, direction, alpha=self.scale)

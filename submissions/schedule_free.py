@@ -1,0 +1,99 @@
+"""Schedule-Free SGD and AdamW: Defazio et al. 2024, "The Road Less Scheduled", arXiv:2405.15682, Algorithm 1
+for AdamW. Gradients are taken at y between a fast sequence z and its average x, which is what is evaluated:
+
+    u = g (SGD) or g / (√v̂ + ε) (AdamW), both at y, plus λ y
+    z ← z - η u
+    x ← (1 - c) x + c z                           c = η_max² / Σ η_max², η_max the largest η so far
+    y = (1 - β) z + β x
+
+The parameters hold y; x follows from y and z. As in the authors' package, v̂ is bias-corrected where the paper scales η
+by √(1 - β2^t), which differs in the ε alone. Meant for a constant schedule with a warm-up. State tensors per parameter:
+z, and v for AdamW. Defaults (paper and package): SGD β = 0.9; AdamW β = (0.9, 0.999), lr 0.0025, ε = 1e-8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors, average_square_, root
+
+
+class ScheduleFreeSGD(Rule):
+    def __init__(self, params: ParamsT, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        _refuse_zero("momentum", momentum)
+        self._start(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def _start(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
+        super().__init__(params, hyperparameters | {"largest_lr": 0.0, "weight_sum": 0.0})
+
+    def interpolation(self, group: dict[str, Any]) -> float:
+        return float(group["momentum"])
+
+    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+        return super().initial_state(theta, g) | {"fast": theta.clone()}
+
+    def direction(self, at: Slice) -> Tensors:
+        return at.g
+
+    def survey(self, slices: Sequence[Slice]) -> None:
+        for group in self.param_groups:
+            group["largest_lr"] = max(group["largest_lr"], group["lr"])
+            group["weight_sum"] += group["largest_lr"] ** 2
+
+    def apply(self, at: Slice, direction: Tensors) -> None:
+        lr, beta, z = at["lr"], self.interpolation(at.group), at.state("fast")
+        c = at["largest_lr"] ** 2 / at["weight_sum"] if at["weight_sum"] else 0.0
+        u = torch._foreach_add(direction, at.theta, alpha=at["weight_decay"])
+        # y of the new x and z, out of the old y and z.
+        torch._foreach_lerp_(at.theta, z, c)
+        torch._foreach_add_(at.theta, u, alpha=lr * (beta * (1 - c) - 1))
+        torch._foreach_sub_(z, u, alpha=lr)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Parameters from y to x, for an evaluation; `train` goes back."""
+        self._move(lambda beta: 1 - 1 / beta)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        self._move(lambda beta: 1 - beta)
+
+    def _move(self, weight: Callable[[float], float]) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in self.state:
+                    z = self.state[p]["fast"]
+                    p.copy_(torch.lerp(p.to(z.dtype), z, weight(self.interpolation(group))))
+
+
+class ScheduleFreeAdamW(ScheduleFreeSGD):
+    buffers = ("second_moment",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 2.5e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        _refuse_zero("betas[0]", betas[0])
+        self._start(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def interpolation(self, group: dict[str, Any]) -> float:
+        return float(group["betas"][0])
+
+    def direction(self, at: Slice) -> Tensors:
+        beta2, second_moment = at["betas"][1], at.state("second_moment")
+        average_square_(second_moment, at.g, beta2)
+        return torch._foreach_div(at.g, root(second_moment, 1 - beta2**at.t, at["eps"]))
+
+
+def _refuse_zero(name: str, value: float) -> None:
+    if value == 0:
+        raise ValueError(f"{name}=0: must be above 0, or the average cannot be told from the parameters")

@@ -1,0 +1,68 @@
+"""SWATS: Keskar & Socher 2017, "Improving Generalization Performance by Switching from Adam to SGD", arXiv:1712.07628,
+Algorithm 1. Adam, until the learning rate that SGD would need for Adam's step settles; then SGD with that rate for
+good. Over all parameters together, with Adam's step -η u:
+
+    γ = η (u · u) / (u · g)
+    Λ ← β2 Λ + (1 - β2) γ                         switch once |Λ̂ - γ| < tolerance, Λ̂ > 0 and t > 1
+    v ← β1 v + g,  θ ← θ - (1 - β1) Λ̂ v           after the switch, with Λ̂ = Λ / (1 - β2^t) of that moment
+
+The schedule scales Λ̂ as it scales η. Two state tensors per parameter (v takes the place of the momentum). Defaults
+(paper): Adam's, tolerance 1e-9. The paper has no weight decay; here it is decoupled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import PositiveFloat
+from torch.optim.optimizer import ParamsT
+
+from submissions.rule import Rule, Slice, Tensors, adam
+
+
+class Swats(Rule):
+    buffers = ("momentum", "second_moment")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        tolerance: PositiveFloat = 1e-9,
+    ) -> None:
+        hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "tolerance": tolerance}
+        # `rate` is Λ / η, so that a schedule does not move it; `sgd_rate` is Λ̂ / η after the switch.
+        super().__init__(params, hyperparameters | {"rate": 0.0, "updates": 0, "sgd_rate": None})
+
+    def survey(self, slices: Sequence[Slice]) -> None:
+        first = self.param_groups[0]
+        if first["sgd_rate"] is not None or not slices:
+            return
+        for at in slices:
+            at.notes["adam"] = adam(at)
+        pairs = [(u, g) for at in slices for u, g in zip(at.notes["adam"], at.g, strict=True)]
+        length = float(torch.stack([u.square().sum() for u, _ in pairs]).sum())
+        along = float(torch.stack([(u * g).sum() for u, g in pairs]).sum())
+        if along == 0:
+            return
+        gamma, beta2, updates = length / along, first["betas"][1], first["updates"] + 1
+        rate = beta2 * first["rate"] + (1 - beta2) * gamma
+        settled = rate / (1 - beta2**updates)
+        switch = updates > 1 and settled > 0 and first["lr"] * abs(settled - gamma) < first["tolerance"]
+        for group in self.param_groups:
+            group |= {"rate": rate, "updates": updates, "sgd_rate": settled if switch else None}
+        if switch:
+            for at in slices:  # this step is still Adam's; v starts at zero after it
+                torch._foreach_zero_(at.state("momentum"))
+
+    def direction(self, at: Slice) -> Tensors:
+        if "adam" in at.notes:
+            adam_direction: Tensors = at.notes["adam"]
+            return adam_direction
+        velocity = at.state("momentum")
+        torch._foreach_mul_(velocity, at["betas"][0])
+        torch._foreach_add_(velocity, at.g)
+        return torch._foreach_mul(velocity, (1 - at["betas"][0]) * at["sgd_rate"])

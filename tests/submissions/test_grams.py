@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import pytorch_optimizer
+import torch
+
+from submissions.grams import Grams
+from tests.submissions.parity import all_dtypes, both_decays, follows
+
+
+@both_decays
+@all_dtypes
+def test_grams(decay: float, dtype: torch.dtype) -> None:
+    follows(
+        lambda p: Grams(p, lr=0.01, weight_decay=decay),
+        lambda p: pytorch_optimizer.Grams(p, lr=0.01, eps=1e-6, weight_decay=decay, weight_decouple=True),
+        dtype,
+    )

@@ -1,0 +1,48 @@
+"""What all rules get from their base, shown on one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from submissions.lion import Lion
+
+
+def test_parameters_without_gradient_are_skipped_and_closures_taken() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = Lion([used, unused], lr=0.1)
+
+    def closure() -> Tensor:
+        loss = used.sum()
+        used.grad = torch.ones(2)
+        return loss
+
+    assert optimizer.step(closure) == 2
+    assert torch.equal(unused, torch.ones(2)) and unused not in optimizer.state
+    assert torch.allclose(used.detach(), torch.full((2,), 0.9))
+
+
+def test_parameters_age_by_their_own_gradients() -> None:
+    early, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = Lion([early, late], lr=0.1)
+    for step in range(3):
+        early.grad, late.grad = torch.ones(2), torch.ones(2) if step == 2 else None
+        optimizer.step()
+    assert [optimizer.state[p]["step"] for p in (early, late)] == [3, 1]
+
+
+def test_narrow_parameters_are_rounded_once_and_their_state_stays_wide() -> None:
+    parameter = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = Lion([parameter], lr=0.01)
+    parameter.grad = torch.tensor([0.1, -0.2, 0.3], dtype=torch.bfloat16)
+    optimizer.step()
+    assert optimizer.state[parameter]["momentum"].dtype == torch.float32
+    assert torch.equal(parameter.detach(), torch.tensor([0.99, 1.01, 0.99]).bfloat16())
+
+
+def test_sparse_gradients_are_refused_with_the_remedy() -> None:
+    embedding = nn.Embedding(4, 2, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        Lion(embedding.parameters()).step()

@@ -1,0 +1,118 @@
+"""Wrappers around plain SGD, against the same training by hand."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness import conformance
+from harness.conformance import advance
+from harness.needs import Need
+from harness.problems import UserError
+from harness.training import Training
+from tests.harness.problem import Net, make
+
+STEPS = 11
+
+
+def start(wrapper: str | None = None, **hyperparameters: float) -> Training:
+    arguments = ["optimizer.class_path=torch.optim.SGD", "optimizer.hyperparameters.lr=0.3"]
+    arguments += [f"optimizer.hyperparameters.{name}={value}" for name, value in hyperparameters.items()]
+    if wrapper is not None:
+        arguments.append(f"optimizer.wrappers=[submissions.{wrapper}]")
+    return conformance.subject("any", *arguments).training()
+
+
+def weights(training: Training) -> list[Tensor]:
+    return [p.detach().double().clone() for p in training.evaluator.parameters]
+
+
+def evaluated(training: Training) -> list[Tensor]:
+    with training.submission.evaluation_weights():
+        return weights(training)
+
+
+def test_lookahead() -> None:
+    wrapped, plain = start("lookahead.Lookahead", lookahead_steps=3, lookahead_alpha=0.4), start()
+    slow = weights(plain)
+    for step in range(1, STEPS + 1):
+        advance(wrapped, step)
+        advance(plain, step)
+        if step % 3 == 0:
+            slow = [phi + 0.4 * (p - phi) for phi, p in zip(slow, weights(plain), strict=True)]
+            for p, phi in zip(plain.evaluator.parameters, slow, strict=True):
+                p.data.copy_(phi)
+        torch.testing.assert_close(weights(wrapped), weights(plain), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(evaluated(wrapped), slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "options", "coefficients"),
+    [
+        # The weights of the iterates 1 to 11 in the average after 11 steps, in closed form.
+        ("ExponentialAverage", {"ema_decay": 0.8, "ema_power": 0.0}, [0.0] * 10 + [1.0]),
+        ("ExponentialAverage", {"ema_decay": 0.8, "ema_power": 1.0}, [0.2 * 0.8 ** max(11 - k, 0) if k > 5 else
+                                                                     0.2 * 0.8**6 for k in range(1, 12)]),
+        ("PolynomialAverage", {"average_gamma": 0.0}, [1 / 11] * 11),
+        ("PolynomialAverage", {"average_gamma": 1.0}, [2 * k / (11 * 12) for k in range(1, 12)]),
+        ("TailAverage", {"swa_start": 0.05, "swa_every": 3}, [0.0] * 6 + [0.5, 0, 0, 0.5, 0]),
+        ("TailAverage", {"swa_start": 0.5}, [0.0] * 10 + [1.0]),
+    ],
+)  # fmt: skip
+def test_averages(wrapper: str, options: dict[str, float], coefficients: list[float]) -> None:
+    """swa_start=0.05 of the problem's 80 steps is 4."""
+    wrapped, plain = start(f"averaging.{wrapper}", **options), start()
+    mean = [torch.zeros_like(p) for p in weights(plain)]
+    for step, coefficient in enumerate(coefficients, 1):
+        advance(wrapped, step)
+        advance(plain, step)
+        mean = [m + coefficient * p for m, p in zip(mean, weights(plain), strict=True)]
+    assert sum(coefficients) == pytest.approx(1)
+    torch.testing.assert_close(evaluated(wrapped), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(wrapped), weights(plain), rtol=0, atol=0)
+
+
+def test_sam_takes_the_gradient_at_the_worse_point() -> None:
+    from submissions.sam import _Ascended
+
+    evaluator, ctx = make(Need.RE_EVALUATE, model=Net(0.0, norm=False))
+    here = [p.detach().clone() for p in evaluator.parameters]
+    gradients = ctx.gradients()
+    norm = sum(float(g.square().sum()) for g in gradients) ** 0.5
+    expected = ctx.gradients(at=[p + 0.3 / norm * g for p, g in zip(here, gradients, strict=True)])
+    loss = _Ascended(ctx, 0.3).backward()
+    torch.testing.assert_close([p.grad for p in evaluator.parameters], expected, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(p, q) for p, q in zip(evaluator.parameters, here, strict=True))
+    torch.testing.assert_close(loss, ctx.loss_and_gradients()[0])
+
+
+def test_coordinate_clipping_bounds_the_largest_share() -> None:
+    from submissions.coordinate_clipping import _Clipped
+
+    evaluator, ctx = make(Need.RE_EVALUATE, model=Net(0.0, norm=False))
+    plain = ctx.gradients()
+    _Clipped(ctx, 0.2).backward()
+    for p, g in zip(evaluator.parameters, plain, strict=True):
+        bound = g.abs().flatten().sort().values[round(0.8 * g.numel()) - 1]
+        torch.testing.assert_close(p.grad, g.clip(-bound, bound))
+
+
+def test_a_wrapper_goes_around_any_submission_and_its_hyperparameters_stand_beside_the_others() -> None:
+    lookahead = "submissions.lookahead.Lookahead"
+    around = f"optimizer.wrappers=[{lookahead}]"
+    training = conformance.subject("muon", around, "optimizer.hyperparameters.lookahead_steps=2").training()
+    advance(training, 3)
+    assert type(training.submission).__name__ == "Lookahead"
+    for arguments, message in [
+        (
+            [around, "optimizer.hyperparameters.lookahead_step=2"],
+            "Muon within Lookahead has no such",
+        ),
+        (["optimizer.wrappers=[torch.optim.SGD]"], "not a harness.submission.Wrapper"),
+        ([f"optimizer.wrappers=[{lookahead},{lookahead}]"], "share the hyperparameter lookahead_steps"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            conformance.subject("muon", *arguments)
