@@ -71,6 +71,13 @@ class Setup:
         self._require(Need.LAYERS, "the model")
         return self._model
 
+    @property
+    def statistics(self) -> list[Tensor]:
+        """The model's statistics (BatchNorm's running mean and variance), which belong to its weights: who evaluates an
+        average of the weights averages them too."""
+        self._require(Need.EVALUATION_WEIGHTS, "the model's statistics")
+        return [buffer for buffer in self._model.buffers() if buffer.is_floating_point() and buffer.numel()]
+
     def learning_rate_factor(self, step: float) -> float:
         """The schedule's factor for the update made after `step` nominal steps."""
         return self.schedule.factor(step, self._max_steps)
@@ -208,12 +215,15 @@ class OptimizerSubmission(Submission):
         return loss
 
     def _assert_each_parameter_once(self) -> None:
-        claimed = [p.data_ptr() for o in self.optimizers for group in o.param_groups for p in group["params"]]
-        own = [p.data_ptr() for p in self.setup.parameters]
-        if sorted(claimed) != sorted(own):
+        """By their first address and their elements: an optimizer may hold a parameter in blocks."""
+        claimed = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        addresses = {p.data_ptr() for p in claimed}
+        own = self.setup.parameters
+        complete = all(p.data_ptr() in addresses for p in own)
+        if not complete or sum(p.numel() for p in claimed) != sum(p.numel() for p in own):
             raise ValueError(
                 f"the optimizers of {type(self).__name__} claim {len(claimed)} parameters, "
-                f"{len(set(claimed))} of them different, but the model has {len(own)}; each must be claimed once"
+                f"{len(addresses)} of them different, but the model has {len(own)}; each must be claimed once"
             )
 
 

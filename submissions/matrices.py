@@ -1,0 +1,162 @@
+"""What rules for matrices share: hidden matrices and convolutions go to the rule, everything else to AdamW, and
+matrices of one shape are updated as one batch.
+
+Filters [out, in, h, w] count as matrices [out, in·h·w], as in muon.py.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.needs import Need
+from harness.roles import Role
+from harness.step import StepContext
+from harness.submission import OptimizerSubmission, Setup
+from submissions.list_rule import Group, ListRule, decay_weights, working_dtype
+from submissions.muon import _as_matrix
+
+MATRIX_ROLES = frozenset({Role.HIDDEN_MATRIX, Role.CONVOLUTION})
+
+
+class MatrixRule(ListRule):
+    """A rule for parameters of two dimensions, with decoupled weight decay. Matrices of one shape are one batch."""
+
+    @abstractmethod
+    def direction(self, parameters: list[Tensor], gradient: Tensor, group: Group) -> Tensor:
+        """What `lr` multiplies, [n, rows, columns], from the gradients [n, rows, columns] of n `parameters`."""
+
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
+        decay_weights(parameters, group["lr"], group["weight_decay"])
+        batches: dict[torch.Size, list[int]] = {}
+        for index, parameter in enumerate(parameters):
+            batches.setdefault(parameter.shape, []).append(index)
+        for indices in batches.values():
+            batch = [parameters[i] for i in indices]
+            direction = self.direction(batch, torch.stack([gradients[i] for i in indices]), group)
+            torch._foreach_add_(batch, direction.unbind(), alpha=-group["lr"])
+
+    def stacked(self, parameters: list[Tensor], key: str, make: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The state `key` of all `parameters` as one tensor [n, ...], to be changed in place.
+
+        The state of each parameter is a slice of it, so that nothing is copied from step to step.
+        """
+        slices = self.tensors(parameters, key, make)
+        whole = _joined(slices)
+        if whole is None:
+            whole = torch.stack(slices)
+            for parameter, part in zip(parameters, whole.unbind(), strict=True):
+                self.state[parameter][key] = part
+        return whole
+
+
+class MatrixSubmission(OptimizerSubmission):
+    """Hidden matrices and convolutions by `rule`, made from parameter groups; embeddings, stem, head, norms and biases
+    by AdamW with the arguments `adamw`.
+
+    block_size: cut matrices into blocks of at most this many rows and columns, each a matrix of its own.
+    """
+
+    needs = frozenset({Need.PARAMETER_ROLES})
+
+    def __init__(
+        self,
+        setup: Setup,
+        rule: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        adamw: dict[str, Any],
+        *,
+        block_size: int | None = None,
+    ) -> None:
+        matrices = [name for name in setup.named_parameters if setup.roles[name] in MATRIX_ROLES]
+        rest = [name for name in setup.named_parameters if setup.roles[name] not in MATRIX_ROLES]
+        # Parameters that share their memory with the model's: updating them in place updates the model.
+        self._views: list[tuple[nn.Parameter, nn.Parameter, int]] = []
+        self._block_size = block_size
+        optimizers: list[torch.optim.Optimizer] = []
+        if matrices:
+            groups = setup.decay_groups(matrices)
+            optimizers.append(rule([group | {"params": self._views_of(group["params"])} for group in groups]))
+        if rest:
+            optimizers.append(torch.optim.AdamW(setup.decay_groups(rest), fused=True, **adamw))
+        super().__init__(setup, optimizers)
+
+    def update(self, ctx: StepContext) -> None:
+        gradients: dict[nn.Parameter, list[Tensor]] = {}
+        for view, parameter, block in self._views:
+            if parameter.grad is not None and parameter not in gradients:
+                gradients[parameter] = self._blocks(_as_matrix(parameter.grad, like=parameter))
+            view.grad = None if parameter.grad is None else gradients[parameter][block]
+        super().update(ctx)
+
+    def _views_of(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        made = [
+            (nn.Parameter(block), parameter, index)
+            for parameter in parameters
+            for index, block in enumerate(self._blocks(_as_matrix(parameter.detach(), like=parameter)))
+        ]
+        self._views += made
+        return [view for view, _, _ in made]
+
+    def _blocks(self, matrix: Tensor) -> list[Tensor]:
+        size = self._block_size or max(matrix.shape)
+        return [block for rows in matrix.split(size) for block in rows.split(size, 1)]
+
+
+def square(side: int) -> Callable[[Tensor], Tensor]:
+    """Makes a square matrix of zeros for the rows (side 0) or the columns (side 1) of a parameter."""
+
+    def make(parameter: Tensor) -> Tensor:
+        size = parameter.shape[side]
+        return torch.zeros(size, size, dtype=working_dtype(parameter), device=parameter.device)
+
+    return make
+
+
+def zeros_of(*shape: int) -> Callable[[Tensor], Tensor]:
+    """Makes zeros of this shape for a parameter."""
+    return lambda parameter: torch.zeros(shape, dtype=working_dtype(parameter), device=parameter.device)
+
+
+def as_tall(matrix: Tensor) -> tuple[Tensor, bool]:
+    """[n, rows, columns] with rows ≥ columns, and whether it was transposed for that."""
+    transposed = matrix.shape[1] < matrix.shape[2]
+    return (matrix.mT if transposed else matrix), transposed
+
+
+def leading_right_vectors(matrix: Tensor, rank: int) -> Tensor:
+    """[n, columns, rank]: the right singular vectors of the largest singular values."""
+    try:
+        return torch.linalg.svd(matrix, full_matrices=False).Vh[:, :rank].mT
+    except torch.linalg.LinAlgError:  # as in `eigenvectors`
+        return matrix.new_full((len(matrix), matrix.shape[2], rank), torch.nan)
+
+
+def identity(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=working_dtype(like), device=like.device)
+
+
+def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of symmetric matrices [n, d, d], the largest first.
+
+    NaN where there is none for numbers that are not finite: a trial that diverges ends as that and not as a crash.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        return torch.full_like(matrix[..., 0], torch.nan), torch.full_like(matrix, torch.nan)
+    return values.flip(-1), vectors.flip(-1)
+
+
+def _joined(slices: list[Tensor]) -> Tensor | None:
+    """The tensor [n, ...] whose slices these are, one after the other in memory; None if they are not."""
+    first = slices[0]
+    address, size = first.data_ptr(), first.numel() * first.element_size()
+    for index, part in enumerate(slices):
+        same_memory = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same_memory and part.data_ptr() == address + index * size and part.is_contiguous()):
+            return None
+    return first.as_strided((len(slices), *first.shape), (first.numel(), *first.stride()))

@@ -1,0 +1,99 @@
+"""SOAP: Vyas et al. 2024, "SOAP: Improving and Stabilizing Shampoo using Adam", arXiv:2409.11321, Algorithm 3. Adam in
+the eigenbasis of Shampoo's preconditioner, which is refreshed every f steps. For a matrix with gradient G [m, n]:
+
+    G' = Q_Lᵀ G Q_R,   M ← β1 M + (1 - β1) G,   V ← β2 V + (1 - β2) G'²
+    W ← W - η Q_L [Q_Lᵀ M Q_R / (√V + ε)] Q_Rᵀ - η λ W      (M and V bias-corrected)
+    L ← β2 L + (1 - β2) G Gᵀ,   R ← β2 R + (1 - β2) Gᵀ G
+    every f steps: Q_L ← QR(L Q_L),   Q_R ← QR(R Q_R)         (one step of power iteration)
+
+As in the authors' code, the first gradient only sets the bases (eigenvectors of L and R), a refresh first sorts the
+basis by its estimated eigenvalues, and a side longer than `max_precondition_dim` keeps Q = I. State per matrix: 2mn +
+2m² + 2n² numbers. Defaults: the authors' code (lr 3e-3, β = (0.95, 0.95), λ = 0.01, f = 10); AdamW, which trains the
+parameters that are no hidden matrices, shares them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from harness.submission import Setup
+from submissions.list_rule import Group
+from submissions.matrices import MatrixRule, MatrixSubmission, eigenvectors, square
+
+
+class SOAP(MatrixSubmission):
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10_000,
+    ) -> None:
+        adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        own = {"precondition_frequency": precondition_frequency, "max_precondition_dim": max_precondition_dim}
+        super().__init__(setup, lambda groups: SOAPRule(groups, **adam, **own), adam)
+
+
+class SOAPRule(MatrixRule):
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10_000,
+    ) -> None:
+        if precondition_frequency < 1:
+            raise ValueError(f"precondition_frequency={precondition_frequency}: must be at least 1")
+        super().__init__(
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
+             "precondition_frequency": precondition_frequency, "max_precondition_dim": max_precondition_dim},
+        )  # fmt: skip
+
+    def direction(self, parameters: list[Tensor], gradient: Tensor, group: Group) -> Tensor:
+        (beta1, beta2), t = group["betas"], group["step"] - 1
+        m, v = self.stacked(parameters, "exp_avg"), self.stacked(parameters, "exp_avg_sq")
+        sides = [side for side in (0, 1) if gradient.shape[1 + side] <= group["max_precondition_dim"]]
+        covariances = {side: self.stacked(parameters, f"covariance_{side}", square(side)) for side in sides}
+        bases = {side: self.stacked(parameters, f"basis_{side}", square(side)) for side in sides}
+        direction = torch.zeros_like(gradient)
+        if t > 0:
+            rotated = _rotate(gradient, bases)
+            m.lerp_(gradient, 1 - beta1)
+            v.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
+            denominator = (v / (1 - beta2**t)).sqrt_().add_(group["eps"]).mul_(1 - beta1**t)
+            direction = _rotate(_rotate(m, bases) / denominator, bases, back=True)
+        for side, covariance in covariances.items():
+            covariance.lerp_(gradient @ gradient.mT if side == 0 else gradient.mT @ gradient, 1 - beta2)
+            if t == 0:
+                bases[side].copy_(eigenvectors(covariance)[1])
+            elif t % group["precondition_frequency"] == 0:
+                _refresh(bases[side], covariance, v, side)
+        return direction
+
+
+def _rotate(matrix: Tensor, bases: dict[int, Tensor], back: bool = False) -> Tensor:
+    """Into the eigenbasis, or back out of it; a side without a basis stays."""
+    if 0 in bases:
+        matrix = (bases[0] if back else bases[0].mT) @ matrix
+    if 1 in bases:
+        matrix = matrix @ (bases[1].mT if back else bases[1])
+    return matrix
+
+
+def _refresh(basis: Tensor, covariance: Tensor, v: Tensor, side: int) -> None:
+    """One step of power iteration from the basis in the order of its eigenvalues; v moves along with its directions."""
+    product = covariance @ basis
+    order = (basis * product).sum(1).argsort(dim=1, descending=True, stable=True)
+    index = order.unsqueeze(2 - side)
+    v.copy_(v.take_along_dim(index, 1 + side))
+    basis.copy_(torch.linalg.qr(product.take_along_dim(order.unsqueeze(1), 2)).Q)

@@ -1,0 +1,124 @@
+"""Sophia: Liu et al. 2023, "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training",
+arXiv:2305.14342, Algorithm 3. Momentum m over a running estimate h of the Hessian's diagonal, clipped elementwise:
+
+    m ← β1 m + (1 - β1) g
+    every k steps: h ← β2 h + (1 - β2) ĥ
+    θ ← θ - η λ θ,   θ ← θ - η clip(m / max(γ h, ε), 1)
+
+Sophia-G (Algorithm 2, Gauss-Newton-Bartlett): ĥ = B ĝ ⊙ ĝ, where ĝ is the gradient of the mean loss over B labels drawn
+from the model's own predictions; in language modelling B counts tokens. Sophia-H (Algorithm 1, Hutchinson):
+ĥ = u ⊙ H u with u ~ N(0, I), from a Hessian-vector product. The estimate uses the whole batch of the step (the paper
+saves time with a part of it). State: m and h. Defaults (sections 2.3 and 3.1): k = 10; G: β = (0.965, 0.99), γ = 0.05;
+H: β = (0.96, 0.99), γ = 0.01; ε = 1e-12, λ = 0.2, η about 0.8 times AdamW's for GPT-2 small.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from harness.needs import Need
+from harness.step import StepContext
+from harness.submission import OptimizerSubmission, Setup
+from submissions.list_rule import Group, ListRule, decay_weights
+
+
+class SophiaRule(ListRule):
+    def __init__(
+        self, params: ParamsT, lr: float, betas: tuple[float, float], gamma: float, eps: float, weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def observe(self, estimates: dict[Tensor, Tensor]) -> None:
+        """A new estimate of the Hessian's diagonal for every parameter."""
+        for group in self.param_groups:
+            h = self.tensors(group["params"], "hessian")
+            torch._foreach_lerp_(h, [estimates[p].to(s.dtype) for p, s in zip(group["params"], h, strict=True)],
+                                 1 - group["betas"][1])  # fmt: skip
+
+    def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
+        lr, m, h = group["lr"], self.tensors(parameters, "momentum"), self.tensors(parameters, "hessian")
+        torch._foreach_lerp_(m, gradients, 1 - group["betas"][0])
+        denominator = torch._foreach_mul(h, group["gamma"])
+        torch._foreach_clamp_min_(denominator, group["eps"])
+        ratio = torch._foreach_div(m, denominator)
+        torch._foreach_clamp_min_(ratio, -1.0)
+        torch._foreach_clamp_max_(ratio, 1.0)
+        decay_weights(parameters, lr, group["weight_decay"])
+        torch._foreach_add_(parameters, ratio, alpha=-lr)
+
+
+class _Sophia(OptimizerSubmission):
+    def __init__(
+        self,
+        setup: Setup,
+        lr: float,
+        betas: tuple[float, float],
+        gamma: float,
+        eps: float,
+        weight_decay: float,
+        estimate_every: int,
+    ) -> None:
+        if estimate_every < 1:
+            raise ValueError(f"estimate_every={estimate_every}: must be at least 1")
+        self.estimate_every = estimate_every
+        self.rule = SophiaRule(setup.decay_groups(), lr, betas, gamma, eps, weight_decay)
+        super().__init__(setup, [self.rule])
+
+    @abstractmethod
+    def estimate(self, ctx: StepContext) -> list[Tensor]:
+        """Of the Hessian's diagonal at the present parameters, a list parallel to them."""
+
+    def step(self, ctx: StepContext) -> None:
+        self._gradient(ctx)
+        if self.rule.param_groups[0].get("step", 0) % self.estimate_every == 0:
+            self.rule.observe(dict(zip(self.setup.parameters, self.estimate(ctx), strict=True)))
+        self.update(ctx)
+
+
+class SophiaG(_Sophia):
+    needs = frozenset({Need.SAMPLED_LABELS, Need.RE_EVALUATE})
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 5e-4,
+        betas: tuple[float, float] = (0.965, 0.99),
+        gamma: float = 0.05,
+        eps: float = 1e-12,
+        weight_decay: float = 0.2,
+        estimate_every: int = 10,
+    ) -> None:
+        super().__init__(setup, lr, betas, gamma, eps, weight_decay, estimate_every)
+
+    def estimate(self, ctx: StepContext) -> list[Tensor]:
+        gradients = ctx.gradients(labels="sampled")
+        squares = torch._foreach_mul(gradients, gradients)
+        return list(torch._foreach_mul(squares, float(ctx.label_count)))
+
+
+class SophiaH(_Sophia):
+    needs = frozenset({Need.SECOND_DERIVATIVES})
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 5e-4,
+        betas: tuple[float, float] = (0.96, 0.99),
+        gamma: float = 0.01,
+        eps: float = 1e-12,
+        weight_decay: float = 0.2,
+        estimate_every: int = 10,
+    ) -> None:
+        super().__init__(setup, lr, betas, gamma, eps, weight_decay, estimate_every)
+
+    def estimate(self, ctx: StepContext) -> list[Tensor]:
+        generator = self.setup.device_generator
+        u = [torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device) for p in self.setup.parameters]
+        return list(torch._foreach_mul(u, ctx.hessian_vector_product(u)))

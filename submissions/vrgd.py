@@ -1,0 +1,121 @@
+"""VRGD: Jiang, Liu, Ding, Guo & Lin 2023, "Accelerating Large Batch Training via Gradient Signal to Noise Ratio
+(GSNR)", arXiv:2309.13681, Algorithms 1 and 3. Gradients are scaled by how much the k micro-batches agree on them.
+With their gradients g_d and the mean ḡ, elementwise:
+
+    r = ḡ² / (1/k Σ_d g_d² - ḡ²),   r ← r / mean(r) within each tensor,   r ← clip(r, γ, 1)
+    VR-SGD: SGD with momentum on r ⊙ ḡ
+    VR-Adam: p ← β3 p + (1 - β3) r,   Adam on p / (1 - β3^t) ⊙ ḡ
+
+The micro-batches are the workload's, or, where it has fewer than `pieces`, the batch is cut into that many; BatchNorm
+then sees the smaller ones. Weight decay is decoupled for VR-Adam (torch's AdamW) and added to the gradient for VR-SGD.
+State: the base optimizer's, and p for VR-Adam. Defaults: γ = 0.1, β3 = 0.9; k, the number of workers in the paper, is 8.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.needs import Need
+from harness.step import StepContext
+from harness.submission import OptimizerSubmission, Setup
+
+
+class _VRGD(OptimizerSubmission):
+    needs = frozenset({Need.MICRO_BATCH_GRADIENTS})
+
+    def __init__(self, setup: Setup, base: torch.optim.Optimizer, pieces: int, gamma: float) -> None:
+        if pieces < 2:
+            raise ValueError(f"pieces={pieces}: must be at least 2, since one has no variance")
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma={gamma}: must lie in (0, 1]")
+        super().__init__(setup, [base])
+        self.pieces, self.gamma = pieces, gamma
+
+    def step(self, ctx: StepContext) -> None:
+        mean, ratio = signal_to_noise(ctx.micro_batch_gradients(self.pieces), self.gamma)
+        for parameter, gradient in zip(self.setup.parameters, self.scaled(mean, ratio), strict=True):
+            parameter.grad = gradient
+        self.clip_gradients()
+        self.update(ctx)
+
+    def scaled(self, mean: list[Tensor], ratio: list[Tensor]) -> list[Tensor]:
+        return list(torch._foreach_mul(mean, ratio))
+
+
+class VRSGD(_VRGD):
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        pieces: int = 8,
+        gamma: float = 0.1,
+    ) -> None:
+        groups = setup.decay_groups()
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, foreach=True)
+        super().__init__(setup, sgd, pieces, gamma)
+
+
+class VRAdam(_VRGD):
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        pieces: int = 8,
+        gamma: float = 0.1,
+    ) -> None:
+        groups = setup.decay_groups()
+        adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        super().__init__(setup, adamw, pieces, gamma)
+        self.beta3, self.steps = beta3, 0
+        self.ratio = [torch.zeros_like(parameter) for parameter in setup.parameters]
+
+    def scaled(self, mean: list[Tensor], ratio: list[Tensor]) -> list[Tensor]:
+        self.steps += 1
+        torch._foreach_lerp_(self.ratio, ratio, 1 - self.beta3)
+        scaled = torch._foreach_mul(mean, self.ratio)
+        return list(torch._foreach_div(scaled, 1 - self.beta3**self.steps))
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"ratio": self.ratio, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.ratio, self.steps = state["ratio"], state["steps"]
+
+    def state_tensors(self) -> list[Tensor]:
+        return super().state_tensors() + self.ratio
+
+
+def mean_and_squares(pieces: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Means over the micro-batches of their gradients and of the squares of those."""
+    mean = [torch.zeros_like(gradient) for gradient in pieces[0]]
+    squares = [torch.zeros_like(gradient) for gradient in pieces[0]]
+    for gradients in pieces:
+        torch._foreach_add_(mean, gradients, alpha=1 / len(pieces))
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 / len(pieces))
+    return mean, squares
+
+
+def signal_to_noise(pieces: list[list[Tensor]], gamma: float) -> tuple[list[Tensor], list[Tensor]]:
+    """The mean gradient, and the clipped ratio r; where all gradients are 0 so is their mean, and r is of no account."""
+    mean, squares = mean_and_squares(pieces)
+    tiny = torch.finfo(mean[0].dtype).tiny
+    signal = torch._foreach_mul(mean, mean)
+    noise = torch._foreach_sub(squares, signal)
+    torch._foreach_clamp_min_(noise, tiny)
+    ratio = torch._foreach_div(signal, noise)
+    ratio = torch._foreach_div(ratio, [r.mean().clamp_min(tiny) for r in ratio])
+    torch._foreach_clamp_min_(ratio, gamma)
+    torch._foreach_clamp_max_(ratio, 1.0)
+    return mean, list(ratio)
