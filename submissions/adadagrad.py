@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.needs import Need
 from harness.seeding import ExampleStream, Selection
@@ -111,15 +110,13 @@ class AdAdaGradNorm(_AdaptiveBatch):
         max_batch: float = 4.0,
         pieces: int = 4,
     ) -> None:
-        rule = AdaGradNormRule(setup.decay_groups(), lr, eps, weight_decay)
+        own = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+        rule = AdaGradNormRule(setup.decay_groups(), own)
         super().__init__(setup, rule, eta, initial_batch, max_batch, pieces)
 
 
 class AdaGradNormRule(GlobalRule):
     """AdaGrad with one step size for all (Ward, Wu & Bottou 2019, arXiv:1806.01811)."""
-
-    def __init__(self, params: ParamsT, lr: float = 1.0, eps: float = 1e-10, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         if any(group["weight_decay"]):

@@ -29,6 +29,7 @@ from harness.submission import OptimizerSubmission, Setup
 from submissions.list_rule import Group, ListRule, decay_weights
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, *_BATCH_NORMS)
 
 
 class AdaFisher(OptimizerSubmission):
@@ -51,14 +52,14 @@ class AdaFisher(OptimizerSubmission):
         if update_every < 1:
             raise ValueError(f"update_every={update_every}: must be at least 1")
         self.gammas, self.update_every = gammas, update_every
-        names = {parameter: name for name, parameter in setup.named_parameters.items()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in setup.named_parameters.items()}
         self.factors: dict[str, list[Tensor]] = {}
         self._owners: dict[Tensor, tuple[str, bool]] = {}
         self._collected: dict[str, _Statistics] | None = None
         for layer in setup.model.modules():
-            weight = getattr(layer, "weight", None)
-            if not _has_factors(layer) or weight not in names:
+            if not isinstance(layer, LAYERS) or not _has_factors(layer) or layer.weight not in names:
                 continue
+            weight = layer.weight
             owner = names[weight]
             columns = (1 if weight.ndim == 1 else weight[0].numel()) + (layer.bias is not None)
             self.factors[owner] = [weight.new_ones(columns), weight.new_ones(len(weight))]
@@ -70,10 +71,10 @@ class AdaFisher(OptimizerSubmission):
         rest = [name for name in names.values() if name not in covered]
         optimizers: list[torch.optim.Optimizer] = []
         if covered:
-            groups = setup.decay_groups(covered)
-            optimizers.append(FisherRule(groups, self.factors_of, lr, beta, damping, weight_decay))
+            own = {"lr": lr, "beta": beta, "damping": damping, "weight_decay": weight_decay}
+            optimizers.append(FisherRule(setup.decay_groups(covered), own, self.factors_of))
         if rest:
-            adamw = {"lr": adamw_lr, "betas": adamw_betas, "weight_decay": adamw_weight_decay}
+            adamw: dict[str, Any] = {"lr": adamw_lr, "betas": adamw_betas, "weight_decay": adamw_weight_decay}
             optimizers.append(torch.optim.AdamW(setup.decay_groups(rest), fused=True, **adamw))
         super().__init__(setup, optimizers)
 
@@ -112,17 +113,9 @@ class AdaFisher(OptimizerSubmission):
 
 
 class FisherRule(ListRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        factors_of: Callable[[Tensor], tuple[Tensor, Tensor]],
-        lr: float,
-        beta: float,
-        damping: float,
-        weight_decay: float,
-    ) -> None:
+    def __init__(self, params: ParamsT, defaults: Group, factors_of: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
         self.factors_of = factors_of
-        super().__init__(params, {"lr": lr, "beta": beta, "damping": damping, "weight_decay": weight_decay})
+        super().__init__(params, defaults)
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         lr, beta, m = group["lr"], group["beta"], self.tensors(parameters, "momentum")
@@ -184,7 +177,7 @@ def _has_factors(layer: nn.Module) -> bool:
         return layer.groups == 1 and not isinstance(layer.padding, str)
     if isinstance(layer, nn.LayerNorm):
         return layer.elementwise_affine and len(layer.normalized_shape) == 1
-    return isinstance(layer, (nn.Linear, *_BATCH_NORMS))
+    return isinstance(layer, nn.Linear) or getattr(layer, "affine", False)
 
 
 def _features_last(x: Tensor, layer: nn.Module) -> Tensor:

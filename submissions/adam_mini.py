@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.needs import Need
 from harness.roles import Role
@@ -40,23 +39,13 @@ class AdamMini(OptimizerSubmission):
         by_row = [name for name in setup.named_parameters if setup.roles[name] in _BY_ROW]
         rest = [name for name in setup.named_parameters if name not in by_row]
         groups: list[dict[str, Any]] = [group | {"by_row": True} for group in setup.decay_groups(by_row)]
-        groups += setup.decay_groups(rest)
-        super().__init__(setup, [AdamMiniRule(groups, lr, betas, eps, weight_decay)])
+        groups += [group | {"by_row": False} for group in setup.decay_groups(rest)]
+        adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(setup, [AdamMiniRule(groups, adam)])
 
 
 class AdamMiniRule(ListRule):
-    """A parameter group with `by_row` has one block per row, one without it one block per tensor."""
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.1,
-    ) -> None:
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"by_row": False})
+    """`by_row` of a parameter group: one block per row, or else one per tensor."""
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         lr, (beta1, beta2), step, by_row = group["lr"], group["betas"], group["step"], group["by_row"]

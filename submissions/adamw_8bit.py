@@ -4,8 +4,8 @@ to 32 bits, is AdamW's, and stores them again. Each block of B numbers is divide
 quotient replaced by the index of the nearest of 256 values: those of dynamic tree quantisation, dense near zero over
 seven decades,
 
-    decade i = 0 ... 6 in 10^(i-6) · [0.1, 1], cut into 2^i equal parts with both signs (m) or 2^(i+1) parts (v), of which
-    the midpoints; and 0 and 1
+    the midpoints of 10^(i-6) · [0.1, 1], i = 0 ... 6, cut into 2^i equal parts (m, both signs) or 2^(i+1) parts (v);
+    0 and 1
 
 Tensors of fewer than 4096 numbers and embeddings keep 32-bit moments, as in the paper (whose stable embedding layer, a
 change of the model, is left out). State: 2 bytes per number and 8 per block. Defaults: Adam's, B = 2048 (the paper).
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.needs import Need
 from harness.roles import Role
@@ -41,6 +40,8 @@ class AdamW8bit(OptimizerSubmission):
         block_size: int = 2048,
         min_8bit_size: int = 4096,
     ) -> None:
+        if block_size < 1:
+            raise ValueError(f"block_size={block_size}: must be at least 1")
         small = [
             name
             for name, parameter in setup.named_parameters.items()
@@ -50,27 +51,13 @@ class AdamW8bit(OptimizerSubmission):
         adam: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         optimizers: list[torch.optim.Optimizer] = []
         if large:
-            optimizers.append(AdamW8bitRule(setup.decay_groups(large), **adam, block_size=block_size))
+            optimizers.append(AdamW8bitRule(setup.decay_groups(large), adam | {"block_size": block_size}))
         if small:
             optimizers.append(torch.optim.AdamW(setup.decay_groups(small), fused=True, **adam))
         super().__init__(setup, optimizers)
 
 
 class AdamW8bitRule(ListRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        block_size: int = 2048,
-    ) -> None:
-        if block_size < 1:
-            raise ValueError(f"block_size={block_size}: must be at least 1")
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"block_size": block_size})
-
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         size = group["block_size"]
         counts = [-(-p.numel() // size) for p in parameters]

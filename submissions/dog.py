@@ -3,8 +3,8 @@ arXiv:2302.12022. SGD whose step size is the distance travelled over the root of
 
     r̄_t = max_{i ≤ t} ‖x_i - x_0‖ (at first r_ε (1 + ‖x_0‖)),   G_t = Σ_{i ≤ t} ‖g_i‖² + ε,   x ← x - c r̄_t / √G_t g_t
 
-DoG takes the norms over all parameters, L-DoG over each tensor by itself. What is evaluated is the polynomially decaying
-average of the iterates (Shamir & Zhang 2013), BatchNorm's statistics included, as in the authors' code:
+DoG takes the norms over all parameters, L-DoG over each tensor by itself. What is evaluated is the polynomially
+decaying average of the iterates (Shamir & Zhang 2013), BatchNorm's statistics included, as in the authors' code:
 
     x̄_t = (1 - (1 + γ) / (t + γ)) x̄_{t-1} + (1 + γ) / (t + γ) x_t
 
@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.needs import Need
 from harness.step import StepContext, swapped
@@ -29,19 +28,7 @@ from submissions.list_rule import GlobalRule, Group, working, working_dtype
 
 
 class DoGRule(GlobalRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1.0,
-        reps_rel: float = 1e-6,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        layerwise: bool = False,
-    ) -> None:
-        if reps_rel <= 0:
-            raise ValueError(f"reps_rel={reps_rel}: must be above 0, or the weights never leave their start")
-        super().__init__(params, {"lr": lr, "reps_rel": reps_rel, "eps": eps, "weight_decay": weight_decay})
-        self.layerwise = layerwise
+    layerwise = False
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         start = self.tensors(parameters, "start", lambda p: p.to(working_dtype(p), copy=True))
@@ -65,6 +52,10 @@ class DoGRule(GlobalRule):
         torch._foreach_add_(parameters, torch._foreach_mul(gradients, steps), alpha=-group["lr"])
 
 
+class LDoGRule(DoGRule):
+    layerwise = True
+
+
 class _DoG(OptimizerSubmission):
     needs = frozenset({Need.EVALUATION_WEIGHTS})
 
@@ -78,7 +69,10 @@ class _DoG(OptimizerSubmission):
         weight_decay: float,
         layerwise: bool,
     ) -> None:
-        super().__init__(setup, [DoGRule(setup.decay_groups(), lr, reps_rel, eps, weight_decay, layerwise)])
+        if reps_rel <= 0:
+            raise ValueError(f"reps_rel={reps_rel}: must be above 0, or the weights never leave their start")
+        own = {"lr": lr, "reps_rel": reps_rel, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(setup, [(LDoGRule if layerwise else DoGRule)(setup.decay_groups(), own)])
         self.gamma, self.steps = averaging_gamma, 0
         self._averaged: list[Tensor] = [*(p.detach() for p in setup.parameters), *setup.statistics]
         self.average = [x.to(working_dtype(x), copy=True) for x in self._averaged]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Group = dict[str, Any]
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class ListRule(torch.optim.Optimizer, ABC):
@@ -89,13 +90,18 @@ def gradients_of(parameters: list[Tensor]) -> list[Tensor]:
     return working([p.grad for p in parameters if p.grad is not None])
 
 
-def inner_product(a: list[Tensor], b: list[Tensor]) -> Tensor:
+def inner_product(a: Tensors, b: Tensors) -> Tensor:
     """Sum over all elements of all tensors."""
     return torch.stack([product.sum() for product in torch._foreach_mul(a, b)]).sum()
 
 
 def update_moments(
-    m: list[Tensor], v: list[Tensor], gradients: list[Tensor], betas: tuple[float, float], eps: float, step: int
+    m: Tensors,
+    v: Tensors,
+    gradients: Tensors,
+    betas: tuple[float, float],
+    eps: float,
+    step: int,
 ) -> list[Tensor]:
     """One step of Adam's moments (Kingma & Ba 2015), in place; returns the direction m̂ / (√v̂ + ε)."""
     beta1, beta2 = betas

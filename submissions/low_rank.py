@@ -10,9 +10,9 @@ arXiv:2411.07837, Algorithm 1, with random columns as the subspace (RandK): Adam
 every T steps with its moments reset, and signSGD on all others with `sign_scale` times the learning rate.
 
 DCT-AdamW: Modoranu et al. 2025, "SVD-Free Low-Rank Adaptive Gradient Optimization for Large Language Models",
-arXiv:2505.17967, Algorithm 2: the subspace are the r columns of the orthonormal DCT basis D in which G D is largest (sums
-of absolute values), chosen at every step. Moments of columns that stay chosen stay, those of new columns start at zero
-(that is the paper's rotation by Q_prevᵀ Q_new, which for columns of one orthonormal D only picks). What the
+arXiv:2505.17967, Algorithm 2: the subspace are the r columns of the orthonormal DCT basis D in which G D is largest
+(sums of absolute values), chosen at every step. Moments of columns that stay chosen stay, those of new columns start at
+zero (that is the paper's rotation by Q_prevᵀ Q_new, which for columns of one orthonormal D only picks). What the
 projection loses is added to the next gradient (error feedback, which can be switched off).
 
 Embeddings, head, norms and biases are trained by AdamW with the same hyperparameters, as in all three papers.

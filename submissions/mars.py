@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.needs import Need
 from harness.step import StepContext
@@ -52,7 +51,7 @@ class Mars(OptimizerSubmission):
         optimizers: list[torch.optim.Optimizer] = []
         if names:
             own: dict[str, Any] = {"lr": lr, "kind": kind, "gamma": gamma, "betas": betas, "eps": eps}
-            optimizers.append(MarsRule(setup.decay_groups(names), **own, weight_decay=weight_decay))
+            optimizers.append(MarsRule(setup.decay_groups(names), own | {"weight_decay": weight_decay}))
         if rest:
             adamw: dict[str, Any] = {"lr": adamw_lr, "betas": adamw_betas, "weight_decay": adamw_weight_decay}
             optimizers.append(torch.optim.AdamW(setup.decay_groups(rest), fused=True, **adamw))
@@ -105,20 +104,8 @@ class MarsExact(Mars):
 
 
 class MarsRule(ListRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 3e-3,
-        kind: str = "adamw",
-        gamma: float = 0.025,
-        betas: tuple[float, float] = (0.95, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        defaults: dict[str, Any] = {"lr": lr, "kind": kind, "gamma": gamma, "betas": betas, "eps": eps}
-        super().__init__(params, defaults | {"weight_decay": weight_decay})
-        self.at_previous: dict[Tensor, Tensor] | None = None
-        """Gradients of the present batch at the previous weights; without them the previous gradients serve."""
+    at_previous: dict[Tensor, Tensor] | None = None
+    """Gradients of the present batch at the previous weights; without them the previous gradients serve."""
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         lr, beta1 = group["lr"], group["betas"][0]
@@ -132,7 +119,7 @@ class MarsRule(ListRule):
         torch._foreach_add_(corrected, gradients)
         norms = torch._foreach_norm(corrected)
         torch._foreach_clamp_min_(norms, 1.0)
-        corrected = list(torch._foreach_div(corrected, norms))
+        corrected = torch._foreach_div(corrected, norms)
         if self.at_previous is None:
             torch._foreach_copy_(previous, gradients)
         m = self.tensors(parameters, "exp_avg")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.submission import Setup
 from submissions.list_rule import Group, inner_product, working
@@ -26,7 +25,8 @@ class MoMo(LossSubmission):
     def __init__(
         self, setup: Setup, *, lr: float = 1.0, beta: float = 0.9, lower_bound: float = 0.0, weight_decay: float = 0.0
     ) -> None:
-        super().__init__(setup, MoMoRule(setup.decay_groups(), lr, beta, lower_bound, weight_decay))
+        own = {"lr": lr, "beta": beta, "lower_bound": lower_bound, "weight_decay": weight_decay}
+        super().__init__(setup, MoMoRule(setup.decay_groups(), own))
 
 
 class MoMoAdam(LossSubmission):
@@ -40,7 +40,8 @@ class MoMoAdam(LossSubmission):
         lower_bound: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(setup, MoMoAdamRule(setup.decay_groups(), lr, betas, eps, lower_bound, weight_decay))
+        own = {"lr": lr, "betas": betas, "eps": eps, "lower_bound": lower_bound, "weight_decay": weight_decay}
+        super().__init__(setup, MoMoAdamRule(setup.decay_groups(), own))
 
 
 class _ModelRule(LossRule):
@@ -75,11 +76,6 @@ class _ModelRule(LossRule):
 
 
 class MoMoRule(_ModelRule):
-    def __init__(
-        self, params: ParamsT, lr: float = 1.0, beta: float = 0.9, lower_bound: float = 0.0, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(params, {"lr": lr, "beta": beta, "lower_bound": lower_bound, "weight_decay": weight_decay})
-
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         first = dict(zip(parameters, gradients, strict=True))
         d = self.tensors(parameters, "momentum", lambda p: first[p].clone())
@@ -88,19 +84,6 @@ class MoMoRule(_ModelRule):
 
 
 class MoMoAdamRule(_ModelRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        lower_bound: float = 0.0,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "lower_bound": lower_bound, "weight_decay": weight_decay}
-        )
-
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         (beta1, beta2), step = group["betas"], group["step"]
         d, v = self.tensors(parameters, "momentum"), self.tensors(parameters, "exp_avg_sq")

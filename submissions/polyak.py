@@ -21,11 +21,9 @@ authors); PSPS c = 1/2, β = 0.999, α = 1e-4, and η = 1, which the paper leave
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.needs import Need
 from harness.step import StepContext
@@ -62,7 +60,8 @@ class ALRSMAG(LossSubmission):
         lower_bound: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(setup, SMAGRule(setup.decay_groups(), lr, beta, c, lower_bound, weight_decay))
+        own = {"lr": lr, "beta": beta, "c": c, "lower_bound": lower_bound, "weight_decay": weight_decay}
+        super().__init__(setup, SMAGRule(setup.decay_groups(), own))
 
 
 class PSPS(LossSubmission):
@@ -81,7 +80,8 @@ class PSPS(LossSubmission):
         if preconditioner not in ("adam", "adagrad"):
             raise ValueError(f"preconditioner={preconditioner}: must be adam or adagrad; PSPSHutchinson is the third")
         kind = AdaGradPolyakRule if preconditioner == "adagrad" else AdamPolyakRule
-        super().__init__(setup, kind(setup.decay_groups(), lr, beta, alpha, c, lower_bound, weight_decay))
+        own = {"lr": lr, "beta": beta, "alpha": alpha, "c": c, "lower_bound": lower_bound, "weight_decay": weight_decay}
+        super().__init__(setup, kind(setup.decay_groups(), own))
 
 
 class PSPSHutchinson(LossSubmission):
@@ -98,7 +98,8 @@ class PSPSHutchinson(LossSubmission):
         lower_bound: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
-        self.hutchinson = HutchinsonPolyakRule(setup.decay_groups(), lr, beta, alpha, c, lower_bound, weight_decay)
+        own = {"lr": lr, "beta": beta, "alpha": alpha, "c": c, "lower_bound": lower_bound, "weight_decay": weight_decay}
+        self.hutchinson = HutchinsonPolyakRule(setup.decay_groups(), own)
         super().__init__(setup, self.hutchinson)
 
     def step(self, ctx: StepContext) -> None:
@@ -112,19 +113,6 @@ class PSPSHutchinson(LossSubmission):
 
 
 class SMAGRule(LossRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 0.1,
-        beta: float = 0.9,
-        c: float = 1.0,
-        lower_bound: float = 0.0,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(
-            params, {"lr": lr, "beta": beta, "c": c, "lower_bound": lower_bound, "weight_decay": weight_decay}
-        )
-
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         d = self.tensors(parameters, "momentum")
         torch._foreach_mul_(d, group["beta"])
@@ -133,19 +121,6 @@ class SMAGRule(LossRule):
 
 
 class PolyakRule(LossRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1.0,
-        beta: float = 0.999,
-        alpha: float = 1e-4,
-        c: float = 0.5,
-        lower_bound: float = 0.0,
-        weight_decay: float = 0.0,
-    ) -> None:
-        defaults: dict[str, Any] = {"lr": lr, "beta": beta, "alpha": alpha, "c": c}
-        super().__init__(params, defaults | {"lower_bound": lower_bound, "weight_decay": weight_decay})
-
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         b = torch._foreach_abs(self.diagonal(parameters, gradients, group))
         torch._foreach_clamp_min_(b, group["alpha"])

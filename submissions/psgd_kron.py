@@ -8,9 +8,8 @@ noise V ~ N(0, I), and A = Q_L M Q_Rᵀ, B = Q_L⁻ᵀ V Q_R⁻¹:
     U = Q_Lᵀ Q_L M Q_Rᵀ Q_R,   W ← W - η (U min(1, 1.1 / rms(U)) + λ W)
 
 The spectral norm is a lower bound of it, as released. The factors are updated at every step for 500 steps, then less
-often, down to every 33rd step; every hundredth update brings them to one scale (the released code draws both of these at
-random or by counting). A side longer than `max_size_triangular` gets a diagonal factor. State per matrix: mn + m² + n²
-numbers. Defaults: the released Kron's (lr 1e-3, momentum 0.9, μ = 0.1). AdamW trains what is no hidden matrix.
+often, down to every 33rd step; every hundredth update brings them to one scale (the released code does that at random).
+A side longer than `max_size_triangular` gets a diagonal factor. State per matrix: mn + m² + n² numbers. Defaults: the released Kron's (lr 1e-3, momentum 0.9, μ = 0.1). AdamW trains what is no hidden matrix.
 """
 
 from __future__ import annotations
@@ -44,33 +43,18 @@ class PSGDKron(MatrixSubmission):
         adamw_betas: tuple[float, float] = (0.9, 0.999),
         adamw_weight_decay: float = 0.0,
     ) -> None:
-        own = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "precondition_lr": precondition_lr,
-               "min_update_probability": min_update_probability, "max_size_triangular": max_size_triangular}  # fmt: skip
+        if not 0 < min_update_probability <= 1:
+            raise ValueError(f"min_update_probability={min_update_probability}: must lie in (0, 1]")
+        own = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "precondition_lr": precondition_lr}
+        own |= {"min_update_probability": min_update_probability, "max_size_triangular": max_size_triangular}
         adamw = {"lr": adamw_lr, "betas": adamw_betas, "weight_decay": adamw_weight_decay}
-        super().__init__(setup, lambda groups: KronRule(groups, setup.device_generator, **own), adamw)
+        super().__init__(setup, lambda groups: KronRule(groups, own, setup.device_generator), adamw)
 
 
 class KronRule(MatrixRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        generator: torch.Generator,
-        lr: float = 1e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        precondition_lr: float = 0.1,
-        min_update_probability: float = 0.03,
-        max_size_triangular: int = 8192,
-    ) -> None:
-        if not 0 < min_update_probability <= 1:
-            raise ValueError(f"min_update_probability={min_update_probability}: must lie in (0, 1]")
+    def __init__(self, params: ParamsT, defaults: Group, generator: torch.Generator) -> None:
+        super().__init__(params, defaults | {"since_fit": 0, "fits": 0})
         self.generator = generator
-        super().__init__(
-            params,
-            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "precondition_lr": precondition_lr,
-             "min_update_probability": min_update_probability, "max_size_triangular": max_size_triangular,
-             "since_fit": 0, "fits": 0},
-        )  # fmt: skip
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
         probability = math.exp(-0.001 * (group["step"] - 1 - 500))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.submission import Setup
 from submissions.list_rule import Group, update_moments
@@ -38,39 +37,18 @@ class Shampoo(MatrixSubmission):
         start_step: int = 50,
         block_size: int = 1024,
     ) -> None:
+        if precondition_frequency < 1:
+            raise ValueError(f"precondition_frequency={precondition_frequency}: must be at least 1")
         adam = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
-        own = {"eps": eps, "grafting_eps": grafting_eps, "precondition_frequency": precondition_frequency,
-               "start_step": start_step}  # fmt: skip
-        super().__init__(
-            setup,
-            lambda groups: ShampooRule(groups, **adam, **own),
-            adam | {"eps": grafting_eps},
-            block_size=block_size,
-        )
+        own = {"eps": eps, "grafting_eps": grafting_eps, "precondition_frequency": precondition_frequency}
+        own |= {"start_step": start_step}
+        adamw = adam | {"eps": grafting_eps}
+        super().__init__(setup, lambda groups: ShampooRule(groups, adam | own), adamw, block_size=block_size)
 
 
 class ShampooRule(MatrixRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-12,
-        grafting_eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        precondition_frequency: int = 50,
-        start_step: int = 50,
-    ) -> None:
-        if precondition_frequency < 1:
-            raise ValueError(f"precondition_frequency={precondition_frequency}: must be at least 1")
-        super().__init__(
-            params,
-            {"lr": lr, "betas": betas, "eps": eps, "grafting_eps": grafting_eps, "weight_decay": weight_decay,
-             "precondition_frequency": precondition_frequency, "start_step": start_step},
-        )  # fmt: skip
-
     def direction(self, parameters: list[Tensor], gradient: Tensor, group: Group) -> Tensor:
-        (beta1, beta2), step, start = group["betas"], group["step"], group["start_step"]
+        beta2, step, start = group["betas"][1], group["step"], group["start_step"]
         m, v = self.stacked(parameters, "exp_avg"), self.stacked(parameters, "exp_avg_sq")
         (grafted,) = update_moments([m], [v], [gradient], group["betas"], group["grafting_eps"], step)
         left, right = (self.stacked(parameters, f"covariance_{side}", square(side)) for side in (0, 1))

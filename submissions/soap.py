@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.submission import Setup
 from submissions.list_rule import Group
@@ -35,30 +34,14 @@ class SOAP(MatrixSubmission):
         precondition_frequency: int = 10,
         max_precondition_dim: int = 10_000,
     ) -> None:
+        if precondition_frequency < 1:
+            raise ValueError(f"precondition_frequency={precondition_frequency}: must be at least 1")
         adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         own = {"precondition_frequency": precondition_frequency, "max_precondition_dim": max_precondition_dim}
-        super().__init__(setup, lambda groups: SOAPRule(groups, **adam, **own), adam)
+        super().__init__(setup, lambda groups: SOAPRule(groups, adam | own), adam)
 
 
 class SOAPRule(MatrixRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.95, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        precondition_frequency: int = 10,
-        max_precondition_dim: int = 10_000,
-    ) -> None:
-        if precondition_frequency < 1:
-            raise ValueError(f"precondition_frequency={precondition_frequency}: must be at least 1")
-        super().__init__(
-            params,
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-             "precondition_frequency": precondition_frequency, "max_precondition_dim": max_precondition_dim},
-        )  # fmt: skip
-
     def direction(self, parameters: list[Tensor], gradient: Tensor, group: Group) -> Tensor:
         (beta1, beta2), t = group["betas"], group["step"] - 1
         m, v = self.stacked(parameters, "exp_avg"), self.stacked(parameters, "exp_avg_sq")

@@ -18,7 +18,6 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.needs import Need
 from harness.step import StepContext
@@ -27,12 +26,6 @@ from submissions.list_rule import Group, ListRule, decay_weights
 
 
 class SophiaRule(ListRule):
-    def __init__(
-        self, params: ParamsT, lr: float, betas: tuple[float, float], gamma: float, eps: float, weight_decay: float
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
     def observe(self, estimates: dict[Tensor, Tensor]) -> None:
         """A new estimate of the Hessian's diagonal for every parameter."""
         for group in self.param_groups:
@@ -66,7 +59,8 @@ class _Sophia(OptimizerSubmission):
         if estimate_every < 1:
             raise ValueError(f"estimate_every={estimate_every}: must be at least 1")
         self.estimate_every = estimate_every
-        self.rule = SophiaRule(setup.decay_groups(), lr, betas, gamma, eps, weight_decay)
+        own = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "weight_decay": weight_decay}
+        self.rule = SophiaRule(setup.decay_groups(), own)
         super().__init__(setup, [self.rule])
 
     @abstractmethod

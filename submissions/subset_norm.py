@@ -20,7 +20,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from harness.submission import Setup
 from submissions.list_rule import Group
@@ -41,30 +40,17 @@ class AdamWSubsetNorm(MatrixSubmission):
         adamw_lr: float = 1e-3,
         adamw_weight_decay: float = 0.0,
     ) -> None:
-        own: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        own |= {"rank": rank, "refresh_every": refresh_every}
-        adamw = {"lr": adamw_lr, "betas": betas, "weight_decay": adamw_weight_decay}
-        super().__init__(setup, lambda groups: SubsetNormRule(groups, **own), adamw)
-
-
-class SubsetNormRule(MatrixRule):
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        rank: int = 0,
-        refresh_every: int = 200,
-    ) -> None:
         if rank < 0:
             raise ValueError(f"rank={rank}: must be at least 0, and 0 keeps the whole momentum")
         if refresh_every < 1:
             raise ValueError(f"refresh_every={refresh_every}: must be at least 1")
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"rank": rank, "refresh_every": refresh_every})
+        own: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        own |= {"rank": rank, "refresh_every": refresh_every}
+        adamw = {"lr": adamw_lr, "betas": betas, "weight_decay": adamw_weight_decay}
+        super().__init__(setup, lambda groups: SubsetNormRule(groups, own), adamw)
 
+
+class SubsetNormRule(MatrixRule):
     def direction(self, parameters: list[Tensor], gradient: Tensor, group: Group) -> Tensor:
         (beta1, beta2), step = group["betas"], group["step"]
         tall, transposed = as_tall(gradient)

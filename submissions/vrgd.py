@@ -8,7 +8,7 @@ With their gradients g_d and the mean ḡ, elementwise:
 
 The micro-batches are the workload's, or, where it has fewer than `pieces`, the batch is cut into that many; BatchNorm
 then sees the smaller ones. Weight decay is decoupled for VR-Adam (torch's AdamW) and added to the gradient for VR-SGD.
-State: the base optimizer's, and p for VR-Adam. Defaults: γ = 0.1, β3 = 0.9; k, the number of workers in the paper, is 8.
+State: the base optimizer's, and p for VR-Adam. Defaults: γ = 0.1, β3 = 0.9; k, in the paper the number of workers, 8.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def mean_and_squares(pieces: list[list[Tensor]]) -> tuple[list[Tensor], list[Ten
 
 
 def signal_to_noise(pieces: list[list[Tensor]], gamma: float) -> tuple[list[Tensor], list[Tensor]]:
-    """The mean gradient, and the clipped ratio r; where all gradients are 0 so is their mean, and r is of no account."""
+    """The mean gradient, and the clipped ratio r (of no account where all gradients, and so the mean, are 0)."""
     mean, squares = mean_and_squares(pieces)
     tiny = torch.finfo(mean[0].dtype).tiny
     signal = torch._foreach_mul(mean, mean)
