@@ -2,7 +2,8 @@
 Information", arXiv:2405.16397. Momentum over a diagonal Fisher matrix that is a Kronecker product of two vectors per
 layer, from the layer's inputs h (with a 1 for the bias) and the gradients s with respect to its outputs:
 
-    every T steps: H ← (1 - γ1) H + γ2 N(mean h²),   S ← (1 - γ1) S + γ2 N(mean s²),   N(x) = (x - min x) / (max x - min x)
+    every T steps: H ← (1 - γ1) H + γ2 N(mean h²),   S ← (1 - γ1) S + γ2 N(mean s²)
+    with N(x) = (x - min x) / (max x - min x)
     F̃ = S Hᵀ + ε,   m ← β m + (1 - β) g,   θ ← θ - η (m / ((1 - β^t) F̃) + λ θ)          (no square root)
 
 Convolutions are linear layers on patches. A normalisation layer has one H for its scale and one for its shift, and S is

@@ -9,7 +9,8 @@ noise V ~ N(0, I), and A = Q_L M Q_Rᵀ, B = Q_L⁻ᵀ V Q_R⁻¹:
 
 The spectral norm is a lower bound of it, as released. The factors are updated at every step for 500 steps, then less
 often, down to every 33rd step; every hundredth update brings them to one scale (the released code does that at random).
-A side longer than `max_size_triangular` gets a diagonal factor. State per matrix: mn + m² + n² numbers. Defaults: the released Kron's (lr 1e-3, momentum 0.9, μ = 0.1). AdamW trains what is no hidden matrix.
+A side longer than `max_size_triangular` gets a diagonal factor. State per matrix: mn + m² + n² numbers. Defaults: the
+released Kron's (lr 1e-3, momentum 0.9, μ = 0.1). AdamW trains what is no hidden matrix.
 """
 
 from __future__ import annotations
