@@ -58,10 +58,8 @@ class KronRule(MatrixRule):
         self.generator = generator
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> None:
-        probability = math.exp(-0.001 * (group["step"] - 1 - 500))
-        probability = min(1.0, max(group["min_update_probability"], probability))
         group["since_fit"] += 1
-        group["fit"] = group["since_fit"] >= 1 / probability
+        group["fit"] = group["since_fit"] >= 1 / update_probability(group["step"] - 1, group["min_update_probability"])
         if group["fit"]:
             group["since_fit"] = 0
             group["fits"] += 1
@@ -91,6 +89,11 @@ class KronRule(MatrixRule):
         update = _times(right, _times(right, update.mT), transposed=True).mT
         rms = update.square().mean((1, 2), keepdim=True).sqrt()
         return update * (_MAX_RMS / (rms + 1e-6)).clamp_max(1)
+
+
+def update_probability(steps: int, smallest: float) -> float:
+    """Share of the steps that fit the factors, after `steps` steps: all of the first 500, then falling exponentially."""
+    return min(1.0, max(smallest, math.exp(-0.001 * (steps - 500))))
 
 
 # Factors q [n, d, d] are upper triangular, or [n, d] diagonal; they act from the left on x [n, d, k].
