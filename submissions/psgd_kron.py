@@ -92,7 +92,7 @@ class KronRule(MatrixRule):
 
 
 def update_probability(steps: int, smallest: float) -> float:
-    """Share of the steps that fit the factors, after `steps` steps: all of the first 500, then falling exponentially."""
+    """Share of steps that fit the factors, after `steps` steps: all of the first 500, then exponentially fewer."""
     return min(1.0, max(smallest, math.exp(-0.001 * (steps - 500))))
 
 

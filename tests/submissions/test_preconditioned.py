@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_optimizer import Kron, SophiaH as LibrarySophiaH
+from pytorch_optimizer import Kron
+from pytorch_optimizer import SophiaH as LibrarySophiaH
 from torch import Tensor, nn
 
 from harness.roles import Role

