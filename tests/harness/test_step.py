@@ -108,7 +108,7 @@ def test_micro_batches_can_be_cut_finer_than_the_workloads() -> None:
     for k, gradient in enumerate(ctx.gradients()):
         assert torch.allclose(torch.stack([piece[k] for piece in pieces]).mean(0), gradient, rtol=1e-10, atol=1e-14)
     assert evaluator.counters.forward_examples == 32
-    _, few = make(Need.MICRO_BATCH_GRADIENTS, examples=3)
+    _, few = make(Need.MICRO_BATCH_GRADIENTS, model=Net(norm=False), examples=3)
     assert len(few.micro_batch_gradients(at_least=8)) == 3
     _, enough = make(Need.MICRO_BATCH_GRADIENTS, micro_batch=4)
     assert len(enough.micro_batch_gradients(at_least=2)) == 4
