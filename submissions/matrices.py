@@ -1,7 +1,7 @@
 """What rules for matrices share: hidden matrices and convolutions go to the rule, everything else to AdamW, and
 matrices of one shape are updated as one batch.
 
-Filters [out, in, h, w] count as matrices [out, in·h·w], as in muon.py.
+Filters [out, in, h, w] count as matrices [out, in·h·w].
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from harness.roles import Role
 from harness.step import StepContext
 from harness.submission import OptimizerSubmission, Setup
 from submissions.list_rule import Group, ListRule, decay_weights, working_dtype
-from submissions.muon import _as_matrix
 
 MATRIX_ROLES = frozenset({Role.HIDDEN_MATRIX, Role.CONVOLUTION})
 
@@ -88,7 +87,7 @@ class MatrixSubmission(OptimizerSubmission):
         gradients: dict[nn.Parameter, list[Tensor]] = {}
         for view, parameter, block in self._views:
             if parameter.grad is not None and parameter not in gradients:
-                gradients[parameter] = self._blocks(_as_matrix(parameter.grad, like=parameter))
+                gradients[parameter] = self._blocks(as_matrix(parameter.grad, like=parameter))
             view.grad = None if parameter.grad is None else gradients[parameter][block]
         super().update(ctx)
 
@@ -96,7 +95,7 @@ class MatrixSubmission(OptimizerSubmission):
         made = [
             (nn.Parameter(block), parameter, index)
             for parameter in parameters
-            for index, block in enumerate(self._blocks(_as_matrix(parameter.detach(), like=parameter)))
+            for index, block in enumerate(self._blocks(as_matrix(parameter.detach(), like=parameter)))
         ]
         self._views += made
         return [view for view, _, _ in made]
@@ -104,6 +103,13 @@ class MatrixSubmission(OptimizerSubmission):
     def _blocks(self, matrix: Tensor) -> list[Tensor]:
         size = self._block_size or max(matrix.shape)
         return [block for rows in matrix.split(size) for block in rows.split(size, 1)]
+
+
+def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
+    """[out, ...] as [out, the rest], columns in the order of `like`'s memory; a view of a tensor laid out so."""
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.reshape(tensor.shape[0], -1)
 
 
 def square(side: int) -> Callable[[Tensor], Tensor]:
