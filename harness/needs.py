@@ -20,14 +20,16 @@ class Need(StrEnum):
     """Hessian-vector products, gradients with create_graph. Arranged: attention by plain matrix products (fused
     attention has no second derivative) and no compilation of the model."""
     MICRO_BATCH_GRADIENTS = "micro_batch_gradients"
-    """The gradient of every micro-batch of the step by itself: gradient noise, signal-to-noise ratios."""
+    """The gradient of every micro-batch of the step by itself, of finer ones than the workload's if asked: gradient
+    noise, signal-to-noise ratios."""
     LAYERS = "layers"
     """The model itself, for hooks on its layers. Arranged: no compilation of the model, in which a hook set later
     would silently never fire."""
     PARAMETER_ROLES = "parameter_roles"
     """What each parameter is for (harness.roles)."""
     EVALUATION_WEIGHTS = "evaluation_weights"
-    """Evaluate other weights than the trained ones: averages, Schedule-Free, Lookahead."""
+    """Evaluate other weights than the trained ones: averages, Schedule-Free, Lookahead. Also the model's statistics
+    (`Setup.statistics`), which an average of weights takes along."""
     SELECTION = "selection"
     """Choose the batch size or the examples."""
     TOTAL_STEPS = "total_steps"
