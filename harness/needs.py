@@ -32,6 +32,9 @@ class Need(StrEnum):
     """Choose the batch size or the examples."""
     TOTAL_STEPS = "total_steps"
     """The length of the budget, beyond what the schedule makes of it."""
+    COMMUNICATION = "communication"
+    """Exchange gradients between the ranks itself: compression, local steps. Every gradient is then the mean over this
+    rank's examples alone, and `Setup.ranks` says who the others are."""
     OWN_COMPILATION = "own_compilation"
     """Compile its own code with torch.compile. Arranged: an empty private compiler cache, so that every trial pays
     for it once; its seconds get their own column."""

@@ -49,6 +49,10 @@ class TrialSeeds:
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed(seed)
 
+    def seed_labels(self, generator: torch.Generator, step: int, forward: int, micro_batch: int) -> None:
+        """For labels drawn from the model's predictions, in the `forward`-th pass of a step."""
+        generator.manual_seed(self.key("labels", step, forward, micro_batch))
+
     @property
     def _dropout_base(self) -> int:
         if not hasattr(self, "_dropout"):

@@ -3,7 +3,8 @@
 Every forward of a step sees the same examples with the same randomness. The nominal batch is cut into micro-batches;
 losses and gradients are means over the whole batch, added up in micro-batch order. Only the first forward of a step
 moves the model's buffers (BatchNorm statistics): each micro-batch starts from the step's initial buffers, and the step
-ends with their mean in micro-batch order, so that it does not matter how many ranks share the micro-batches.
+ends with their mean in micro-batch order, so that it does not matter how many ranks share the micro-batches. What the
+ranks find is added up here; a submission sees the same numbers on each, unless it owns the communication.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.needs import Need, UndeclaredNeed
-from harness.seeding import TrialSeeds
+from harness.ranks import ALONE, Ranks
+from harness.seeding import Selection, TrialSeeds
 from harness.workload import Batch, Workload
 
 Labels = Literal["true", "sampled"]
@@ -46,6 +48,21 @@ def swapped(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[
             torch._foreach_copy_(list(parameters), own)
 
 
+@dataclass(frozen=True)
+class NominalBatch:
+    """The examples of one step, as far as this rank runs them."""
+
+    micro_batches: dict[int, Batch]
+    """By their number in the step."""
+    count: int
+    """Micro-batches of the whole step, over all ranks."""
+    size: int
+    """Examples of the whole step, over all ranks."""
+    idle: bool = False
+    """The step has fewer micro-batches than there are ranks, and none for this one: it runs the first one beside rank
+    0, with a weight of zero, so that it knows which parameters have a gradient."""
+
+
 class Evaluator:
     """Forward passes of one trial's model: precision, randomness, buffers and counting, the same for every step."""
 
@@ -56,23 +73,39 @@ class Evaluator:
         seeds: TrialSeeds,
         precision_context: Callable[[], AbstractContextManager[object]],
         forward_model: nn.Module | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.workload = workload
         self.model = model
         self.forward_model = forward_model if forward_model is not None else model
         self.seeds = seeds
         self.precision_context = precision_context
+        self.ranks = ranks
         self.counters = Counters()
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.buffers = [buffer for buffer in model.buffers() if buffer.numel()]
+        self._label_generator: torch.Generator | None = None
 
-    def split(self, batch: Batch) -> list[Batch]:
-        size = len(batch["labels"])
-        micro = self.workload.facts.micro_batch
-        if size <= micro:
-            return [batch]
+    def fetch(self, selection: Selection) -> NominalBatch:
+        """The micro-batches of `selection` that are this rank's."""
+        size, micro = len(selection.indices), self.workload.facts.micro_batch
+        count = -(-size // micro)
+        share = self.ranks.share(count)
+        idle = not share
+        if idle:
+            share = range(1)
+        mine = slice(share.start * micro, share.stop * micro)
+        batch = self.workload.batch(selection.indices[mine], selection.keys[mine])
         pieces = {name: tensor.split(micro) for name, tensor in batch.items()}
-        return [{name: tensors[i] for name, tensors in pieces.items()} for i in range(len(pieces["labels"]))]
+        numbered = {k: {name: cut[i] for name, cut in pieces.items()} for i, k in enumerate(share)}
+        return NominalBatch(numbered, count, size, idle)
+
+    @property
+    def label_generator(self) -> torch.Generator:
+        """On the model's device; every use seeds it first."""
+        if self._label_generator is None:
+            self._label_generator = torch.Generator(self.parameters[0].device)
+        return self._label_generator
 
 
 class StepContext:
@@ -84,26 +117,23 @@ class StepContext:
     def __init__(
         self,
         evaluator: Evaluator,
-        batch: Batch,
+        batch: NominalBatch,
         step: float,
         needs: frozenset[Need],
         submission: str,
-        label_generator: torch.Generator | None = None,
     ) -> None:
         self.step = step
         self._evaluator = evaluator
         self._parameters = evaluator.parameters
-        self._micro_batches = evaluator.split(batch)
-        self._size = len(batch["labels"])
+        self._batch = batch
         self._needs = needs
         self._submission = submission
-        self._label_generator = label_generator
         self._forwards = 0
         self.first_loss: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
-        return self._size
+        return self._batch.size
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -123,7 +153,8 @@ class StepContext:
         def one(loss: Tensor, weight: float) -> None:
             (loss if weight == 1 else loss * weight).backward()
 
-        return self._over_micro_batches(one, "true")
+        loss = self._over_micro_batches(one, "true")
+        return self._added_up(loss, [parameter.grad for parameter in self._parameters if parameter.grad is not None])
 
     def gradients(
         self, *, at: Sequence[Tensor] | None = None, labels: Labels = "true", create_graph: bool = False
@@ -146,7 +177,7 @@ class StepContext:
         if labels == "sampled":
             self._require(Need.SAMPLED_LABELS, "sampled labels")
         with torch.no_grad(), self._moved(at):
-            return self._over_micro_batches(None, labels)
+            return self._added_up(self._over_micro_batches(None, labels))
 
     def hessian_vector_product(self, vectors: Sequence[Tensor], *, at: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Hessian of the mean loss times `vectors` (a list parallel to the parameters), by double backward."""
@@ -166,11 +197,11 @@ class StepContext:
             torch._foreach_add_(total, second, alpha=weight)
 
         with self._moved(at):
-            self._over_micro_batches(one, "true", backwards=2)
+            self._added_up(self._over_micro_batches(one, "true", backwards=2), total)
         return total
 
     def micro_batch_gradients(self) -> list[list[Tensor]]:
-        """One gradient list per micro-batch, each of that micro-batch's own mean loss, from one pass."""
+        """One gradient list per micro-batch of the step, each of that micro-batch's own mean loss, from one pass."""
         self._require(Need.MICRO_BATCH_GRADIENTS, "micro-batch gradients")
         self._begin_pass("another evaluation of the same batch")
         pieces: list[list[Tensor]] = []
@@ -178,8 +209,15 @@ class StepContext:
         def one(loss: Tensor, weight: float) -> None:
             pieces.append(list(torch.autograd.grad(loss, self._parameters, materialize_grads=True)))
 
-        self._over_micro_batches(one, "true")
-        return pieces
+        self._added_up(self._over_micro_batches(one, "true"))
+        ranks, batch = self._evaluator.ranks, self._batch
+        if ranks.size == 1:
+            return pieces
+        if batch.idle:
+            pieces = []
+        whole = [ranks.in_order(_rows([piece[i] for piece in pieces], p), batch.count)
+                 for i, p in enumerate(self._parameters)]  # fmt: skip
+        return [list(piece) for piece in zip(*(rows.unbind() for rows in whole), strict=True)]
 
     # ---- how it is done ----------------------------------------------------------------------------------------
 
@@ -191,6 +229,11 @@ class StepContext:
             self._require(Need.SAMPLED_LABELS, "sampled labels")
         if create_graph:
             self._require(Need.SECOND_DERIVATIVES, "a differentiable gradient")
+            if self._evaluator.ranks.size > 1:
+                raise RuntimeError(
+                    f"{self._submission} asked for a differentiable gradient, whose derivative the ranks could not add "
+                    "up; use hessian_vector_product, or one process"
+                )
         total: list[Tensor] = []
 
         def one(loss: Tensor, weight: float) -> None:
@@ -206,43 +249,71 @@ class StepContext:
                 torch._foreach_add_(total, pieces, alpha=weight)
 
         with self._moved(at):
-            return self._over_micro_batches(one, labels), total
+            loss = self._over_micro_batches(one, labels)
+            return self._added_up(loss, total), total
 
     def _over_micro_batches(
         self, use: Callable[[Tensor, float], None] | None, labels: Labels, backwards: int = 1
     ) -> Tensor:
-        """Forward each micro-batch, hand its loss and weight to `use`; returns the mean loss without a graph."""
-        evaluator, workload = self._evaluator, self._evaluator.workload
+        """Forward each micro-batch of this rank, hand its loss and weight to `use`; returns its part of the mean loss,
+        without a graph."""
+        evaluator, workload, whole = self._evaluator, self._evaluator.workload, self._batch
         keep_buffers = self._forwards > 1 and evaluator.buffers
-        several = len(self._micro_batches) > 1
-        initial = [b.detach().clone() for b in evaluator.buffers] if keep_buffers or several else []
+        initial = [b.detach().clone() for b in evaluator.buffers] if keep_buffers or whole.count > 1 else []
         final: list[list[Tensor]] = []
-        mean: Tensor | None = None
-        for k, batch in enumerate(self._micro_batches):
+        part: Tensor | None = None
+        # Whoever owns the communication averages over the ranks, so its gradients are means over this rank's examples.
+        over = whole.size / evaluator.ranks.size if Need.COMMUNICATION in self._needs else whole.size
+        for k, batch in whole.micro_batches.items():
             evaluator.seeds.seed_model_randomness(evaluator.counters.update_steps, k)
             with evaluator.precision_context():
                 outputs = workload.forward(evaluator.forward_model, batch)
                 if labels == "sampled":
-                    assert self._label_generator is not None
-                    batch = batch | {"labels": workload.sample_labels(outputs.detach(), self._label_generator)}
+                    batch = batch | {"labels": self._sampled(outputs.detach(), k)}
                 loss = workload.loss(outputs, batch)
-            count = len(batch["labels"])
-            weight = count / self._size
-            evaluator.counters.forward_examples += count
+            weight = 0.0 if whole.idle else len(batch["labels"]) / over
             if use is not None:
                 use(loss, weight)
-                evaluator.counters.backward_examples += backwards * count
-            part = loss.detach() if weight == 1 else loss.detach() * weight
-            mean = part if mean is None else mean + part
+            weighted = loss.detach() if weight == 1 else loss.detach() * weight
+            part = weighted if part is None else part + weighted
             if initial:
                 final.append([b.detach().clone() for b in evaluator.buffers])
                 _set_buffers(evaluator.buffers, initial)
+        evaluator.counters.forward_examples += whole.size
+        evaluator.counters.backward_examples += backwards * whole.size * (use is not None)
         if initial and not keep_buffers:
-            _set_buffers(evaluator.buffers, [_combine(values) for values in zip(*final, strict=True)])
-        assert mean is not None
+            self._combine_buffers(final)
+        assert part is not None
+        return part
+
+    def _sampled(self, outputs: Tensor, micro_batch: int) -> Tensor:
+        evaluator, generator = self._evaluator, self._evaluator.label_generator
+        evaluator.seeds.seed_labels(generator, evaluator.counters.update_steps, self._forwards, micro_batch)
+        return evaluator.workload.sample_labels(outputs, generator)
+
+    def _combine_buffers(self, final: Sequence[Sequence[Tensor]]) -> None:
+        """Set the buffers to the mean over the micro-batches of all ranks, in their order."""
+        evaluator, whole = self._evaluator, self._batch
+        values = []
+        for i, buffer in enumerate(evaluator.buffers):
+            rows = _rows([] if whole.idle else [one[i] for one in final], buffer)
+            rows = evaluator.ranks.in_order(rows, whole.count)
+            # Counters (each advanced once from the same start) agree, so the largest is the one.
+            values.append(rows.mean(0) if rows.is_floating_point() else rows.amax(0))
+        _set_buffers(evaluator.buffers, values)
+
+    def _added_up(self, loss: Tensor, gradients: Sequence[Tensor] = ()) -> Tensor:
+        """The mean loss over all ranks; the gradients become those of it, in place."""
+        ranks = self._evaluator.ranks
+        own = Need.COMMUNICATION in self._needs
+        if ranks.size > 1:
+            loss = loss.clone()
+            ranks.add_up([loss] if own else [loss, *gradients])
+            if own:
+                loss /= ranks.size
         if self.first_loss is None:
-            self.first_loss = mean
-        return mean
+            self.first_loss = loss
+        return loss
 
     def _begin_pass(self, asked: str, allowed_by: Need = Need.RE_EVALUATE) -> None:
         self._forwards += 1
@@ -298,7 +369,6 @@ def _set_buffers(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         buffer.data.copy_(value)
 
 
-def _combine(values: Sequence[Tensor]) -> Tensor:
-    """Mean of floating buffers; counters (each advanced once from the same start) agree, so the largest is the one."""
-    stacked = torch.stack(list(values))
-    return stacked.mean(0) if stacked.is_floating_point() else stacked.amax(0)
+def _rows(values: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Stacked; [0, ...] where there is none."""
+    return torch.stack(list(values)) if values else like.detach().new_empty(0, *like.shape)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.needs import Need, UndeclaredNeed
+from harness.ranks import ALONE, Ranks
 from harness.roles import Role
 from harness.schedules import Schedule
 from harness.seeding import ExampleStream, Selection
@@ -49,6 +50,7 @@ class Setup:
     _roles: dict[str, Role]
     _max_steps: int
     _model: nn.Module
+    _ranks: Ranks = ALONE
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -77,6 +79,12 @@ class Setup:
         """The model, for hooks on its layers."""
         self._require(Need.LAYERS, "the model")
         return self._model
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the trial, for a submission that exchanges the gradients itself."""
+        self._require(Need.COMMUNICATION, "the other ranks")
+        return self._ranks
 
     def learning_rate_factor(self, step: float) -> float:
         """The schedule's factor for the update made after `step` nominal steps."""

@@ -21,8 +21,9 @@ from harness.clock import Clock, Disturbance
 from harness.config import Run
 from harness.needs import Need
 from harness.problems import UserError
+from harness.ranks import ALONE, Ranks
 from harness.roles import Role, parameter_roles
-from harness.seeding import ExampleStream, TrialSeeds
+from harness.seeding import ExampleStream, Selection, TrialSeeds
 from harness.step import Counters, Evaluator, StepContext
 from harness.submission import OptimizerSubmission, Setup, Submission, Wrapper
 from harness.workload import Workload
@@ -31,8 +32,8 @@ from harness.workload import Workload
 class Training:
     """The state of one training run: model, submission, place in the example stream, clock."""
 
-    def __init__(self, run: Run, workload: Workload, device: torch.device) -> None:
-        self.run, self.workload, self.device = run, workload, device
+    def __init__(self, run: Run, workload: Workload, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.run, self.workload, self.device, self.ranks = run, workload, device, ranks
         self.cls = hyperparameters.algorithm_class(run.optimizer.class_path)
         self.wrappers = [hyperparameters.wrapper_class(path) for path in run.optimizer.wrappers]
         self.needs = needs_of(run)
@@ -64,7 +65,7 @@ class Training:
         forward_model = model
         if self.run.compile and not self.needs & {Need.SECOND_DERIVATIVES, Need.LAYERS}:
             forward_model = torch.compile(model)  # type: ignore[assignment]
-        self.evaluator = Evaluator(self.workload, model, self.seeds, self._precision, forward_model)
+        self.evaluator = Evaluator(self.workload, model, self.seeds, self._precision, forward_model, self.ranks)
         self._warm_up()
         generator = torch.Generator().manual_seed(self.seeds.key("submission"))
         on_device = generator
@@ -89,6 +90,7 @@ class Training:
             _roles=roles,
             _max_steps=self.facts.max_steps,
             _model=model,
+            _ranks=self.ranks,
         )
         values = options.effective_hyperparameters
         arguments = hyperparameters.own(self.cls, values)
@@ -108,7 +110,7 @@ class Training:
         evaluator = self.evaluator
         before = [buffer.detach().clone() for buffer in evaluator.buffers]
         size = self.facts.nominal_batch
-        batch = self.workload.batch(self.stream.indices_at(0, size), self.stream.keys_at(0, size))
+        batch = evaluator.fetch(Selection(self.stream.indices_at(0, size), self.stream.keys_at(0, size)))
         for _ in range(2):
             StepContext(evaluator, batch, 0, frozenset(Need), "warm-up").backward()
         for buffer, value in zip(evaluator.buffers, before, strict=True):
@@ -121,7 +123,6 @@ class Training:
         """Train until `goal` examples are done; the mean of the steps' losses. Nothing here waits for the device."""
         submission, stream, counters = self.submission, self.stream, self.evaluator.counters
         name, nominal = self.run.optimizer.name, self.facts.nominal_batch
-        label_generator = submission.setup.device_generator
         before, first = self.clock.elapsed.submission, counters.update_steps
         examples_before = counters.examples
         total = torch.zeros((), device=self.device)
@@ -129,9 +130,9 @@ class Training:
             while counters.examples < goal:
                 start = perf_counter()
                 selection = submission.select(stream)
-                batch = self.workload.batch(*selection)
+                batch = self.evaluator.fetch(selection)
                 self.clock.data_wait(perf_counter() - start)
-                ctx = StepContext(self.evaluator, batch, counters.examples / nominal, self.needs, name, label_generator)
+                ctx = StepContext(self.evaluator, batch, counters.examples / nominal, self.needs, name)
                 submission.step(ctx)
                 counters.update_steps += 1
                 counters.examples += len(selection.indices)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from harness.needs import Need
-from harness.seeding import TrialSeeds
+from harness.seeding import Selection, TrialSeeds
 from harness.step import Evaluator, StepContext
 from harness.workload import Batch, Facts, Split, Workload
 
@@ -90,6 +90,5 @@ def make(
 
 
 def context(evaluator: Evaluator, *needs: Need, examples: int = 16) -> StepContext:
-    batch = evaluator.workload.batch(torch.arange(examples), torch.arange(examples))
-    generator = torch.Generator().manual_seed(5)
-    return StepContext(evaluator, batch, 0, frozenset(needs), "test", generator)
+    batch = evaluator.fetch(Selection(torch.arange(examples), torch.arange(examples)))
+    return StepContext(evaluator, batch, 0, frozenset(needs), "test")

@@ -1,0 +1,185 @@
+"""The processes that share one trial, started by `torchrun --nproc_per_node=N run.py ...`.
+
+Every rank holds the same weights and runs some of each step's micro-batches; what comes of them is added up here,
+explicitly, without a wrapper around the model, so that extra gradients and Hessian-vector products are added up too.
+Rank 0 owns the record and takes every decision.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+T = TypeVar("T")
+
+_FAREWELL = "pacemark/ended/{rank}"
+_PATIENCE_SECONDS = 3.0
+"""How long a rank that was interrupted waits to learn whether another one is gone."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process's view of them. With a size of 1 nothing is ever sent."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Number among the ranks of this machine: which of its GPUs."""
+    processes: tuple[tuple[str, int], ...] = ()
+    """Host and process id of each rank."""
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of `count` micro-batches this rank runs: a contiguous part, sizes differing by at most one."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the ranks, in place; one message per dtype."""
+        if self.size == 1 or not tensors:
+            return
+        import torch
+        import torch.distributed as dist
+
+        with torch.no_grad():
+            for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+                mine = [tensor for tensor in tensors if tensor.dtype == dtype]
+                flat = torch.cat([tensor.reshape(-1) for tensor in mine])
+                dist.all_reduce(flat)
+                pieces = flat.split([tensor.numel() for tensor in mine])
+                torch._foreach_copy_(mine, [piece.view_as(t) for piece, t in zip(pieces, mine, strict=True)])
+
+    def in_order(self, rows: Tensor, count: int) -> Tensor:
+        """The `count` rows of all ranks, this one giving those of its `share(count)`; [share, ...] -> [count, ...]."""
+        if self.size == 1:
+            return rows
+        import torch
+        import torch.distributed as dist
+
+        most = -(-count // self.size)
+        padded = torch.zeros(most, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+        padded[: len(rows)] = rows
+        received = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(received, padded)
+        shares = [len(Ranks(rank, self.size).share(count)) for rank in range(self.size)]
+        return torch.cat([piece[:share] for piece, share in zip(received, shares, strict=True)])
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every rank. Anything that pickles; waits for rank 0."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, device=_cpu())
+        return box[0]
+
+    def of_all(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def say_farewell(self) -> None:
+        """Tell the others that this rank ends on purpose."""
+        if self.size > 1:
+            with suppress(Exception):  # the store may be gone already
+                _store().set(_FAREWELL.format(rank=self.rank), "1")
+
+    def lost(self) -> list[int]:
+        """Ranks on this machine whose process is gone without a farewell."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS * (self.size > 1)
+        gone: list[int] = []
+        while time.monotonic() < deadline and not gone:
+            dead = [r for r, (host, pid) in enumerate(self.processes) if host == socket.gethostname() and _dead(pid)]
+            with suppress(Exception):
+                gone = [rank for rank in dead if not _store().check([_FAREWELL.format(rank=rank)])]
+            time.sleep(0.05)
+        return gone
+
+
+ALONE = Ranks()
+
+
+def launched() -> bool:
+    """Whether a launcher such as torchrun started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that talks to the user."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def join(device: torch.device) -> Ranks:
+    """Meet the other ranks that the launcher started; ALONE where there are none. Waits for all of them."""
+    if not launched():
+        return ALONE
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        # Decisions and objects always travel between the hosts, whatever the tensors' device.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    known = Ranks(rank, size, local_rank()).of_all((socket.gethostname(), os.getpid()))
+    return Ranks(rank, size, local_rank(), tuple(known))
+
+
+def leave() -> None:
+    """Close the connection to the other ranks."""
+    if not launched():
+        return
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
+
+
+def _store() -> Any:
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def _dead(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return not _exists(pid)
+    return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
