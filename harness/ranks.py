@@ -7,8 +7,11 @@ Rank 0 owns the record and takes every decision.
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,9 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FAREWELL = "pacemark/ended/{rank}"
+_PARTING = "pacemark/parting/{rank}"
 _PATIENCE_SECONDS = 3.0
-"""How long a rank that was interrupted waits to learn whether another one is gone."""
+"""How long a rank that ends before its time waits to learn what became of the others."""
 
 
 @dataclass(frozen=True)
@@ -96,22 +99,32 @@ class Ranks:
         dist.all_gather_object(found, value)
         return found
 
-    def say_farewell(self) -> None:
-        """Tell the others that this rank ends on purpose."""
-        if self.size > 1:
-            with suppress(Exception):  # the store may be gone already
-                _store().set(_FAREWELL.format(rank=self.rank), "1")
+    def part(self, status: str, text: str) -> dict[int, tuple[str, str] | None]:
+        """Tell the others that this rank ends before its time, and how; learn the same of them, for a few seconds.
 
-    def lost(self) -> list[int]:
-        """Ranks on this machine whose process is gone without a farewell."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS * (self.size > 1)
-        gone: list[int] = []
-        while time.monotonic() < deadline and not gone:
-            dead = [r for r, (host, pid) in enumerate(self.processes) if host == socket.gethostname() and _dead(pid)]
-            with suppress(Exception):
-                gone = [rank for rank in dead if not _store().check([_FAREWELL.format(rank=rank)])]
-            time.sleep(0.05)
-        return gone
+        Returns (status, text) by rank, None for a process of this machine that went without a word; ranks that are
+        still at work are absent. The launcher's signals are ignored from here on: this process is ending already.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        found: dict[int, tuple[str, str] | None] = {}
+        waiting = {rank for rank in range(self.size) if rank != self.rank}
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        with suppress(RuntimeError):  # the launcher's store is gone
+            store = _store()
+            store.set(_PARTING.format(rank=self.rank), json.dumps([status, text]))
+            while waiting and time.monotonic() < deadline:
+                for rank in sorted(waiting):
+                    host, process = self.processes[rank]
+                    dead = host == socket.gethostname() and _dead(process)
+                    if store.check([_PARTING.format(rank=rank)]):
+                        said = json.loads(store.get(_PARTING.format(rank=rank)))
+                        found[rank] = (said[0], said[1])
+                    elif dead:
+                        found[rank] = None
+                    waiting -= found.keys()
+                time.sleep(0.05)
+        return found
 
 
 ALONE = Ranks()
@@ -119,12 +132,25 @@ ALONE = Ranks()
 
 def launched() -> bool:
     """Whether a launcher such as torchrun started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return world_size() > 1
 
 
 def is_first() -> bool:
     """Whether this process is the one that talks to the user."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def met() -> bool:
+    """Whether `join` has connected this process to others."""
+    if "torch" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
@@ -146,12 +172,10 @@ def join(device: torch.device) -> Ranks:
 
 
 def leave() -> None:
-    """Close the connection to the other ranks."""
-    if not launched():
-        return
-    import torch.distributed as dist
+    """Close the connection to the other ranks, once all have come to their end."""
+    if met():
+        import torch.distributed as dist
 
-    if dist.is_initialized():
         dist.destroy_process_group()
 
 

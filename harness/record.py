@@ -96,6 +96,11 @@ class Record:
     def status(self) -> Status | None:
         return Status(self.manifest["status"]) if self.manifest else None
 
+    @property
+    def over(self) -> bool:
+        """Whether the trial has ended, for all that this process may do. One whose ranks were lost has not."""
+        return self.status is not None and self.status.finished and not self.manifest.get("final", {}).get("lost_ranks")
+
     @classmethod
     def inspect(cls, run: Run, machine: str) -> Record:
         """Read what the trial's folder holds, changing nothing; UserError if it cannot be this trial's."""
@@ -240,6 +245,25 @@ class Record:
     def _check_lease(self) -> None:
         if self._lease is not None:
             self._lease.check()
+
+
+class Follower(Record):
+    """The record as the ranks other than 0 see it: they read what is there and write nothing."""
+
+    def begin(self, facts: dict[str, Any], lease_token: str | None = None) -> None:
+        self.manifest = {"preemption_count": 0} | facts
+
+    def write_manifest(self) -> None:
+        pass
+
+    def write_rows(self) -> None:
+        pass
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, status: Status, final: dict[str, Any]) -> None:
+        self.manifest |= {"status": str(status), "final": final}
 
 
 def replace(path: Path, content: bytes | memoryview) -> None:

@@ -128,13 +128,15 @@ def measure(
     from harness import machine
     from harness.environment import configure_torch, device_of, private_compiler_cache
     from harness.needs import Need
+    from harness.ranks import join
     from harness.training import Training
     from harness.trial import load_workload
 
     first = next(iter(runs.values()))
     device = device_of(first)
     configure_torch(first, device)
-    where = machine.folder_name(machine.describe(device, first.threads))
+    ranks = join(device)
+    where = machine.folder_of(device, first.threads)
     workload = load_workload(first, device)
     name, nominal = workload.facts.full_name, workload.facts.nominal_batch
     trainings: dict[str, Training] = {}
@@ -149,14 +151,14 @@ def measure(
         return elapsed.submission - before - (elapsed.compile - compiled)
 
     for label, run in runs.items():
-        training = trainings[label] = Training(run, workload, device)
+        training = trainings[label] = Training(run, workload, device, ranks)
         with private_compiler_cache(Need.OWN_COMPILATION in training.needs):
             training.build()
             segment(label, 2)
         elapsed = training.clock.elapsed
         once[label] = {"build_seconds": elapsed.build, "compile_seconds": elapsed.compile}
         steps = max(steps, math.ceil(seconds_per_segment / max(segment(label, 2) / 2, 1e-6)))
-    steps = min(steps, max(2, workload.facts.max_steps // (rounds + 1)))
+    steps = ranks.agree(min(steps, max(2, workload.facts.max_steps // (rounds + 1))))
     order, shuffle = list(runs), random.Random(seed)
     rows = []
     for number in range(1, rounds + 1):

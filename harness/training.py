@@ -143,9 +143,12 @@ class Training:
         return total / (counters.update_steps - first)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything from which `load_state_dict` continues to the bit, on a training that has been built."""
+        """Everything from which `load_state_dict` continues to the bit, on a training that has been built.
+
+        Where the submission owns the communication, the ranks differ, and every one's state is there.
+        """
         setup = self.submission.setup
-        return {
+        state = {
             "model": self.evaluator.model.state_dict(),
             "submission": self.submission.state_dict(),
             "generator": setup.generator.get_state(),
@@ -155,8 +158,11 @@ class Training:
             "clock": self.clock.state_dict(),
             "seconds_per_step": self.disturbance.seconds_per_step,
         }
+        return {"of_ranks": self.ranks.of_all(state)} if Need.COMMUNICATION in self.needs else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "of_ranks" in state:
+            state = state["of_ranks"][self.ranks.rank]
         setup = self.submission.setup
         self.evaluator.model.load_state_dict(state["model"])
         self.submission.load_state_dict(state["submission"])

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +26,8 @@ from harness.environment import configure_torch, device_of, private_compiler_cac
 from harness.lease import LeaseLost
 from harness.needs import Need
 from harness.problems import UserError
-from harness.record import Record, Status
+from harness.ranks import join, world_size
+from harness.record import Follower, Record, Status
 from harness.training import Training, needs_of
 from harness.workload import Split, Workload, WorkloadError
 
@@ -57,17 +60,21 @@ def run_trial(
     """
     device = device_of(run)
     configure_torch(run, device)
-    record = Record.inspect(run, machine.folder_name(machine.describe(device, run.threads)))
-    done = record.status is not None and record.status.finished and not (retry and record.status.crashed)
-    if done and not run.overwrite:
+    _check_ranks(run)
+    ranks = join(device)
+    record = (Record if ranks.first else Follower).inspect(run, machine.folder_of(device, run.threads))
+    done = record.over and not (retry and record.status is not None and record.status.crashed)
+    if ranks.agree(done and not run.overwrite):
         return record, False
     needs_of(run)  # its errors come before the data's
     workload = load_workload(run, device)
     with ExitStack() as stack:
         stack.callback(record.close)
-        watching = observers()
+        watching = observers() if ranks.first else []
         checkpoint = None if run.overwrite else record.load_checkpoint(device)
-        training = Training(run, workload, device)
+        if len(set(ranks.of_all(len(record.rows)))) > 1:
+            raise UserError(f"records={run.records}: the ranks see different checkpoints; give a folder that all share")
+        training = Training(run, workload, device, ranks)
         record.begin(_manifest_facts(training), lease_token)
         if checkpoint is not None:
             record.write_rows()
@@ -87,6 +94,22 @@ def run_trial(
     return record, True
 
 
+def _check_ranks(run: Run) -> None:
+    """UserError if the processes that the launcher started cannot share the trial."""
+    facts, size = run.facts, world_size()
+    count = facts.nominal_batch // facts.micro_batch
+    if count % size:
+        raise UserError(
+            f"{size} processes cannot share a step of workload={facts.full_name} evenly: its nominal_batch="
+            f"{facts.nominal_batch} is {count} micro-batches of {facts.micro_batch}; start as many as divide {count}"
+        )
+    if size > 1 and Need.LAYERS in needs_of(run):
+        raise UserError(
+            f"optimizer={run.optimizer.name} reads the layers of the model (Need.LAYERS), and a hook sees the examples "
+            f"of its own process only; start one process instead of {size}"
+        )
+
+
 def load_workload(run: Run, device: torch.device) -> Workload:
     """The workload of `run` with its data on `device`; UserError if the data cannot be had."""
     try:
@@ -103,12 +126,13 @@ class _Trial:
     def __init__(self, training: Training, record: Record, observers: list[Observer]) -> None:
         self.training, self.record, self.observers = training, record, observers
         self.config, self.workload, self.facts = training.run, training.workload, training.facts
-        self.clock = training.clock
+        self.clock, self.ranks = training.clock, training.ranks
         self.memory = machine.PeakMemory(training.device)
         self.state_bytes = 0
         self.stop_reason: str | None = None
         self.reached_row: int | None = None
-        self.pruner = _pruner(self.config, record)
+        self.pruner = _pruner(self.config, record) if self.ranks.first else None
+        self.lost_ranks: list[int] = []
 
     # ---- life of a trial -----------------------------------------------------------------------------------------
 
@@ -135,7 +159,22 @@ class _Trial:
             raise
         except Exception:
             status, error = Status.FAILED, traceback.format_exc()
+        if self.ranks.size > 1 and (status.crashed or status is Status.STOPPED):
+            status, error = self._parted(status, error)
         return status, self._final_figures(error)
+
+    def _parted(self, status: Status, error: str | None) -> tuple[Status, str | None]:
+        """How the trial ended, with what the other ranks say: the launcher stops all when one of them ends."""
+        others = self.ranks.part(str(status), error or "")
+        for rank, said in sorted(others.items()):
+            if said is not None and Status(said[0]).crashed:
+                self.stop_reason = None
+                return Status(said[0]), f"on rank {rank} of {self.ranks.size}:\n{said[1]}"
+        self.lost_ranks = sorted(rank for rank, said in others.items() if said is None)
+        if self.lost_ranks:
+            self.stop_reason = f"lost rank {', '.join(map(str, self.lost_ranks))}; the same command continues"
+            return Status.FAILED, f"the process of rank {self.lost_ranks[0]} is gone\n{error or ''}".rstrip()
+        return status, error
 
     def _train(self, resumed: bool) -> Status:
         facts, counters = self.facts, self.training.evaluator.counters
@@ -150,7 +189,7 @@ class _Trial:
             resumed = False
             metrics = self._evaluate("validation")
             with self.clock.off("logging"):
-                row = self._row(train_loss, metrics)
+                row = self._of_all_ranks(self._row(train_loss, metrics))
             status = self._status_after(row)
             if self.reached_row is None and facts.meets_target(row[f"validation/{facts.metric}"]):
                 self.reached_row = len(self.record.rows)
@@ -161,9 +200,10 @@ class _Trial:
                 self._write(lambda row=row: self.record.append(row))  # type: ignore[misc]
                 for observer in self.observers:
                     observer.evaluation(row)
+                save = perf_counter() - last_checkpoint >= self.config.checkpoint_seconds
                 if status is None:
-                    status = self._pruned()
-                if status is None and perf_counter() - last_checkpoint >= self.config.checkpoint_seconds:
+                    status, self.stop_reason, save = self.ranks.agree((self._pruned(), self.stop_reason, save))
+                if status is None and save:
                     self._write(lambda: self.record.save_checkpoint(self._checkpoint()))
                     last_checkpoint = perf_counter()
             if status is not None:
@@ -179,13 +219,16 @@ class _Trial:
             with self.clock.off("evaluation"), torch.no_grad():
                 model.eval()
                 sums: dict[str, Tensor] = {}
-                for batch in self.workload.evaluation_batches(split):
+                for batch in islice(self.workload.evaluation_batches(split), self.ranks.rank, None, self.ranks.size):
                     with evaluator.precision_context():
                         outputs = self.workload.forward(evaluator.forward_model, batch)
                     for key, value in self.workload.evaluation_sums(outputs, batch).items():
                         sums[key] = sums[key] + value if key in sums else value
-                count = float(sums.pop("num_examples"))
-                metrics = {key: float(value) / count for key, value in sums.items()} | {"num_examples": int(count)}
+                total = Counter[str]()
+                for part in self.ranks.of_all({key: float(value) for key, value in sums.items()}):
+                    total.update(part)
+                count = total.pop("num_examples")
+                metrics = {key: value / count for key, value in total.items()} | {"num_examples": int(count)}
                 model.train()
         finally:
             with self.clock.submission("averaging"):
@@ -203,7 +246,7 @@ class _Trial:
             return Status.REACHED
         if row["global_step"] >= self.facts.max_steps:
             return Status.REACHED if reached else Status.EXHAUSTED
-        if self.clock.elapsed.submission > self.facts.max_seconds:
+        if row["accumulated_submission_time"] > self.facts.max_seconds:
             self.stop_reason = f"workload.max_seconds={self.facts.max_seconds} used up"
             return Status.REACHED if reached else Status.EXHAUSTED
         return None
@@ -214,6 +257,12 @@ class _Trial:
             return None
         self.stop_reason = self.pruner.reason(self.record.rows)
         return None if self.stop_reason is None else Status.PRUNED
+
+    def _of_all_ranks(self, row: Row) -> Row:
+        """Rank 0's row, so that all take the same decisions, with the largest of what each rank has its own of."""
+        rows = self.ranks.of_all(row)
+        own = ("peak_memory_bytes", "optimizer_state_bytes", "accumulated_data_wait_time")
+        return rows[0] | {key: max(one[key] for one in rows) for key in own}
 
     # ---- what is recorded ----------------------------------------------------------------------------------------
 
@@ -248,6 +297,8 @@ class _Trial:
     def _final_figures(self, error: str | None) -> dict[str, Any]:
         facts, rows = self.facts, self.record.rows
         final: dict[str, Any] = {"stop_reason": self.stop_reason}
+        if self.lost_ranks:
+            final["lost_ranks"] = self.lost_ranks
         if error is not None:
             final["traceback"] = error
         if not rows or not self.training.built:  # ended before the model was built
