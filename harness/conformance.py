@@ -331,6 +331,8 @@ def _held(root: Submission) -> list[Tensor]:
             todo += value
         elif isinstance(value, types.FunctionType):
             todo += [cell.cell_contents for cell in value.__closure__ or ()]
-        elif hasattr(value, "__dict__"):
-            todo += vars(value).values()
+        else:
+            todo += getattr(value, "__dict__", {}).values()
+            slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
+            todo += [getattr(value, name) for name in slots if hasattr(value, name)]
     return found

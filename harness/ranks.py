@@ -45,6 +45,15 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def group(self) -> Any:
+        """torch's process group of all ranks, or of this process alone, for whoever exchanges tensors itself."""
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group(_backend(), store=dist.HashStore(), rank=0, world_size=1)
+        return dist.group.WORLD
+
     def share(self, count: int) -> range:
         """Which of `count` micro-batches this rank runs: a contiguous part, sizes differing by at most one."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -157,15 +166,14 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def join(device: torch.device) -> Ranks:
+def join() -> Ranks:
     """Meet the other ranks that the launcher started; ALONE where there are none. Waits for all of them."""
     if not launched():
         return ALONE
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        # Decisions and objects always travel between the hosts, whatever the tensors' device.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(_backend())
     rank, size = dist.get_rank(), dist.get_world_size()
     known = Ranks(rank, size, local_rank()).of_all((socket.gethostname(), os.getpid()))
     return Ranks(rank, size, local_rank(), tuple(known))
@@ -177,6 +185,13 @@ def leave() -> None:
         import torch.distributed as dist
 
         dist.destroy_process_group()
+
+
+def _backend() -> str:
+    import torch
+
+    # Decisions and objects always travel between the hosts, whatever the tensors' device.
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def _cpu() -> torch.device:

@@ -135,7 +135,7 @@ def measure(
     first = next(iter(runs.values()))
     device = device_of(first)
     configure_torch(first, device)
-    ranks = join(device)
+    ranks = join()
     where = machine.folder_of(device, first.threads)
     workload = load_workload(first, device)
     name, nominal = workload.facts.full_name, workload.facts.nominal_batch

@@ -61,7 +61,7 @@ def run_trial(
     device = device_of(run)
     configure_torch(run, device)
     _check_ranks(run)
-    ranks = join(device)
+    ranks = join()
     record = (Record if ranks.first else Follower).inspect(run, machine.folder_of(device, run.threads))
     done = record.over and not (retry and record.status is not None and record.status.crashed)
     if ranks.agree(done and not run.overwrite):

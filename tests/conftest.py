@@ -42,6 +42,17 @@ TINY_RESNET = [
     "workload.eval_every=2",
     "workload.target=1.0",
 ]
+TINY_VIT = [
+    "workload=vit",
+    "workload.model={image: 28, channels: 1, classes: 10, patch: 7, layers: 1, width: 8, heads: 2, dropout: 0.1, "
+    "pooling: mean}",
+    "workload.data={validation_size: 59000, pad: 0, flip: false, evaluation_batch: 20000}",
+    "workload.nominal_batch=16",
+    "workload.micro_batch=16",
+    "workload.max_steps=6",
+    "workload.eval_every=2",
+    "workload.target=1.0",
+]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -219,6 +220,19 @@ class Deadly(_Sgd):
     def step(self, ctx: StepContext) -> None:
         if ctx.step >= 7:
             os.abort()
+        super().step(ctx)
+
+
+class Fragile(_Sgd):
+    """At the eighth step of rank 1: what PACEMARK_TEST_FAULT says, and nothing if that is not set."""
+
+    def step(self, ctx: StepContext) -> None:
+        fault = os.environ.get("PACEMARK_TEST_FAULT")
+        if ctx.step >= 7 and os.environ.get("RANK") == "1":
+            if fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "broken":
+                raise ArithmeticError("only here")
         super().step(ctx)
 
 

@@ -1,0 +1,63 @@
+"""What tests/harness/test_ranks.py runs on several processes: `torchrun ... rank_program.py FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.config import load
+from harness.needs import Need
+from harness.ranks import join, leave
+from harness.trial import run_trial
+from tests.conftest import TINY_GPT2, TINY_RESNET, TINY_VIT
+from tests.harness.problem import context, make
+
+FRAGILE = ["optimizer=any", "optimizer.class_path=tests.harness.seams.Fragile", "schedule.shape=constant"]
+TRIALS = {
+    "gpt2": [*TINY_GPT2, "workload.micro_batch=2", *FRAGILE],
+    "resnet": [*TINY_RESNET, "workload.micro_batch=4", "optimizer=sgd"],
+    "vit": [*TINY_VIT, "workload.micro_batch=4", "optimizer=powersgd"],
+}
+
+
+def what_a_step_offers(examples: int) -> dict[str, Any]:
+    """Everything that the step context computes, on 16 examples or fewer in micro-batches of four."""
+    evaluator, _ = make(micro_batch=4)
+    evaluator.ranks = ranks = join()
+    ctx = context(evaluator, *set(Need) - {Need.COMMUNICATION}, examples=examples)
+    found: dict[str, Any] = {}
+    found["loss"] = ctx.backward()
+    found["gradients"] = [p.grad for p in evaluator.parameters]
+    found["buffers"] = [b.clone() for b in evaluator.buffers]
+    found["elsewhere"] = ctx.gradients(at=[p.detach() + 0.1 for p in evaluator.parameters])
+    found["sampled"] = ctx.gradients(labels="sampled")
+    found["sampled loss"] = ctx.loss(labels="sampled")
+    found["product"] = ctx.hessian_vector_product([torch.ones_like(p) for p in evaluator.parameters])
+    found["pieces"] = [gradient for piece in ctx.micro_batch_gradients() for gradient in piece]
+    found["buffers after"] = [b.clone() for b in evaluator.buffers]
+    counters = evaluator.counters
+    found["counters"] = torch.tensor([counters.forward_examples, counters.backward_examples])
+    own = context(evaluator, Need.COMMUNICATION, examples=examples)
+    own.backward()
+    mine = [torch.zeros_like(p) if p.grad is None else p.grad / ranks.size for p in evaluator.parameters]
+    ranks.add_up(mine)
+    found["mean of the ranks' own gradients"] = mine
+    return found
+
+
+def main(folder: Path) -> None:
+    ranks = join()
+    for examples in (16, 14, 8, 3):
+        found = what_a_step_offers(examples)
+        if ranks.first:
+            torch.save(found, folder / f"step_{examples}.pt")
+    for name, arguments in TRIALS.items():
+        run_trial(load([*arguments, f"records={folder / name}", "machine=here", "checkpoint_seconds=0"]))
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
