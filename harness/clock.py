@@ -15,13 +15,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+
+from harness.energy import meter
 
 
 @dataclass
 class Elapsed:
-    """Accumulated seconds; every column but `total` holds time that has passed on this trial's behalf."""
+    """Accumulated seconds, and joules; every column but `total` holds time that has passed on this trial's behalf."""
 
     submission: float = 0.0
     """The training clock: all that a submission is charged for, the four columns below included."""
@@ -38,6 +41,8 @@ class Elapsed:
     evaluation: float = 0.0
     logging: float = 0.0
     """Rows, tracker and checkpoints."""
+    energy: float | None = None
+    """Joules used while the training clock ran (harness/energy.py); None where they cannot be read."""
     total: float = 0.0
     """Wall time since the trial began, pauses between a kill and its resume left out."""
 
@@ -53,6 +58,9 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.elapsed = Elapsed()
+        self.meter = meter(device)
+        if self.meter is not None:
+            self.elapsed.energy = 0.0
         self._compile = _CompileTime()
         self._total_mark = time.perf_counter()
 
@@ -64,6 +72,8 @@ class Clock:
         """
         synchronize(self.device)
         compile_before = self._compile.seconds
+        if self.meter is not None:
+            self.meter.start()
         cpu, start = time.process_time(), time.perf_counter()
         try:
             yield
@@ -77,6 +87,8 @@ class Clock:
                 seconds -= compiling
             self.elapsed.submission += seconds
             self.elapsed.cpu += time.process_time() - cpu
+            if self.meter is not None and self.elapsed.energy is not None:
+                self.elapsed.energy += self.meter.stop()
             if column is not None:
                 self._add(column, seconds)
 
@@ -101,12 +113,14 @@ class Clock:
         self.elapsed.total += now - self._total_mark
         self._total_mark = now
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float | None]:
         self.tick()
         return asdict(self.elapsed)
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.elapsed = Elapsed(**state)
+        if self.meter is None:  # a part of the energy is no energy
+            self.elapsed.energy = None
         self._total_mark = time.perf_counter()
 
     def _add(self, column: str, seconds: float) -> None:

@@ -23,7 +23,7 @@ NUMBERS = ["index", "seconds", "steps"]
 """At the target: evaluation index, seconds and nominal steps; empty where it was not met."""
 OPTIONAL = [f"{what}_{unit}" for what in ("resolution", "limit") for unit in ("seconds", "steps")]
 OPTIONAL += ["examples", "best", "final", "peak_memory_bytes", "data_wait_share", "build_seconds", "compile_seconds"]
-OPTIONAL += ["state_bytes_per_parameter"]
+OPTIONAL += ["state_bytes_per_parameter", "energy_joules"]
 
 
 def write(records: Records, path: Path) -> None:

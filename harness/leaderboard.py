@@ -6,6 +6,7 @@ harness/publish.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,10 +56,16 @@ def score(
     mode: Mode = "default",
     baseline: str | None = None,
     timings: Timings | None = None,
+    further_timings: Sequence[Timings] = (),
+    mix_machines: bool = False,
     ruleset: str | None = None,
 ) -> Leaderboard:
     """Score `records`. With `timings`, seconds are steps x seconds per step of the timing run plus one-off costs;
-    without, and always in mode algoperf, the trials' own clocks. UserError for a baseline that is not there."""
+    without, and always in mode algoperf, the trials' own clocks. `times` gets a column of seconds for each machine of
+    `further_timings`, and for each that clocks were mixed of.
+
+    UserError for a baseline that is not there, and for clocks of several machines without mix_machines.
+    """
     targets, algoperf = records.targets, mode == "algoperf"
     trials = records.trials
     names = sorted(trials["submission"].unique())
@@ -68,6 +75,8 @@ def score(
         taken = taken.assign(
             seconds=taken["raw_seconds"], resolution=taken["resolution_seconds"], limit=taken["limit_seconds"]
         )
+        if not (algoperf or mix_machines):
+            _refuse_mixed_machines(taken)
     else:
         taken = timings.apply(taken)
     by_time = scoring.study_times(taken, "seconds", by_index=algoperf)
@@ -118,6 +127,7 @@ def score(
     order += [f"speedup{end}" for end in ("", "_low", "_high")] + ["rank_low", "rank_high"]
     scores = scores[order + [column for column in scores if column not in order]]
     times = _times(taken, by_time, tables, counted, sure, targets)
+    times = times.join(_by_machine(taken, timings, further_timings), on=["submission", "workload"])
     taus = np.linspace(1.0, scoring.TAU_MAX, 301)
     profile = pd.DataFrame(
         scoring.performance_profile(counted["seconds"].to_numpy(), taus), counted["seconds"].index, taus
@@ -129,6 +139,36 @@ def score(
     board.tunability = tunability.measure(taken, tables["seconds"].min(), targets.base, records.manifests)
     board.notes = _notes(board, taken, tables["seconds"], timings, ruleset)
     return board
+
+
+def _refuse_mixed_machines(taken: pd.DataFrame) -> None:
+    machines = sorted(taken["machine"].dropna().unique())
+    if len(machines) > 1:
+        raise UserError(
+            f"the records are of {len(machines)} machines ({', '.join(machines)}), whose clocks do not compare; give "
+            "--timing FILE for seconds of one machine (scripts/timing.py makes it), or --mix-machines to take the "
+            "clocks as they are, with a column of seconds for each machine"
+        )
+
+
+def _by_machine(taken: pd.DataFrame, timings: Timings | None, further: Sequence[Timings]) -> pd.DataFrame:
+    """Seconds to target by (submission, workload), a column per machine beside the one of the scores: of the further
+    timing runs, or of the trials' own clocks where these are mixed."""
+
+    def column(trials: pd.DataFrame, seconds: str) -> pd.Series:
+        table = scoring.times_to_target(scoring.study_times(trials, seconds), seconds)
+        return pd.Series(table.stack(future_stack=True))
+
+    if timings is not None:
+        plain = taken.drop(columns=["seconds", "resolution", "limit"])
+        columns = {one.machine: column(one.apply(plain), "seconds") for one in further}
+    else:
+        machines = taken["machine"].dropna().unique()
+        columns = {m: column(taken[taken["machine"] == m], "raw_seconds") for m in machines if len(machines) > 1}
+    frame = pd.DataFrame({f"seconds_on_{machine}": values for machine, values in columns.items()})
+    if not columns:
+        frame.index = pd.MultiIndex.from_arrays([[], []], names=["submission", "workload"])
+    return frame
 
 
 def _baseline(asked: str | None, names: list[str]) -> str | None:
@@ -189,7 +229,10 @@ def _times(
     run = frame["seconds"].notna()
     counts = counted["seconds"].stack(future_stack=True).reindex(frame.index)
     reached = np.isfinite(studies["seconds"]).groupby([studies["submission"], studies["workload"]]).agg(["size", "sum"])
-    best = taken.loc[studies["row"]].groupby(keys)[["resolution_seconds", "resolution_steps"]].median()
+    known = ["resolution_seconds", "resolution_steps"]
+    if taken["energy_joules"].notna().any():
+        known.append("energy_joules")
+    best = taken.loc[studies["row"]].groupby(keys)[known].median()
     frame.insert(0, "held_out", frame.index.get_level_values("workload").isin(targets.held_out))
     status = np.where(np.isfinite(frame["seconds"]), "reached", "missed")
     frame.insert(1, "status", np.where(run, status, "not run"))

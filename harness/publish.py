@@ -129,6 +129,7 @@ def _markdown(board: Leaderboard, title: str, commands: list[str]) -> str:
     lines += ["", "## Time to target", "", "Seconds (with their interval), and nominal steps in brackets.", ""]
     names = list(board.targets.scored)
     lines += _table(["submission", *(_plain(name) for name in names)], _time_rows(board, names))
+    lines += _further_times(board.times, scores["submission"].tolist(), names)
     if board.tunability is not None:
         lines += _tunability(board.tunability, scores["submission"].tolist(), names)
     lines += ["", "## Targets", ""]
@@ -143,6 +144,20 @@ def _markdown(board: Leaderboard, title: str, commands: list[str]) -> str:
         if len(board.records.problems) > 200:
             lines.append(f"- and {len(board.records.problems) - 200} more")
     return "\n".join(lines) + "\n"
+
+
+def _further_times(times: pd.DataFrame, submissions: list[str], workloads: list[str]) -> list[str]:
+    """Seconds on other machines than the one of the scores, and energy, where they are known."""
+    cells = times.set_index(["submission", "workload"])
+    columns = [str(column) for column in cells if str(column).startswith("seconds_on_")]
+    heads = {column: f"Seconds to target on {column.removeprefix('seconds_on_')}" for column in columns}
+    if "energy_joules" in cells:
+        heads["energy_joules"] = "Joules to target"
+    lines = []
+    for column, head in heads.items():
+        rows = [[_plain(s), *(_number(cells.at[(s, w), column], 1) for w in workloads)] for s in submissions]
+        lines += ["", f"## {_plain(head)}", "", *_table(["submission", *map(_plain, workloads)], rows)]
+    return lines
 
 
 def _tunability(found: Tunability, submissions: list[str], workloads: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness import evaluations
+from harness import evaluations, machine
 from harness.evaluations import Evaluations
 from harness.problems import UserError
 from harness.targets import Target, Targets
@@ -312,6 +312,7 @@ def _tabulate(found: list[_Folder], targets: Targets, problems: list[Problem], t
             "status": status,
             **{name: values for name, values in at.items() if name != "backwards"},
             "machine": [_machine(trial) for trial in found],
+            "energy_joules": _column(found, "energy_joules_to_target"),
             "disturbed": [_final(trial, "disturbed") is True for trial in found],
             "state_bytes_per_parameter": _column(found, "optimizer_state_bytes_per_parameter"),
             "path": [trial.shown for trial in found],
@@ -358,8 +359,12 @@ def _content(trial: _Folder) -> tuple[bytes | None, str]:
 
 
 def _machine(trial: _Folder) -> str | None:
-    machine = trial.manifest.get("machine")
-    return trial.path.parents[3].name if isinstance(machine, dict) else None
+    """What it ran on, whatever its folder is called."""
+    described = trial.manifest.get("machine")
+    try:
+        return machine.folder_name(described) if isinstance(described, dict) else None
+    except (KeyError, TypeError):
+        return trial.path.parents[3].name
 
 
 def _final(trial: _Folder, key: str) -> Any:

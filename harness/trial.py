@@ -262,7 +262,12 @@ class _Trial:
         """Rank 0's row, so that all take the same decisions, with the largest of what each rank has its own of."""
         rows = self.ranks.of_all(row)
         own = ("peak_memory_bytes", "optimizer_state_bytes", "accumulated_data_wait_time")
-        return rows[0] | {key: max(one[key] for one in rows) for key in own}
+        combined = rows[0] | {key: max(one[key] for one in rows) for key in own}
+        energy = "accumulated_energy_joules"
+        if energy in combined:
+            # Each rank counts its own GPU, but the packages of a machine are counted by its first rank alone.
+            combined[energy] = sum(one.get(energy, 0.0) for one in rows)
+        return combined
 
     # ---- what is recorded ----------------------------------------------------------------------------------------
 
@@ -289,6 +294,7 @@ class _Trial:
             "accumulated_averaging_time": elapsed.averaging,
             "accumulated_data_wait_time": elapsed.data_wait,
             "accumulated_cpu_time": elapsed.cpu,
+            **({} if elapsed.energy is None else {"accumulated_energy_joules": elapsed.energy}),
             **asdict(counters),
             "peak_memory_bytes": self.memory.bytes(),
             "optimizer_state_bytes": self.state_bytes,
@@ -334,6 +340,7 @@ class _Trial:
                 "resolution_steps": reached["global_step"] - before.get("global_step", 0),
                 "forward_examples_to_target": reached["forward_examples"],
                 "backward_examples_to_target": reached["backward_examples"],
+                **_energy_to_target(reached),
                 f"test/{facts.metric}_at_target": reached[f"test/{facts.metric}"],
             }
         return final
@@ -347,6 +354,11 @@ class _Trial:
             action()
         except OSError as error:
             raise _RecordError(error) from error
+
+
+def _energy_to_target(reached: Row) -> Row:
+    joules = reached.get("accumulated_energy_joules")
+    return {} if joules is None else {"energy_joules_to_target": joules}
 
 
 def _pruner(run: Run, record: Record) -> Pruner | None:

@@ -1,7 +1,8 @@
 """Make a leaderboard from records.
 
     python scripts/leaderboard.py RECORDS... --out DIR [--targets FILE] [--mode default|algoperf] [--baseline NAME]
-        [--ruleset external|self_tuning|quick] [--scale mini] [--timing FILE] [--title TEXT] [--check]
+        [--ruleset external|self_tuning|quick] [--scale mini] [--timing FILE...] [--mix-machines] [--title TEXT]
+        [--check]
 
 RECORDS are folders in AlgoPerf's layout (AlgoPerf's own, with --targets, or ours), or one table that --consolidate
 wrote. Writes scores.csv, times.csv, LEADERBOARD.md, leaderboard.tex and site/index.html into --out. --check writes
@@ -28,7 +29,9 @@ def main() -> int:
     parser.add_argument("--baseline", help="the speed-up is over this submission (default: adamw or baseline)")
     parser.add_argument("--ruleset", choices=["external", "self_tuning", "quick"])
     parser.add_argument("--scale")
-    parser.add_argument("--timing", type=Path, help="seconds from this file of scripts/timing.py")
+    parser.add_argument("--timing", type=Path, nargs="+", default=[],
+                        help="seconds from this file of scripts/timing.py; of further ones, a column each")  # fmt: skip
+    parser.add_argument("--mix-machines", action="store_true", help="compare clocks of different machines all the same")
     parser.add_argument("--title", default="Leaderboard")
     parser.add_argument("--check", action="store_true", help="compare with --out instead of writing")
     parser.add_argument("--consolidate", type=Path, help="also write the trials as one table to this file")
@@ -41,11 +44,14 @@ def main() -> int:
         raise UserError("one consolidated table at a time")
     if options.consolidate:
         consolidated.write(records, options.consolidate)
+    timings = [timing.read(path) for path in options.timing]
     board = leaderboard.score(
         records,
         mode=options.mode,
         baseline=options.baseline,
-        timings=timing.read(options.timing) if options.timing else None,
+        timings=timings[0] if timings else None,
+        further_timings=timings[1:],
+        mix_machines=options.mix_machines,
         ruleset=options.ruleset,
     )
     arguments = [argument for argument in sys.argv[1:] if argument != "--check"]

@@ -16,6 +16,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(time, "process_time", lambda: now[0] / 2)
+    monkeypatch.setattr("harness.clock.meter", lambda device: None)
     clock = Clock(CPU)
     clock.now = now  # type: ignore[attr-defined]
     return clock
@@ -35,7 +36,7 @@ def test_what_is_on_the_clock(clock: Clock) -> None:
     state = clock.state_dict()
     assert state == {
         "submission": 11.5, "build": 1, "data_wait": 3, "compile": 0, "averaging": 0.5, "cpu": 5.75, "evaluation": 100,
-        "logging": 0, "total": 111.5,
+        "logging": 0, "energy": None, "total": 111.5,
     }  # fmt: skip
 
 

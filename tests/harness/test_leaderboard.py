@@ -221,3 +221,33 @@ def test_a_miss_of_unknown_length_and_a_broken_trial_leave_no_nan_scores(tmp_pat
     scores = leaderboard.score(reading.read([tmp_path]), baseline="slow").scores.set_index("submission")
     assert scores.loc["broken", ["score", "failed"]].tolist() == [0, 3]
     assert np.isfinite(scores["score"]).all()
+
+
+def test_clocks_of_several_machines_meet_only_when_asked(tmp_path: Path) -> None:
+    cpus = [{"device": "cpu", "cpu": name, "threads": 1} for name in ("Fast", "Slow")]
+    for study, seconds, machine in ((0, 10.0, cpus[0]), (1, 30.0, cpus[1])):
+        for submission in ("a", "b"):
+            own_trial(tmp_path, [3, 1.5], seconds, submission=submission, study=study, machine=machine)
+    records = reading.read([tmp_path])
+    with pytest.raises(UserError, match=r"2 machines \(fast-1-thread, slow-1-thread\).*--timing.*--mix-machines"):
+        leaderboard.score(records)
+    board = leaderboard.score(records, mix_machines=True)
+    times = board.times.set_index("submission").loc["a"]
+    assert (times["seconds"], times["seconds_on_fast-1-thread"], times["seconds_on_slow-1-thread"]) == (40, 20, 60)
+    assert "## Seconds to target on slow-1-thread" in publish.texts(board, "t", [])["LEADERBOARD.md"]
+
+
+def test_a_second_timing_run_gives_a_column_for_its_machine(tmp_path: Path) -> None:
+    records = reading.read([board_of(tmp_path)])
+
+    def timed(machine: str, rate: float) -> Timings:
+        rows = [
+            {"machine": machine, "workload": w, "submission": s, "round": r, "steps": 10, "seconds": rate * 10,
+             "build_seconds": 0.0, "compile_seconds": 0.0}
+            for w in ("lm", "mri") for s in ("fast", "slow", "never") for r in (1, 2, 3)
+        ]  # fmt: skip
+        return Timings.of(pd.DataFrame(rows))
+
+    board = leaderboard.score(records, timings=timed("here", 1.0), further_timings=[timed("there", 3.0)])
+    reached = board.times[board.times["status"] == "reached"]
+    assert len(reached) and (reached["seconds_on_there"] == 3 * reached["seconds"]).all()
