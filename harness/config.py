@@ -151,7 +151,8 @@ class Run(_Strict):
     trial: int = Field(ge=1)
     """Number of the trial in its study."""
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
+    """fp32: every product in full. tf32: matrix products and convolutions of a GPU in TF32. bf16: autocast."""
     compile: bool
     deterministic: bool
     threads: int = Field(ge=1)

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -42,6 +43,10 @@ def configure_torch(run: Run, device: torch.device) -> None:
     torch.use_deterministic_algorithms(run.deterministic)
     # Filling fresh memory with NaN is a debugging aid that would be charged to the submission.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # Stated, whatever torch's default is: it differs between products and convolutions.
+    products = "tf32" if run.precision == "tf32" else "ieee"
+    cudnn: Any = torch.backends.cudnn
+    torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = products
     torch.backends.cudnn.benchmark = not run.deterministic
 
 

@@ -159,6 +159,8 @@ class _Trial:
             raise
         except Exception:
             status, error = Status.FAILED, traceback.format_exc()
+        if status is Status.OUT_OF_MEMORY:
+            self.stop_reason = self._how_to_need_less()
         if self.ranks.size > 1 and (status.crashed or status is Status.STOPPED):
             status, error = self._parted(status, error)
         return status, self._final_figures(error)
@@ -175,6 +177,17 @@ class _Trial:
             self.stop_reason = f"lost rank {', '.join(map(str, self.lost_ranks))}; the same command continues"
             return Status.FAILED, f"the process of rank {self.lost_ranks[0]} is gone\n{error or ''}".rstrip()
         return status, error
+
+    def _how_to_need_less(self) -> str:
+        facts, config = self.facts, self.config
+        ways = []
+        if facts.micro_batch > 1:
+            ways.append(f"workload.micro_batch={facts.micro_batch // 2} halves the activations (and marks the record)")
+        if self.training.device.type == "cuda" and config.precision != "bf16":
+            ways.append("precision=bf16 halves most of them")
+        if self.training.device.type == "cpu":
+            ways.append("a smaller executor.workers leaves each trial more")
+        return "; ".join(ways)
 
     def _train(self, resumed: bool) -> Status:
         facts, counters = self.facts, self.training.evaluator.counters

@@ -172,7 +172,9 @@ def test_statuses(trial: Trial, tmp_path: Path) -> None:
     failed = trial(*seam("Broken"), optimizer="any")
     assert failed.status is Status.FAILED
     assert "ArithmeticError: the third step is wrong" in failed.manifest["final"]["traceback"]
-    assert trial(*seam("OutOfMemory"), "label=o", optimizer="any").status is Status.OUT_OF_MEMORY
+    record = trial(*seam("OutOfMemory"), "label=o", optimizer="any")
+    assert record.status is Status.OUT_OF_MEMORY
+    assert "workload.micro_batch=4 halves" in record.manifest["final"]["stop_reason"]
     undeclared = trial(*seam("Undeclared"), "label=u", optimizer="any")
     assert undeclared.status is Status.FAILED
     assert "add Need.PARAMETER_ROLES" in undeclared.manifest["final"]["traceback"]
@@ -223,6 +225,13 @@ def test_closures(trial: Trial) -> None:
     record = trial(*arguments, "optimizer.closure=true", optimizer="any")
     assert record.status is Status.EXHAUSTED
     assert record.rows[-1]["backward_examples"] > record.rows[-1]["examples"]
+
+
+@pytest.mark.parametrize(("precision", "products"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
+def test_products_of_a_gpu_are_as_precise_as_stated(trial: Trial, precision: str, products: str) -> None:
+    trial(f"precision={precision}")
+    assert torch.backends.cuda.matmul.fp32_precision == products
+    assert torch.backends.cudnn.conv.fp32_precision == products
 
 
 def test_bf16_and_other_precisions_differ(trial: Trial) -> None:
