@@ -14,7 +14,7 @@ outside the ranges that it annotates. A `Wrapper` goes around any other submissi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,6 +51,7 @@ class Setup:
     _max_steps: int
     _model: nn.Module
     _ranks: Ranks = ALONE
+    _recalibrate: Callable[[int], None] | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -61,6 +62,13 @@ class Setup:
         """The model's floating-point buffers, such as BatchNorm statistics: for averages to evaluate."""
         self._require(Need.EVALUATION_WEIGHTS, "the model's buffers")
         return [buffer for buffer in self._model.buffers() if buffer.is_floating_point() and buffer.numel()]
+
+    def recalibrate(self, steps: int) -> None:
+        """Within `evaluation_weights`: take the BatchNorm statistics anew, from the examples of the last `steps`
+        nominal steps. It is on the clock, one forward for each example; without BatchNorm it costs nothing."""
+        self._require(Need.EVALUATION_WEIGHTS, "new BatchNorm statistics")
+        if self._recalibrate is not None and steps:
+            self._recalibrate(steps)
 
     @property
     def roles(self) -> dict[str, Role]:

@@ -22,6 +22,7 @@ from harness.config import Run
 from harness.needs import Need
 from harness.problems import UserError
 from harness.ranks import ALONE, Ranks
+from harness.recalibration import recalibrate
 from harness.roles import Role, parameter_roles
 from harness.seeding import ExampleStream, Selection, TrialSeeds
 from harness.step import Counters, Evaluator, StepContext
@@ -91,6 +92,7 @@ class Training:
             _max_steps=self.facts.max_steps,
             _model=model,
             _ranks=self.ranks,
+            _recalibrate=self._recalibrate,
         )
         values = options.effective_hyperparameters
         arguments = hyperparameters.own(self.cls, values)
@@ -104,6 +106,14 @@ class Training:
         for wrapper in self.wrappers:
             submission = wrapper(setup, submission, **hyperparameters.own(wrapper, values))
         return submission
+
+    def _recalibrate(self, steps: int) -> None:
+        nominal, examples = self.facts.nominal_batch, self.evaluator.counters.examples
+        starts = range(max(0, examples - steps * nominal), max(nominal, examples), nominal)
+        stream = ExampleStream(self.seeds, self.workload.train_size)
+        recalibrate(
+            self.evaluator, (Selection(stream.indices_at(s, nominal), stream.keys_at(s, nominal)) for s in starts)
+        )
 
     def _warm_up(self) -> None:
         """Fill caches and compile the fixed model, on the first batch of the stream; leaves no trace in the model."""

@@ -10,8 +10,9 @@ as 1 - t^(-2/3); default decay 0.999. PolynomialAverage is what DoG evaluates, Î
 averaging: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407,
 from three quarters of the budget on; before its start the last iterate is evaluated.
 
-BatchNorm statistics and other buffers are averaged like the weights, in the place of the extra pass over the training
-data that the SWA paper takes. One state tensor per parameter and buffer, in float32 where these are narrower.
+BatchNorm statistics and other buffers are averaged like the weights; TailAverage then takes those of BatchNorm anew,
+from the examples of the last `swa_recalibration` steps before each evaluation (the paper: from all training data, once
+at the end; default here: 4 steps). One state tensor per parameter and buffer, in float32 where these are narrower.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from harness.needs import Need
@@ -101,8 +102,10 @@ class TailAverage(Average):
         *,
         swa_start: Annotated[float, Interval(ge=0, lt=1)] = 0.75,
         swa_every: PositiveInt = 1,
+        swa_recalibration: NonNegativeInt = 4,
     ) -> None:
         super().__init__(setup, inner)
+        self.recalibration = swa_recalibration
         self.start, self.every = int(swa_start * setup.total_steps), swa_every
 
     def weight(self, t: int) -> float | None:
@@ -110,6 +113,13 @@ class TailAverage(Average):
             return 1.0
         number, rest = divmod(t - self.start, self.every)
         return None if rest else 1 / number
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        with super().evaluation_weights():
+            if self.count > self.start + 1:  # before, the average is the last iterate with its own statistics
+                self.setup.recalibrate(self.recalibration)
+            yield
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from harness.config import load
 from harness.needs import Need
 from harness.ranks import join, leave
+from harness.recalibration import recalibrate
+from harness.seeding import Selection
 from harness.trial import run_trial
 from tests.conftest import TINY_GPT2, TINY_RESNET, TINY_VIT
 from tests.harness.problem import context, make
@@ -45,6 +47,8 @@ def what_a_step_offers(examples: int) -> dict[str, Any]:
     mine = [torch.zeros_like(p) if p.grad is None else p.grad / ranks.size for p in evaluator.parameters]
     ranks.add_up(mine)
     found["mean of the ranks' own gradients"] = mine
+    recalibrate(evaluator, [Selection(torch.arange(examples), torch.arange(examples))])
+    found["buffers recalibrated"] = [b.clone() for b in evaluator.buffers]
     return found
 
 

@@ -12,6 +12,7 @@ from harness import conformance
 from harness.conformance import advance
 from harness.needs import Need
 from harness.problems import UserError
+from harness.recalibration import statistics
 from harness.training import Training
 from tests.harness.problem import Net, make
 
@@ -73,6 +74,21 @@ def test_averages(wrapper: str, options: dict[str, float], coefficients: list[fl
     assert sum(coefficients) == pytest.approx(1)
     torch.testing.assert_close(evaluated(wrapped), mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights(wrapped), weights(plain), rtol=0, atol=0)
+
+
+def test_the_statistics_of_a_tail_average_are_taken_anew_for_the_evaluation_alone() -> None:
+    taken = {}
+    for recalibration in (0, 2):
+        training = start("averaging.TailAverage", swa_start=0.05, swa_recalibration=recalibration)
+        model, forwards = training.evaluator.model, training.evaluator.counters
+        for steps, anew in ((3, False), (STEPS, True)):
+            advance(training, steps)
+            trained, before = [s.clone() for s in statistics(model)], forwards.forward_examples
+            with training.submission.evaluation_weights():
+                taken[recalibration] = [s.clone() for s in statistics(model)]
+            assert all(torch.equal(a, b) for a, b in zip(statistics(model), trained, strict=True))
+            assert forwards.forward_examples - before == 32 * recalibration * anew
+    assert not any(torch.equal(a, b) for a, b in zip(taken[0], taken[2], strict=True))
 
 
 def test_sam_takes_the_gradient_at_the_worse_point() -> None:
