@@ -77,7 +77,10 @@ def _bare_loop(run: Run) -> float:
         chosen = order[k * batch : (k + 1) * batch]
         examples = workload.batch(chosen, torch.randint(2**62, (len(chosen),)))
         optimizer.zero_grad()
-        workload.loss(workload.forward(model, examples), examples).backward()
+        pieces = {name: tensor.split(facts.micro_batch) for name, tensor in examples.items()}
+        for part in (dict(zip(pieces, values, strict=True)) for values in zip(*pieces.values(), strict=True)):
+            loss = workload.loss(workload.forward(model, part), part)
+            (loss * (len(part["labels"]) / batch)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.clip_norm or float("inf"), foreach=True)
         optimizer.step()
         factor.step()

@@ -1,0 +1,127 @@
+"""How fast a workload trains, and how much of the machine that uses.
+
+    python benchmarks/throughput.py [--workloads gpt2 resnet vit] [--scale mini] [--variant NAME] [--steps 20]
+        [--peak TFLOPS] [KEY=VALUE ...]
+
+Prints, for each workload with AdamW: examples and labels (tokens, for a language model) per second of the training
+clock, arithmetic of the model as a share of the peak (model FLOP utilisation), the share of the clock spent waiting for
+data, and peak memory. Each is measured twice, in turn: with the real data, and on one batch that is kept ("held"),
+where nothing waits. KEY=VALUE are further arguments of run.py, such as device=cuda precision=bf16 compile=true. Under
+torchrun, all GPUs together.
+
+FLOPs are those of one forward and backward as torch counts them, products and convolutions alone. The peak is the data
+sheet's for dense bf16 where the GPU is known, --peak in TFLOP/s where it is given, and on a CPU what a product of two
+large matrices reaches here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from time import perf_counter
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness import machine
+from harness.config import Run, load
+from harness.environment import configure_torch, device_of
+from harness.ranks import Ranks, is_first, join, leave
+from harness.seeding import Selection
+from harness.step import NominalBatch
+from harness.training import Training
+from harness.trial import load_workload
+
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+"""Dense bf16 FLOP/s by part of the GPU's name (NVIDIA's data sheets; H100: the SXM form)."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", default=["gpt2", "resnet", "vit"])
+    parser.add_argument("--scale", default="mini")
+    parser.add_argument("--variant", default="base")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak", type=float, help="TFLOP/s of one GPU or CPU process")
+    options, further = parser.parse_known_args()
+    ranks = join()
+    for name in options.workloads:
+        variant = [] if options.variant == "base" else [f"variant={options.variant}"]
+        run = load([f"workload={name}", f"scale={options.scale}", "optimizer=adamw", "workload.target=0", *variant,
+                    *further])  # fmt: skip
+        line = _measure(run, ranks, options.steps, options.rounds, options.peak)
+        if is_first():
+            print(line, flush=True)
+    leave()
+
+
+def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None) -> str:
+    device = device_of(run)
+    configure_torch(run, device)
+    workload = load_workload(run, device)
+    memory = machine.PeakMemory(device)
+    training = Training(run, workload, device, ranks)
+    training.build()
+    evaluator, nominal = training.evaluator, workload.facts.nominal_batch
+    selection = Selection(training.stream.indices_at(0, nominal), training.stream.keys_at(0, nominal))
+    held = evaluator.fetch(selection)
+    flops = _flops(training, held)
+    labels = sum(batch["labels"].numel() for batch in held.micro_batches.values()) * ranks.size
+    rates: dict[str, list[float]] = {"real": [], "held": []}
+    waits: list[float] = []
+    fetch = evaluator.fetch
+
+    def keep(_: Selection) -> NominalBatch:
+        return held
+
+    elapsed = training.clock.elapsed
+    for number in range(rounds + 1):
+        for kind in ("real", "held") if number % 2 else ("held", "real"):
+            evaluator.fetch = fetch if kind == "real" else keep  # type: ignore[method-assign, assignment]
+            seconds, waited = elapsed.submission, elapsed.data_wait
+            training.segment(evaluator.counters.examples + steps * nominal, charge_compile=False)
+            if number:  # the first round warms up
+                rates[kind].append((elapsed.submission - seconds) / steps)
+                if kind == "real":
+                    waits.append((elapsed.data_wait - waited) / (elapsed.submission - seconds))
+    best = {kind: min(values) for kind, values in rates.items()}
+    limit = (peak * 1e12 if peak else _peak(device)) * ranks.size
+    used = {kind: f"{100 * flops / value / limit:.1f}%" for kind, value in best.items()}
+    facts = workload.facts
+    return (
+        f"{facts.full_name:16} {nominal / best['real']:10.0f} examples/s {labels / best['real']:12.0f} labels/s   "
+        f"MFU {used['real']} of {limit / 1e12:.3g} TFLOP/s, held {used['held']}   data wait {100 * min(waits):.2f}%   "
+        f"peak memory {memory.bytes() / 2**30:.2f} GiB   {machine.folder_of(device, run.threads)}, {run.precision}"
+        f"{', compiled' if run.compile else ''}; slowest round x {max(rates['real']) / best['real']:.2f}"
+    )
+
+
+def _flops(training: Training, batch: NominalBatch) -> float:
+    """Of one nominal step: forward and backward of all its micro-batches."""
+    model, workload = training.evaluator.model, training.workload
+    one = next(iter(batch.micro_batches.values()))
+    with FlopCounterMode(display=False) as counter:
+        loss = workload.loss(workload.forward(model, one), one)
+        torch.autograd.grad(loss, training.evaluator.parameters, allow_unused=True)
+    return counter.get_total_flops() * math.ceil(batch.size / len(one["labels"]))
+
+
+def _peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part, value in PEAKS.items():
+            if part in name.split() or part in name.replace("-", " ").split():
+                return value
+        raise SystemExit(f"the peak of {name} is not known here; give it with --peak TFLOPS")
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    seconds = []
+    for _ in range(30):
+        start = perf_counter()
+        a @ b
+        seconds.append(perf_counter() - start)
+    return 2 * 1024**3 / min(seconds)
+
+
+if __name__ == "__main__":
+    main()
