@@ -123,16 +123,17 @@ def measure(
     """Time the submissions `runs` (by label) of one workload; a row per submission and round, columns COLUMNS.
 
     A first round, which also compiles, is not counted; it sets the length of the segments, the same number of steps for
-    all, so that each lasts about `seconds_per_segment`.
+    all, so that each lasts about `seconds_per_segment`. Under torchrun all processes share the segments.
     """
     from harness import machine
     from harness.environment import configure_torch, device_of, private_compiler_cache
     from harness.needs import Need
     from harness.ranks import join
     from harness.training import Training
-    from harness.trial import load_workload
+    from harness.trial import check_ranks, load_workload
 
     first = next(iter(runs.values()))
+    check_ranks(first)
     device = device_of(first)
     configure_torch(first, device)
     ranks = join()
@@ -166,7 +167,8 @@ def measure(
         for label in order:
             rows.append({"machine": where, "workload": name, "submission": label, "round": number, "steps": steps,
                          "seconds": segment(label, steps), **once[label]})  # fmt: skip
-        report(f"{name}: round {number} of {rounds}, {steps} steps each")
+        if ranks.first:
+            report(f"{name}: round {number} of {rounds}, {steps} steps each")
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

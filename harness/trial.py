@@ -60,7 +60,7 @@ def run_trial(
     """
     device = device_of(run)
     configure_torch(run, device)
-    _check_ranks(run)
+    check_ranks(run)
     ranks = join()
     record = (Record if ranks.first else Follower).inspect(run, machine.folder_of(device, run.threads))
     done = record.over and not (retry and record.status is not None and record.status.crashed)
@@ -94,7 +94,7 @@ def run_trial(
     return record, True
 
 
-def _check_ranks(run: Run) -> None:
+def check_ranks(run: Run) -> None:
     """UserError if the processes that the launcher started cannot share the trial."""
     facts, size = run.facts, world_size()
     count = facts.nominal_batch // facts.micro_batch

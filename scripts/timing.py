@@ -4,7 +4,7 @@
 
 Each is built from the configuration in its records and trained for a few short segments, in random order, round by
 round: about a minute a workload. scripts/leaderboard.py --timing timing.csv then turns steps-to-target into seconds of
-this machine.
+this machine. `torchrun --nproc_per_node=N scripts/timing.py ...` times several GPUs together.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from harness.problems import UserError, reporting
+from harness.ranks import is_first, leave
 from harness.reading import read
 from harness.timing import measure_records
 
@@ -35,9 +36,11 @@ def main() -> int:
         raise UserError(f"--rounds {options.rounds}: at least 3, or there is no uncertainty")
     records = read(options.records, scale=options.scale, ruleset=options.ruleset)
     rows = measure_records(records, options.workloads, options.submissions, options.rounds)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(options.out, index=False)
-    print(f"written: {options.out}")
+    if is_first():
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        rows.to_csv(options.out, index=False)
+        print(f"written: {options.out}")
+    leave()
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from harness import timing
 from harness.config import load
 from harness.needs import Need
 from harness.ranks import join, leave
@@ -58,6 +59,9 @@ def main(folder: Path) -> None:
         found = what_a_step_offers(examples)
         if ranks.first:
             torch.save(found, folder / f"step_{examples}.pt")
+    runs = {name: load([*TINY_GPT2, "workload.micro_batch=2", f"optimizer={name}"]) for name in ("sgd", "lion")}
+    rows = timing.measure(runs, rounds=3, seconds_per_segment=0.01, report=lambda line: None)
+    assert ranks.of_all(len(rows)) == [6] * ranks.size and len(set(ranks.of_all(int(rows["steps"].iloc[0])))) == 1
     for name, arguments in TRIALS.items():
         run_trial(load([*arguments, f"records={folder / name}", "machine=here", "checkpoint_seconds=0"]))
     leave()
