@@ -66,9 +66,9 @@ class Evaluator:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.buffers = [buffer for buffer in model.buffers() if buffer.numel()]
 
-    def split(self, batch: Batch) -> list[Batch]:
+    def split(self, batch: Batch, micro: int | None = None) -> list[Batch]:
         size = len(batch["labels"])
-        micro = self.workload.facts.micro_batch
+        micro = micro or self.workload.facts.micro_batch
         if size <= micro:
             return [batch]
         pieces = {name: tensor.split(micro) for name, tensor in batch.items()}
@@ -93,6 +93,7 @@ class StepContext:
         self.step = step
         self._evaluator = evaluator
         self._parameters = evaluator.parameters
+        self._batch = batch
         self._micro_batches = evaluator.split(batch)
         self._size = len(batch["labels"])
         self._needs = needs
@@ -108,6 +109,11 @@ class StepContext:
     @property
     def parameters(self) -> list[nn.Parameter]:
         return self._parameters
+
+    @property
+    def label_count(self) -> int:
+        """Terms of the mean loss: examples, or tokens in language modelling."""
+        return sum(batch["labels"].numel() for batch in self._micro_batches)
 
     # ---- what a submission calls -------------------------------------------------------------------------------
 
@@ -169,11 +175,17 @@ class StepContext:
             self._over_micro_batches(one, "true", backwards=2)
         return total
 
-    def micro_batch_gradients(self) -> list[list[Tensor]]:
-        """One gradient list per micro-batch, each of that micro-batch's own mean loss, from one pass."""
+    def micro_batch_gradients(self, at_least: int = 1) -> list[list[Tensor]]:
+        """One gradient list per micro-batch, each of that micro-batch's own mean loss, from one pass.
+
+        at_least: cut the batch into this many micro-batches (as far as it has examples) where the workload has fewer.
+        Their BatchNorm statistics and dropout masks are then those of the smaller micro-batches.
+        """
         self._require(Need.MICRO_BATCH_GRADIENTS, "micro-batch gradients")
         self._begin_pass("another evaluation of the same batch")
         pieces: list[list[Tensor]] = []
+        if len(self._micro_batches) < at_least:
+            self._micro_batches = self._evaluator.split(self._batch, max(1, self._size // at_least))
 
         def one(loss: Tensor, weight: float) -> None:
             pieces.append(list(torch.autograd.grad(loss, self._parameters, materialize_grads=True)))

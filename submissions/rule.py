@@ -33,6 +33,8 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 class Slice:
     """Parameters of one group that are updated together: all have a gradient, one dtype and one age."""
 
+    parameters: list[Tensor]
+    """Themselves, as keys of what a submission hands to its rule. Not to be written to."""
     theta: list[Tensor]
     """Values, to be updated in place; shares no memory with the parameters where these are narrower than 32 bits."""
     g: list[Tensor]
@@ -50,6 +52,13 @@ class Slice:
 
     def state(self, name: str) -> list[Tensor]:
         return [state[name] for state in self.states]
+
+    def part(self, places: Sequence[int]) -> Slice:
+        """Some of the parameters."""
+        parameters, theta, g, states = (
+            [values[i] for i in places] for values in (self.parameters, self.theta, self.g, self.states)
+        )
+        return Slice(parameters, theta, g, self.t, states, self.group)  # type: ignore[arg-type]
 
 
 class Rule(torch.optim.Optimizer):
@@ -71,8 +80,8 @@ class Rule(torch.optim.Optimizer):
             torch._foreach_mul_(at.theta, 1 - at["lr"] * at["weight_decay"])
         torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
-        """State of a parameter before its first step."""
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """State of a parameter of `group` before its first step, whose gradient is `g`."""
         return {name: torch.zeros_like(theta) for name in self.buffers}
 
     def survey(self, slices: Sequence[Slice]) -> None:
@@ -81,15 +90,23 @@ class Rule(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None if closure is None else torch.enable_grad()(closure)()
-        slices = [(parameters, at) for group in self.param_groups for parameters, at in self._slices(group)]
-        self.survey([at for _, at in slices])
-        for parameters, at in slices:
+        slices = [at for group in self.param_groups for at in self._slices(group)]
+        self.survey(slices)
+        for at in slices:
             self.apply(at, self.direction(at))
-            if at.theta[0] is not parameters[0]:
-                torch._foreach_copy_(parameters, at.theta)
+            if at.theta[0] is not at.parameters[0]:
+                torch._foreach_copy_(at.parameters, at.theta)
         return loss
 
-    def _slices(self, group: dict[str, Any]) -> list[tuple[list[Tensor], Slice]]:
+    def shared(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """State of the whole rule, at first `make()`; to be changed in place."""
+        own: dict[str, Any] = self.state["shared"]  # type: ignore[index]
+        if name not in own:
+            own[name] = make()
+        tensor: Tensor = own[name]
+        return tensor
+
+    def _slices(self, group: dict[str, Any]) -> list[Slice]:
         alike: dict[tuple[torch.dtype, torch.device, int], list[Tensor]] = {}
         for parameter in group["params"]:
             if parameter.grad is None:
@@ -98,14 +115,14 @@ class Rule(torch.optim.Optimizer):
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
             state = self.state[parameter]
             if not state:
-                state |= {"step": 0} | self.initial_state(_wide(parameter), _wide(parameter.grad))
+                state |= {"step": 0} | self.initial_state(_wide(parameter), _wide(parameter.grad), group)
             state["step"] += 1
             alike.setdefault((parameter.dtype, parameter.device, state["step"]), []).append(parameter)
         return [
-            (parameters, Slice(
-                [_wide(p) for p in parameters], [_wide(p.grad) for p in parameters if p.grad is not None],
+            Slice(
+                parameters, [_wide(p) for p in parameters], [_wide(p.grad) for p in parameters if p.grad is not None],
                 age, [self.state[p] for p in parameters], group,
-            ))
+            )
             for (_, _, age), parameters in alike.items()
         ]  # fmt: skip
 
