@@ -155,9 +155,15 @@ def root(second_moment: Tensors, correction: float, eps: float, scale: float = 1
 
 
 def adam(at: Slice) -> Tensors:
-    """m̂ / (√v̂ + ε), Adam's direction, from the updated buffers `momentum` and `second_moment`."""
-    beta1, beta2 = at["betas"]
-    momentum, second_moment = at.state("momentum"), at.state("second_moment")
-    average_(momentum, at.g, beta1)
-    average_square_(second_moment, at.g, beta2)
-    return torch._foreach_div(momentum, root(second_moment, 1 - beta2**at.t, at["eps"], scale=1 - beta1**at.t))
+    """Adam's direction with the buffers `momentum` and `second_moment`."""
+    return adam_direction(at.state("momentum"), at.state("second_moment"), at.g, at["betas"], at["eps"], at.t)
+
+
+def adam_direction(
+    momentum: Tensors, second_moment: Tensors, g: Tensors, betas: tuple[float, float], eps: float, t: int
+) -> Tensors:
+    """m̂ / (√v̂ + ε), after both moments have been updated with g; new tensors."""
+    beta1, beta2 = betas
+    average_(momentum, g, beta1)
+    average_square_(second_moment, g, beta2)
+    return torch._foreach_div(momentum, root(second_moment, 1 - beta2**t, eps, scale=1 - beta1**t))

@@ -17,7 +17,7 @@ bfloat16 parameters the reference starts each step from ours, and must agree wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -25,6 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from harness.needs import Need
+from harness.roles import Role
+from harness.schedules import Schedule
+from harness.submission import Setup
 
 SHAPES: tuple[tuple[int, ...], ...] = ((4, 6), (6, 4), (5,), (), (2, 3, 3, 3), (0,))
 STEPS = 25
@@ -38,6 +43,19 @@ all_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, tor
 def start(dtype: torch.dtype, shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(1)
     return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+
+
+def setup_of(
+    named: dict[str, nn.Parameter], roles: dict[str, Role] | None = None, *, no_decay: Iterable[Role] = (),
+    needs: Iterable[Need] = (), model: nn.Module | None = None,
+) -> Setup:  # fmt: skip
+    """What a submission is built on: parameters of these roles (default: hidden matrices), a constant schedule."""
+    roles = roles or {name: Role.HIDDEN_MATRIX for name in named}
+    generator = torch.Generator().manual_seed(7)
+    return Setup(
+        named, 1, Schedule(shape="constant", warmup_fraction=0, horizon_fraction=1), generator, generator, None,
+        frozenset(no_decay), frozenset(needs), roles, 10, model or nn.Identity(),
+    )  # fmt: skip
 
 
 def loss(parameters: Sequence[Tensor], step: int) -> Tensor:
