@@ -30,18 +30,21 @@ class MatrixRule(Rule):
         raise NotImplementedError
 
     def direction(self, at: Slice) -> Tensors:
-        shapes: dict[torch.Size, list[int]] = {}
-        for place, theta in enumerate(at.theta):
-            shapes.setdefault(theta.shape, []).append(place)
         directions = list(at.theta)  # stays so where it is empty
-        for shape, places in shapes.items():
-            if shape.numel():
-                batch = at.part(places)
-                for place, found in zip(
-                    places, self.batch_direction(batch, torch.stack(batch.g)).unbind(), strict=True
-                ):
-                    directions[place] = found
+        for places in by_shape(at.theta):
+            batch = at.part(places)
+            for place, found in zip(places, self.batch_direction(batch, torch.stack(batch.g)).unbind(), strict=True):
+                directions[place] = found
         return directions
+
+
+def by_shape(tensors: Tensors) -> list[list[int]]:
+    """Places of the tensors of each shape, but for empty ones."""
+    shapes: dict[torch.Size, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        if tensor.numel():
+            shapes.setdefault(tensor.shape, []).append(place)
+    return list(shapes.values())
 
 
 def stacked(at: Slice, name: str) -> Tensor:
@@ -129,6 +132,17 @@ def tall(matrix: Tensor) -> tuple[Tensor, bool]:
     """[n, rows, columns] with rows ≥ columns, and whether it was transposed for that."""
     transposed = matrix.shape[-2] < matrix.shape[-1]
     return (matrix.mT if transposed else matrix), transposed
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """[n, rows, columns]: nearly U Vᵀ of the singular value decompositions U S Vᵀ, by five Newton-Schulz steps of
+    Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), which bring the singular values near 1."""
+    x, transposed = tall(matrix)
+    x = x.mT / torch.linalg.matrix_norm(x)[:, None, None].clamp_min(torch.finfo(x.dtype).tiny)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x if transposed else x.mT
 
 
 def leading_right_vectors(matrix: Tensor, rank: int) -> Tensor:
