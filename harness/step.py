@@ -176,7 +176,8 @@ class StepContext:
         return total
 
     def micro_batch_gradients(self, at_least: int = 1) -> list[list[Tensor]]:
-        """One gradient list per micro-batch, each of that micro-batch's own mean loss, from one pass.
+        """One gradient list per micro-batch, each of that micro-batch's own mean loss, from one pass; the gradient of
+        the whole batch goes into ``.grad`` as in `backward`.
 
         at_least: cut the batch into this many micro-batches (as far as it has examples) where the workload has fewer.
         Their BatchNorm statistics and dropout masks are then those of the smaller micro-batches.
@@ -186,9 +187,18 @@ class StepContext:
         pieces: list[list[Tensor]] = []
         if len(self._micro_batches) < at_least:
             self._micro_batches = self._evaluator.split(self._batch, max(1, self._size // at_least))
+        for parameter in self._parameters:
+            parameter.grad = None
 
         def one(loss: Tensor, weight: float) -> None:
-            pieces.append(list(torch.autograd.grad(loss, self._parameters, materialize_grads=True)))
+            piece = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            for parameter, gradient in zip(self._parameters, piece, strict=True):
+                if gradient is not None:
+                    before = parameter.grad
+                    parameter.grad = gradient * weight if before is None else before.add_(gradient, alpha=weight)
+            pieces.append(
+                [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, piece, strict=True)]
+            )
 
         self._over_micro_batches(one, "true")
         return pieces

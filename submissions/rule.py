@@ -115,21 +115,26 @@ class Rule(torch.optim.Optimizer):
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
             state = self.state[parameter]
             if not state:
-                state |= {"step": 0} | self.initial_state(_wide(parameter), _wide(parameter.grad), group)
+                state |= {"step": 0} | self.initial_state(wide(parameter), wide(parameter.grad), group)
             state["step"] += 1
             alike.setdefault((parameter.dtype, parameter.device, state["step"]), []).append(parameter)
         return [
             Slice(
-                parameters, [_wide(p) for p in parameters], [_wide(p.grad) for p in parameters if p.grad is not None],
+                parameters, [wide(p) for p in parameters], [wide(p.grad) for p in parameters if p.grad is not None],
                 age, [self.state[p] for p in parameters], group,
             )
             for (_, _, age), parameters in alike.items()
         ]  # fmt: skip
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """At least float32; the tensor itself where it is."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def inner_product(a: Tensors, b: Tensors) -> Tensor:
+    """Sum over all elements of all tensors."""
+    return torch.stack([product.sum() for product in torch._foreach_mul(a, b)]).sum()
 
 
 # Steps that many rules share, over lists of tensors.

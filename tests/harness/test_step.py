@@ -97,8 +97,9 @@ def test_micro_batch_gradients_average_to_the_gradient() -> None:
     _, ctx = make(Need.MICRO_BATCH_GRADIENTS, Need.RE_EVALUATE, micro_batch=4)
     pieces = ctx.micro_batch_gradients()
     assert len(pieces) == 4
-    for k, gradient in enumerate(ctx.gradients()):
+    for k, (parameter, gradient) in enumerate(zip(ctx.parameters, ctx.gradients(), strict=True)):
         assert torch.allclose(torch.stack([piece[k] for piece in pieces]).mean(0), gradient, rtol=1e-10, atol=1e-14)
+        assert parameter.grad is not None and torch.allclose(parameter.grad, gradient, rtol=1e-10, atol=1e-14)
 
 
 def test_micro_batches_can_be_cut_finer_than_the_workloads() -> None:

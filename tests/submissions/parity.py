@@ -103,6 +103,7 @@ class Asked:
 
     def micro_batch_gradients(self, at_least: int = 1) -> list[list[Tensor]]:
         """One per example."""
+        self.backward()
         return [gradients(self.parameters, self.step, slice(k, k + 1)) for k in range(4)]
 
 
