@@ -7,9 +7,9 @@ the eigenbasis of Shampoo's preconditioner, which is refreshed every f steps. Fo
     every f steps: Q_L ← QR(L Q_L),   Q_R ← QR(R Q_R)         (one step of power iteration, Algorithm 4)
 
 As in the authors' code, the first gradient only sets the bases (eigenvectors of L and R), a refresh first sorts the
-basis by its estimated eigenvalues, and a side longer than `max_precondition_dim` keeps Q = I. State per matrix: 2mn +
-2m² + 2n² numbers. Defaults: the authors' code (lr 3e-3, β = (0.95, 0.95), λ = 0.01, f = 10); AdamW, which trains the
-parameters that are no hidden matrices, shares them.
+basis by its estimated eigenvalues, and a side longer than `max_precondition_dim` keeps Q = I. M is held as Q_Lᵀ M Q_R,
+which saves a rotation per step. State per matrix: 2mn + 2m² + 2n² numbers. Defaults: the authors' code (lr 3e-3,
+β = (0.95, 0.95), λ = 0.01, f = 10); AdamW, which trains the parameters that are no hidden matrices, shares them.
 """
 
 from __future__ import annotations
@@ -58,20 +58,23 @@ class SOAPRule(MatrixRule):
         m, v = stacked(at, "momentum"), stacked(at, "second_moment")
         sides = [side for side in (0, 1) if f"basis_{side}" in at.states[0]]
         bases = {side: stacked(at, f"basis_{side}") for side in sides}
-        direction = torch.zeros_like(gradient)
-        if t > 0:
-            rotated = _rotate(gradient, bases)
-            m.lerp_(gradient, 1 - beta1)
-            v.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
-            denominator = (v / (1 - beta2**t)).sqrt_().add_(at["eps"]).mul_(1 - beta1**t)
-            direction = _rotate(_rotate(m, bases) / denominator, bases, back=True)
-        for side, basis in bases.items():
-            covariance = stacked(at, f"covariance_{side}")
+        covariances = {side: stacked(at, f"covariance_{side}") for side in sides}
+        for side, covariance in covariances.items():
             covariance.lerp_(gradient @ gradient.mT if side == 0 else gradient.mT @ gradient, 1 - beta2)
-            if t == 0:
-                basis.copy_(eigenvectors(covariance)[1])
-            elif t % at["precondition_frequency"] == 0:
-                _refresh(basis, covariance, v, side)
+        if t == 0:
+            for side, basis in bases.items():
+                basis.copy_(eigenvectors(covariances[side])[1])
+            return torch.zeros_like(gradient)
+        rotated = _rotate(gradient, bases)
+        m.lerp_(rotated, 1 - beta1)
+        v.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
+        denominator = (v / (1 - beta2**t)).sqrt_().add_(at["eps"]).mul_(1 - beta1**t)
+        direction = _rotate(m / denominator, bases, back=True)
+        if t % at["precondition_frequency"] == 0:
+            momentum = _rotate(m, bases, back=True)
+            for side, basis in bases.items():
+                _refresh(basis, covariances[side], v, side)
+            m.copy_(_rotate(momentum, bases))
         return direction
 
 
