@@ -8,7 +8,8 @@ Methods", arXiv:2402.11215. AdaGrad, with a batch that grows as soon as the nois
 The variance over examples is estimated from the gradients of micro-batches, of which there are at least `pieces`: that
 of a mean of s examples, times s (per-example gradients are costly, and undefined with BatchNorm). The batch starts at
 `initial_batch` and stays within `max_batch`, both in nominal batches, and is rounded up to whole micro-batches. Weight
-decay is added to the gradient. State: G and b. Defaults: η = 0.5 (within the paper's 0.1 to 0.8), ε as in torch.
+decay is added to the gradient. State: G and b. The paper has η in (0, 1) and tunes it; the default 0.5 and those of the
+bounds of the batch are ours, ε is torch's.
 """
 
 from __future__ import annotations

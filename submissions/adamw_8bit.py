@@ -73,23 +73,44 @@ class AdamW8bitRule(Rule):
         # All blocks of all tensors are one matrix [blocks, B].
         padded = [F.pad(g.reshape(-1), (0, n * size - g.numel())) for g, n in zip(at.g, counts, strict=True)]
         gradient = torch.cat(padded).view(-1, size)
-        codes = {name: code(signed).to(gradient) for name, signed in MOMENTS.items()}
-        moments = {
-            name: values[torch.cat(at.state(name)).int()] * torch.cat(at.state(f"{name}_scale"))
-            for name, values in codes.items()
-        }
+        stored = {name: torch.cat(at.state(name)) for name in MOMENTS}
+        scales = {name: torch.cat(at.state(f"{name}_scale")) for name in MOMENTS}
+        moments = {name: _restored(stored[name], signed, gradient) * scales[name] for name, signed in MOMENTS.items()}
         m, v = [moments["momentum"]], [moments["second_moment"]]
         (direction,) = adam_direction(m, v, [gradient], at["betas"], at["eps"], at.t)
-        for name, values in codes.items():
+        for name, signed in MOMENTS.items():
             scale = moments[name].abs().amax(1, keepdim=True)
-            borders = (values[1:] + values[:-1]) / 2
-            indices = torch.bucketize(moments[name] / scale.clamp_min(torch.finfo(scale.dtype).tiny), borders)
-            torch._foreach_copy_(at.state(name), indices.to(torch.uint8).split(counts))
+            indices = _nearest(moments[name] / scale.clamp_min(torch.finfo(scale.dtype).tiny), signed)
+            torch._foreach_copy_(at.state(name), indices.split(counts))
             torch._foreach_copy_(at.state(f"{name}_scale"), scale.split(counts))
         return [
             piece.reshape(-1)[: theta.numel()].view(theta.shape)
             for theta, piece in zip(at.theta, direction.split(counts), strict=True)
         ]
+
+
+def _restored(indices: Tensor, signed: bool, like: Tensor) -> Tensor:
+    return code(signed).to(like).index_select(0, indices.view(-1).int()).view(indices.shape)
+
+
+def _nearest(x: Tensor, signed: bool) -> Tensor:
+    """uint8, like x in [-1, 1]: the place in the code of the nearest value. Three times faster than a binary search."""
+    places, borders = (table.to(x.device) for table in _search(signed))
+    x = x.float()
+    upper = (x.view(torch.int32) >> 16).bitwise_and_(0xFFFF).view(-1)
+    place = places.index_select(0, upper)
+    return (place + (borders.index_select(0, place) < x.view(-1))).to(torch.uint8).view(x.shape)
+
+
+@cache
+def _search(signed: bool) -> tuple[Tensor, Tensor]:
+    """For the upper 16 bits of every float32, the place of the smallest number that begins with them; and the borders
+    between the places, of which no more than one lies among numbers of the same upper bits."""
+    values = code(signed).float()
+    borders = (values[1:] + values[:-1]) / 2
+    first = (torch.arange(2**16) << 16).to(torch.int32)
+    smallest = torch.minimum(first.view(torch.float32), (first | 0xFFFF).view(torch.float32)).nan_to_num(0.0)
+    return torch.bucketize(smallest, borders, out_int32=True), torch.cat([borders, torch.tensor([torch.inf])])
 
 
 @cache

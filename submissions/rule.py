@@ -55,10 +55,11 @@ class Slice:
 
     def part(self, places: Sequence[int]) -> Slice:
         """Some of the parameters."""
-        parameters, theta, g, states = (
-            [values[i] for i in places] for values in (self.parameters, self.theta, self.g, self.states)
-        )
-        return Slice(parameters, theta, g, self.t, states, self.group)  # type: ignore[arg-type]
+
+        def some(values: list[Any]) -> list[Any]:
+            return [values[place] for place in places]
+
+        return Slice(some(self.parameters), some(self.theta), some(self.g), self.t, some(self.states), self.group)
 
 
 class Rule(torch.optim.Optimizer):

@@ -8,7 +8,8 @@ With their gradients g_d and the mean ḡ, elementwise:
 
 The micro-batches are the workload's, or, where it has fewer than `pieces`, the batch is cut into that many; BatchNorm
 then sees the smaller ones. Weight decay is decoupled for VR-Adam (torch's AdamW) and added to the gradient for VR-SGD.
-State: the base optimizer's, and p for VR-Adam. Defaults: γ = 0.1, β3 = 0.9; k, in the paper the number of workers, 8.
+State: the base optimizer's, and p for VR-Adam. Defaults: γ = 0.1, β3 = 0.9; in the paper k is the number of workers, so
+that k = 8 is ours. The mean in r / mean(r) goes over a tensor, which the paper calls a layer.
 """
 
 from __future__ import annotations

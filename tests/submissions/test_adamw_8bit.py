@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.roles import Role
-from submissions.adamw_8bit import AdamW8bit, AdamW8bitRule, code
+from submissions.adamw_8bit import AdamW8bit, AdamW8bitRule, _nearest, code
 from tests.submissions.parity import both_decays, follows, setup_of, transcribed
 
 LR, BETAS, BLOCK = 0.01, (0.9, 0.95), 20
@@ -72,3 +72,15 @@ def test_the_code_has_256_values_dense_near_zero(signed: bool) -> None:
         low, high = 10.0 ** (decade - 7), 10.0 ** (decade - 6)
         expected = 2**decade if signed else 2 ** (decade + 1)
         assert ((magnitudes > low) & (magnitudes < high * (1 - 1e-12))).sum() == expected
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_nearest_value_is_found_for_all_numbers(signed: bool) -> None:
+    """Against a binary search, on numbers of all decades and on both sides of every border."""
+    values = code(signed).float()
+    borders = (values[1:] + values[:-1]) / 2
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(100_000, generator=generator) * 10.0 ** torch.randint(-9, 1, (100_000,), generator=generator)
+    x = torch.cat([x, borders, *(torch.nextafter(borders, torch.tensor(to)) for to in (-2.0, 2.0)), values])
+    x = (torch.cat([x, -x]) if signed else x.abs()).clamp(-1, 1)
+    assert torch.equal(_nearest(x, signed).int(), torch.bucketize(x, borders, out_int32=True))

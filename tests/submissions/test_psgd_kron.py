@@ -8,7 +8,7 @@ import torch
 from pytorch_optimizer import Kron
 from torch import Tensor, nn
 
-from submissions.psgd_kron import KronRule, _balance, update_probability
+from submissions.psgd_kron import KronRule, _balance, _product, _times, update_probability
 from tests.submissions.parity import both_decays, follows, transcribed
 
 SHAPES = ((4, 6), (6, 4), (1, 5), (3, 3))
@@ -118,3 +118,12 @@ def test_balancing_keeps_the_product_of_the_factors() -> None:
     _balance(left, right)
     assert torch.allclose(torch.einsum("nij,nk->nijk", left, right), product, rtol=1e-4)
     assert torch.allclose(left.abs().amax((1, 2)), right.abs().amax(1))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_triangular_products_leave_out_zeros_only(transposed: bool) -> None:
+    torch.manual_seed(0)
+    q, t = torch.randn(2, 601, 601).double().triu(), torch.randn(2, 601, 601).double().triu()
+    x = torch.randn(2, 601, 7).double()
+    torch.testing.assert_close(_times(q, x, transposed), (q.mT if transposed else q) @ x)
+    torch.testing.assert_close(_product(t, q), t @ q)
