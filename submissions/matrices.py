@@ -136,13 +136,15 @@ def tall(matrix: Tensor) -> tuple[Tensor, bool]:
 
 def orthogonalised(matrix: Tensor) -> Tensor:
     """[n, rows, columns]: nearly U Vᵀ of the singular value decompositions U S Vᵀ, by five Newton-Schulz steps of
-    Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), which bring the singular values near 1."""
+    Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), which bring the singular values near 1. Float32 is
+    taken to bfloat16 for them, as its authors do."""
     x, transposed = tall(matrix)
     x = x.mT / torch.linalg.matrix_norm(x)[:, None, None].clamp_min(torch.finfo(x.dtype).tiny)
+    x = x.bfloat16() if x.dtype == torch.float32 else x
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    return x if transposed else x.mT
+    return (x if transposed else x.mT).to(matrix.dtype)
 
 
 def leading_right_vectors(matrix: Tensor, rank: int) -> Tensor:

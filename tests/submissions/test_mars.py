@@ -9,11 +9,19 @@ from pytorch_optimizer import MARS as LibraryMARS
 from torch import Tensor, nn
 
 from submissions.mars import KINDS, Mars, MarsExact, MarsRule
-from tests.submissions.parity import all_dtypes, both_decays, follows, gradients, setup_of, submitted, transcribed
+from submissions.matrices import orthogonalised
+from tests.submissions.parity import both_decays, follows, gradients, setup_of, submitted, transcribed
 
 SHAPES = ((4, 6), (6, 4), (4, 6), (2, 3, 3, 3), (0, 3))
 LR, GAMMA, BETAS = 0.01, 0.2, (0.9, 0.95)
-each_kind = pytest.mark.parametrize("kind", KINDS)
+# Shampoo's step is in bfloat16 where the weights are float32, so it is compared in float64.
+DTYPES = {
+    "adamw": (torch.float64, torch.float32, torch.bfloat16),
+    "lion": (torch.float64, torch.float32, torch.bfloat16),
+}
+kinds_and_dtypes = pytest.mark.parametrize(
+    ("kind", "dtype"), [(kind, dtype) for kind in KINDS for dtype in DTYPES.get(kind, (torch.float64,))], ids=str
+)
 
 
 def polar(m: Tensor) -> Tensor:
@@ -49,9 +57,8 @@ def own(kind: str, decay: float) -> dict[str, Any]:
     return {"lr": LR, "kind": kind, "gamma": GAMMA, "betas": BETAS, "eps": 1e-8, "weight_decay": decay}
 
 
-@each_kind
+@kinds_and_dtypes
 @both_decays
-@all_dtypes
 def test_mars(kind: str, decay: float, dtype: torch.dtype) -> None:
     follows(lambda p: MarsRule(p, own(kind, decay)), transcribed(mars, kind=kind, decay=decay), dtype, shapes=SHAPES)
 
@@ -73,9 +80,8 @@ class ExactReference:
             p.data = mars(p.detach(), p.grad.clone(), self.count, memory, self.kind, self.decay, previous)
 
 
-@each_kind
+@kinds_and_dtypes
 @both_decays
-@all_dtypes
 def test_mars_exact(kind: str, decay: float, dtype: torch.dtype) -> None:
     follows(
         submitted(MarsExact, needs=MarsExact.needs, **own(kind, decay)),
@@ -98,6 +104,14 @@ def test_mars_is_the_librarys_after_the_first_step(kind: str) -> None:
         rule.step()
         library.step()
         assert torch.allclose(ours, theirs, atol=1e-5), step
+
+
+def test_shampoos_step_in_bfloat16_is_near() -> None:
+    m = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(0))
+    exact = torch.stack([polar(x) / (8 / 5) ** 0.5 for x in m.double()])
+    for found, expected in ((orthogonalised(m), exact), (orthogonalised(m.mT), exact.mT)):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.08)
 
 
 def test_vectors_are_trained_by_adamw() -> None:
