@@ -143,7 +143,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     x = x.bfloat16() if x.dtype == torch.float32 else x
     for _ in range(5):
         gram = x @ x.mT
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return (x if transposed else x.mT).to(matrix.dtype)
 
 
