@@ -102,8 +102,7 @@ class GaLoreRule(MatrixRule):
         basis = stacked(at, "basis")
         if (at.t - 1) % at["refresh_every"] == 0:
             basis.copy_(leading_right_vectors(g, basis.shape[2]))
-        update = at["scale"] * _adam(at, g @ basis, at.t) @ basis.mT
-        return update.mT if transposed else update
+        return _expanded(at["scale"] * _adam(at, g @ basis, at.t), basis, transposed)
 
 
 class FrugalRule(MatrixRule):
@@ -155,12 +154,16 @@ class DCTAdamWRule(MatrixRule):
         basis = dct[:, now].movedim(1, 0)
         if at["error_feedback"]:
             stacked(at, "error").copy_(g - projected @ basis.mT)
-        update = _adam(at, projected, at.t) @ basis.mT
-        return update.mT if transposed else update
+        return _expanded(_adam(at, projected, at.t), basis, transposed)
 
 
 def _moments(theta: Tensor, rows: int, columns: int) -> dict[str, Tensor]:
     return {name: theta.new_zeros(rows, columns) for name in ("momentum", "second_moment")}
+
+
+def _expanded(direction: Tensor, basis: Tensor, transposed: bool) -> Tensor:
+    """direction basisᵀ, as it lies in the memory of a gradient that was transposed to be tall."""
+    return basis @ direction.mT if transposed else direction @ basis.mT
 
 
 def _adam(at: Slice, g: Tensor, t: int) -> Tensor:

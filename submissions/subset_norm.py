@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
@@ -49,10 +50,11 @@ class AdamWSubsetNorm(MatrixSubmission):
 
 class SubsetNormRule(MatrixRule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        rows, columns = tall(theta)[0].shape
-        state = {"subset_moment": theta.new_zeros(rows, 1)}
+        matrix, transposed = tall(theta)
+        rows, columns = matrix.shape
+        state = {"subset_moment": theta.new_zeros((1, rows) if transposed else (rows, 1))}
         if group["rank"] == 0:
-            return state | {"momentum": theta.new_zeros(rows, columns)}
+            return state | {"momentum": torch.zeros_like(theta)}
         rank = min(group["rank"], columns)
         return state | {"basis": theta.new_zeros(columns, rank), "momentum": theta.new_zeros(rows, rank)}
 
@@ -60,9 +62,10 @@ class SubsetNormRule(MatrixRule):
         beta1, beta2 = at["betas"]
         g, transposed = tall(gradient)
         v, m = stacked(at, "subset_moment"), stacked(at, "momentum")
-        v.lerp_(g.square().sum(2, keepdim=True), 1 - beta2)
+        norms = torch.linalg.vector_norm(gradient, dim=1 if transposed else 2, keepdim=True)
+        v.lerp_(norms.square_(), 1 - beta2)
         if at["rank"] == 0:
-            moved = m.lerp_(g, 1 - beta1)
+            moved = m.lerp_(gradient, 1 - beta1)
         else:
             basis = stacked(at, "basis")
             if (at.t - 1) % at["refresh_every"] == 0:
@@ -70,7 +73,7 @@ class SubsetNormRule(MatrixRule):
                 m.zero_()
             projected = g @ basis
             m.lerp_(projected, 1 - beta1)
-            moved = g + (m - projected) @ basis.mT
+            change = m - projected
+            moved = gradient + (basis @ change.mT if transposed else change @ basis.mT)
         correction = (1 - beta2**at.t) ** 0.5 / (1 - beta1**at.t)
-        update = correction * moved / (v.sqrt() + at["eps"])
-        return update.mT if transposed else update
+        return moved * (correction / (v.sqrt() + at["eps"]))
