@@ -287,7 +287,8 @@ class StepContext:
 class WrappedContext:
     """A step context with another gradient: what a wrapper hands to the submission inside it.
 
-    A subclass defines `backward`, on `self.ctx`. Gradients at given points and on sampled labels stay what they were.
+    A subclass defines `backward`, on `self.ctx`. Gradients at given points, on sampled labels and of micro-batches stay
+    what they were.
     """
 
     def __init__(self, ctx: StepContext) -> None:

@@ -7,7 +7,8 @@ steps ahead, and applied to the weights as they are:
 η Δ_{t-1} is how the last step moved the weights, θ_{t-1} - θ_t. With a constant learning rate and no weight decay that
 is the paper's: the momentum of SGD, m̂ / (√v̂ + ε) of Adam's family, each as the last step left it; with decoupled
 weight decay the prediction decays too. The first step predicts nothing. The trained weights θ are evaluated, BatchNorm
-statistics are those at θ̂. One state tensor per parameter. Default (paper): s = 1.
+statistics are those at θ̂; other losses and Hessian-vector products that the submission asks for are at θ. One state
+tensor per parameter. Default (paper): s = 1.
 """
 
 from __future__ import annotations
@@ -51,3 +52,7 @@ class _Ahead(WrappedContext):
     def backward(self) -> Tensor:
         with swapped(self.ctx.parameters, self.weights):
             return self.ctx.backward()
+
+    def micro_batch_gradients(self, at_least: int = 1) -> list[list[Tensor]]:
+        with swapped(self.ctx.parameters, self.weights):
+            return self.ctx.micro_batch_gradients(at_least)

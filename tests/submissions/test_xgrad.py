@@ -56,3 +56,21 @@ def test_xgrad(kind: str, ahead: float, dtype: torch.dtype) -> None:
         assert parameters[0].isfinite().all()
         return
     follows(submitted(make), lambda p: Reference(p, kind, ahead, dtype), dtype)  # type: ignore[arg-type, return-value]
+
+
+def test_gradients_of_micro_batches_are_taken_ahead_too() -> None:
+    seen: list[list[Tensor]] = []
+
+    class Sees(OptimizerSubmission):
+        def step(self, ctx: Any) -> None:
+            seen.append([piece[0] for piece in ctx.micro_batch_gradients()])
+            self.update(ctx)
+
+    p = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    steps = submitted(lambda setup: XGrad(setup, Sees(setup, [torch.optim.SGD(setup.parameters, lr=0.1)])))([p])
+    steps.step()
+    before = p.detach().clone()
+    steps.step()
+    moved = before - torch.ones(3, dtype=torch.float64)
+    expected = [gradients([before + moved], 1, slice(k, k + 1))[0] for k in range(4)]
+    torch.testing.assert_close(seen[1], expected)
