@@ -20,7 +20,8 @@ class Need(StrEnum):
     """Hessian-vector products, gradients with create_graph. Arranged: attention by plain matrix products (fused
     attention has no second derivative) and no compilation of the model."""
     MICRO_BATCH_GRADIENTS = "micro_batch_gradients"
-    """The gradient of every micro-batch of the step by itself: gradient noise, signal-to-noise ratios."""
+    """The gradient of every micro-batch of the step by itself, of finer ones than the workload's if asked: gradient
+    noise, signal-to-noise ratios."""
     LAYERS = "layers"
     """The model itself, for hooks on its layers. Arranged: no compilation of the model, in which a hook set later
     would silently never fire."""

@@ -54,9 +54,15 @@ class Ranks:
             dist.init_process_group(_backend(), store=dist.HashStore(), rank=0, world_size=1)
         return dist.group.WORLD
 
-    def share(self, count: int) -> range:
-        """Which of `count` micro-batches this rank runs: a contiguous part, sizes differing by at most one."""
-        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+    def share(self, count: int, rank: int | None = None) -> range:
+        """Which of `count` micro-batches this rank (or `rank`) runs: a contiguous part, sizes differing by at most
+        one."""
+        rank = self.rank if rank is None else rank
+        return range(count * rank // self.size, count * (rank + 1) // self.size)
+
+    def shares(self, count: int) -> tuple[int, ...]:
+        """How many of `count` micro-batches each rank runs."""
+        return tuple(len(self.share(count, rank)) for rank in range(self.size))
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, in place; one message per dtype."""
@@ -73,19 +79,18 @@ class Ranks:
                 pieces = flat.split([tensor.numel() for tensor in mine])
                 torch._foreach_copy_(mine, [piece.view_as(t) for piece, t in zip(pieces, mine, strict=True)])
 
-    def in_order(self, rows: Tensor, count: int) -> Tensor:
-        """The `count` rows of all ranks, this one giving those of its `share(count)`; [share, ...] -> [count, ...]."""
+    def in_order(self, rows: Tensor, shares: Sequence[int]) -> Tensor:
+        """The rows of all ranks, one rank after the other; `shares` says how many each has.
+        [shares[rank], ...] -> [sum(shares), ...]."""
         if self.size == 1:
             return rows
         import torch
         import torch.distributed as dist
 
-        most = -(-count // self.size)
-        padded = torch.zeros(most, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+        padded = torch.zeros(max(shares), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
         padded[: len(rows)] = rows
         received = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(received, padded)
-        shares = [len(Ranks(rank, self.size).share(count)) for rank in range(self.size)]
         return torch.cat([piece[:share] for piece, share in zip(received, shares, strict=True)])
 
     def agree(self, value: T) -> T:

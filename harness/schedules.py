@@ -8,11 +8,11 @@ like any other: decaying over the whole budget puts every crossing of the target
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-_OWN = {"step": ("step_count", "step_factor"), "restarts": ("cycles", "cycle_factor")}
+_OWN = {"step": ("step_count", "step_factor"), "restarts": ("cycles", "cycle_factor"), "table": ("table",)}
 """Options that only one shape has, and that only its records mention."""
 
 
@@ -21,10 +21,10 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shape: Literal["constant", "linear", "cosine", "wsd", "step", "restarts"]
+    shape: Literal["constant", "linear", "cosine", "wsd", "step", "restarts", "table"]
     """constant; linear decay; half a cosine (Loshchilov & Hutter 2017, eq. 5); warmup-stable-decay (Hu et al. 2024);
     step decay (stages of equal length, each at `step_factor` times the one before); half cosines with warm restarts
-    (SGDR, Loshchilov & Hutter 2017)."""
+    (SGDR, Loshchilov & Hutter 2017); any other, by a table of factors."""
     warmup_fraction: float = Field(ge=0, lt=1)
     """Share of the horizon over which the factor rises linearly to 1."""
     horizon_fraction: float = Field(gt=0, le=1)
@@ -42,8 +42,16 @@ class Schedule(BaseModel):
     cycle_factor: float = Field(default=2.0, ge=1)
     """restarts only: each cycle is so many times longer than the one before (T_mult of SGDR)."""
 
+    table: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """table only: factors at equal distances from the warm-up's end to the horizon, linear between them."""
+
     @model_validator(mode="after")
     def _fits(self) -> Schedule:
+        if (len(self.table) < 2) == (self.shape == "table") or (self.table and self.shape != "table"):
+            raise ValueError(
+                f"shape={self.shape} with a table of {len(self.table)} factors; shape=table has two or more, the other "
+                "shapes have none"
+            )
         if self.shape == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError(
                 f"warmup_fraction={self.warmup_fraction} and decay_fraction={self.decay_fraction} "
@@ -70,6 +78,10 @@ class Schedule(BaseModel):
         progress = max(0.0, (step - start) / (horizon - start))
         if self.shape == "step":
             return self.step_factor ** int(progress * self.step_count)
+        if self.shape == "table":
+            place = progress * (len(self.table) - 1)
+            before = min(int(place), len(self.table) - 2)
+            return self.table[before] + (place - before) * (self.table[before + 1] - self.table[before])
         if self.shape == "restarts":
             progress = self._within_cycle(progress)
         falling = 1 - progress

@@ -54,13 +54,33 @@ class NominalBatch:
 
     micro_batches: dict[int, Batch]
     """By their number in the step."""
-    count: int
-    """Micro-batches of the whole step, over all ranks."""
+    shares: tuple[int, ...]
+    """How many micro-batches each rank runs."""
+    micro: int
+    """Examples of each micro-batch but the last."""
     size: int
     """Examples of the whole step, over all ranks."""
     idle: bool = False
     """The step has fewer micro-batches than there are ranks, and none for this one: it runs the first one beside rank
     0, with a weight of zero, so that it knows which parameters have a gradient."""
+
+    @property
+    def count(self) -> int:
+        return sum(self.shares)
+
+    def cut(self, at_least: int, ranks: Ranks) -> NominalBatch:
+        """The same examples in `at_least` micro-batches or more, as far as they suffice."""
+        times = -(-at_least // self.count)
+        if times <= 1:
+            return self
+        sizes = [min(self.micro, self.size - k * self.micro) for k in range(self.count)]
+        shares = tuple(sum(min(times, sizes[k]) for k in ranks.share(self.count, rank)) for rank in range(ranks.size))
+        pieces: dict[int, Batch] = {}
+        for k, batch in self.micro_batches.items():
+            parts = {name: tensor.tensor_split(times) for name, tensor in batch.items()}
+            for j in range(min(times, sizes[k])):
+                pieces[k * times + j] = {name: part[j] for name, part in parts.items()}
+        return NominalBatch(pieces, shares, -(-self.micro // times), self.size, self.idle)
 
 
 class Evaluator:
@@ -98,7 +118,7 @@ class Evaluator:
         batch = self.workload.batch(selection.indices[mine], selection.keys[mine])
         pieces = {name: tensor.split(micro) for name, tensor in batch.items()}
         numbered = {k: {name: cut[i] for name, cut in pieces.items()} for i, k in enumerate(share)}
-        return NominalBatch(numbered, count, size, idle)
+        return NominalBatch(numbered, self.ranks.shares(count), micro, size, idle)
 
     @property
     def label_generator(self) -> torch.Generator:
@@ -138,6 +158,13 @@ class StepContext:
     @property
     def parameters(self) -> list[nn.Parameter]:
         return self._parameters
+
+    @property
+    def label_count(self) -> int:
+        """Terms of the mean loss: examples, or tokens in language modelling."""
+        labels = next(iter(self._batch.micro_batches.values()))["labels"]
+        terms = len(labels) if labels.is_floating_point() else labels.numel()  # floating: a mixture for each example
+        return terms // len(labels) * self._batch.size
 
     # ---- what a submission calls -------------------------------------------------------------------------------
 
@@ -200,22 +227,38 @@ class StepContext:
             self._added_up(self._over_micro_batches(one, "true", backwards=2), total)
         return total
 
-    def micro_batch_gradients(self) -> list[list[Tensor]]:
-        """One gradient list per micro-batch of the step, each of that micro-batch's own mean loss, from one pass."""
+    def micro_batch_gradients(self, at_least: int = 1) -> list[list[Tensor]]:
+        """One gradient list per micro-batch, each of that micro-batch's own mean loss, from one pass; the gradient of
+        the whole batch goes into ``.grad`` as in `backward`.
+
+        at_least: cut the batch into this many micro-batches (as far as it has examples) where the workload has fewer.
+        Their BatchNorm statistics and dropout masks are then those of the smaller micro-batches.
+        """
         self._require(Need.MICRO_BATCH_GRADIENTS, "micro-batch gradients")
         self._begin_pass("another evaluation of the same batch")
         pieces: list[list[Tensor]] = []
+        self._batch = self._batch.cut(at_least, self._evaluator.ranks)
+        for parameter in self._parameters:
+            parameter.grad = None
 
         def one(loss: Tensor, weight: float) -> None:
-            pieces.append(list(torch.autograd.grad(loss, self._parameters, materialize_grads=True)))
+            piece = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            for parameter, gradient in zip(self._parameters, piece, strict=True):
+                if gradient is not None:
+                    before = parameter.grad
+                    parameter.grad = gradient * weight if before is None else before.add_(gradient, alpha=weight)
+            pieces.append(
+                [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, piece, strict=True)]
+            )
 
-        self._added_up(self._over_micro_batches(one, "true"))
+        loss = self._over_micro_batches(one, "true")
+        self._added_up(loss, [parameter.grad for parameter in self._parameters if parameter.grad is not None])
         ranks, batch = self._evaluator.ranks, self._batch
         if ranks.size == 1:
             return pieces
         if batch.idle:
             pieces = []
-        whole = [ranks.in_order(_rows([piece[i] for piece in pieces], p), batch.count)
+        whole = [ranks.in_order(_rows([piece[i] for piece in pieces], p), batch.shares)
                  for i, p in enumerate(self._parameters)]  # fmt: skip
         return [list(piece) for piece in zip(*(rows.unbind() for rows in whole), strict=True)]
 
@@ -297,7 +340,7 @@ class StepContext:
         values = []
         for i, buffer in enumerate(evaluator.buffers):
             rows = _rows([] if whole.idle else [one[i] for one in final], buffer)
-            rows = evaluator.ranks.in_order(rows, whole.count)
+            rows = evaluator.ranks.in_order(rows, whole.shares)
             # Counters (each advanced once from the same start) agree, so the largest is the one.
             values.append(rows.mean(0) if rows.is_floating_point() else rows.amax(0))
         _set_buffers(evaluator.buffers, values)
@@ -336,7 +379,8 @@ class StepContext:
 class WrappedContext:
     """A step context with another gradient: what a wrapper hands to the submission inside it.
 
-    A subclass defines `backward`, on `self.ctx`. Gradients at given points and on sampled labels stay what they were.
+    A subclass defines `backward`, on `self.ctx`. Gradients at given points, on sampled labels and of micro-batches stay
+    what they were.
     """
 
     def __init__(self, ctx: StepContext) -> None:

@@ -37,7 +37,7 @@ class AcceleratedSGD(Rule):
         hyperparameters = {"lr": lr, "long_step": long_step, "advantage": advantage, "delta": delta}
         super().__init__(params, hyperparameters | {"weight_decay": weight_decay})
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"long_sequence": theta.clone()}
 
     def direction(self, at: Slice) -> Tensors:

@@ -39,7 +39,7 @@ class Adafactor(Rule):
         hyperparameters = {"lr": lr, "beta2_exponent": beta2_exponent, "eps": eps, "clip_rms": clip_rms}
         super().__init__(params, hyperparameters | {"weight_decay": weight_decay})
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         if theta.ndim < 2 or theta.numel() == 0:
             return {"second_moment": torch.zeros_like(theta)}
         rows, columns = theta.flatten(1).shape

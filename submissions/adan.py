@@ -35,8 +35,8 @@ class Adan(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
-        return super().initial_state(theta, g) | {"last_gradient": g.clone()}
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return super().initial_state(theta, g, group) | {"last_gradient": g.clone()}
 
     def direction(self, at: Slice) -> Tensors:
         beta1, beta2, beta3 = at["betas"]

@@ -33,8 +33,8 @@ class Adopt(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
-        return super().initial_state(theta, g) | {"second_moment": g.square()}
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return super().initial_state(theta, g, group) | {"second_moment": g.square()}
 
     def direction(self, at: Slice) -> Tensors:
         beta1, beta2 = at["betas"]

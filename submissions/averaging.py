@@ -29,6 +29,7 @@ from torch import Tensor
 from harness.needs import Need
 from harness.step import StepContext, swapped
 from harness.submission import Setup, Submission, Wrapper
+from submissions.rule import wide
 
 
 class Average(Wrapper):
@@ -39,7 +40,7 @@ class Average(Wrapper):
     def __init__(self, setup: Setup, inner: Submission) -> None:
         super().__init__(setup, inner)
         self.count = 0
-        self.average = [_wide(tensor).clone() for tensor in self._averaged()]
+        self.average = [wide(tensor).clone() for tensor in self._averaged()]
 
     def weight(self, t: int) -> float | None:
         raise NotImplementedError
@@ -49,7 +50,7 @@ class Average(Wrapper):
         self.count += 1
         weight = self.weight(self.count)
         if weight is not None:
-            torch._foreach_lerp_(self.average, [_wide(tensor) for tensor in self._averaged()], weight)
+            torch._foreach_lerp_(self.average, [wide(tensor) for tensor in self._averaged()], weight)
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
@@ -120,7 +121,3 @@ class TailAverage(Average):
             if self.count > self.start + 1:  # before, the average is the last iterate with its own statistics
                 self.setup.recalibrate(self.recalibration)
             yield
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

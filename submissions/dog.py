@@ -35,7 +35,7 @@ class DoG(Rule):
         hyperparameters = {"lr": lr, "reps_rel": reps_rel, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, hyperparameters | {"distance": 0.0, "gradients": 0.0})
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"start": theta.clone()}
 
     def survey(self, slices: Sequence[Slice]) -> None:
@@ -61,19 +61,16 @@ class DoG(Rule):
 
 
 class LDoG(DoG):
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
-        # The group of a parameter is not known here; its reps_rel and ε come in at the first step.
-        return {"start": theta.clone(), "distance": 1 + theta.norm(), "gradients": theta.new_zeros(())}
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        distance = group["reps_rel"] * (1 + theta.norm())
+        return {"start": theta.clone(), "distance": distance, "gradients": theta.new_full((), group["eps"])}
 
     def survey(self, slices: Sequence[Slice]) -> None:
         pass
 
     def direction(self, at: Slice) -> Tensors:
         distance, gradients, g = at.state("distance"), at.state("gradients"), _gradient(at)
-        if at.t == 1:
-            torch._foreach_mul_(distance, at["reps_rel"])
-            torch._foreach_add_(gradients, at["eps"])
-        else:
+        if at.t > 1:
             moved = torch._foreach_norm(torch._foreach_sub(at.theta, at.state("start")))
             torch._foreach_maximum_(distance, moved)
         norms = torch._foreach_norm(g)

@@ -44,7 +44,7 @@ class GravityRule(Rule):
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
         self.deviation, self.generator = alpha / lr, generator
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"velocity": torch.empty_like(theta).normal_(std=self.deviation, generator=self.generator)}
 
     def direction(self, at: Slice) -> Tensors:

@@ -74,7 +74,7 @@ class MoMoRule(Rule):
         super().__init__(params, hyperparameters | {"mean_loss": 0.0, "mean_product": 0.0, "updates": 0})
         self.loss = 0.0
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"momentum": g.clone()}
 
     def metric(self, at: Slice) -> Tensors | None:
@@ -130,8 +130,8 @@ class MoMoAdamRule(MoMoRule):
         for group in self.param_groups:
             group |= {"beta2": betas[1], "eps": eps}
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
-        return Rule.initial_state(self, theta, g)
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return Rule.initial_state(self, theta, g, group)
 
     def metric(self, at: Slice) -> Tensors:
         average_square_(at.state("second_moment"), at.g, at["beta2"])

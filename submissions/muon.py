@@ -9,23 +9,14 @@ filters [out, in, h, w] count as matrices [out, in·h·w]; embeddings, stem, hea
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
 
-from harness.needs import Need
-from harness.roles import Role
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
-
-_MATRICES = {Role.HIDDEN_MATRIX, Role.CONVOLUTION}
+from harness.submission import Setup
+from submissions.matrices import MatrixSubmission
 
 
-class Muon(OptimizerSubmission):
-    needs = frozenset({Need.PARAMETER_ROLES})
-
+class Muon(MatrixSubmission):
     def __init__(
         self,
         setup: Setup,
@@ -41,48 +32,16 @@ class Muon(OptimizerSubmission):
         adamw_eps: float = 1e-10,
         adamw_weight_decay: float = 0.0,
     ) -> None:
-        matrices = [name for name in setup.named_parameters if setup.roles[name] in _MATRICES]
-        rest = [name for name in setup.named_parameters if setup.roles[name] not in _MATRICES]
-        # A parameter that shares its memory with the model's and has its shape as a matrix: updating it in place
-        # updates the model.
-        self._views = [
-            (nn.Parameter(_as_matrix(parameter.detach(), like=parameter)), parameter)
-            for parameter in (setup.named_parameters[name] for name in matrices)
-        ]
-        optimizers: list[torch.optim.Optimizer] = []
-        if matrices:
-            muon = torch.optim.Muon(
-                [view for view, _ in self._views],
+        super().__init__(
+            setup,
+            lambda groups: torch.optim.Muon(
+                groups,
                 lr=lr,
                 momentum=momentum,
                 nesterov=nesterov,
                 weight_decay=weight_decay,
                 ns_steps=ns_steps,
                 adjust_lr_fn=adjust_lr_fn,
-            )
-            optimizers.append(muon)
-        if rest:
-            adamw = torch.optim.AdamW(
-                setup.decay_groups(rest),
-                lr=adamw_lr,
-                betas=adamw_betas,
-                eps=adamw_eps,
-                weight_decay=adamw_weight_decay,
-                fused=True,
-            )
-            optimizers.append(adamw)
-        super().__init__(setup, optimizers)
-
-    def update(self, ctx: StepContext) -> None:
-        for view, parameter in self._views:
-            view.grad = None if parameter.grad is None else _as_matrix(parameter.grad, like=parameter)
-        super().update(ctx)
-        for view, _ in self._views:
-            view.grad = None  # or the gradients would live on until the next step
-
-
-def _as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
-    """[out, ...] as [out, the rest], columns in the order of `like`'s memory; a view of a tensor laid out so."""
-    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
-        tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
+            ),
+            {"lr": adamw_lr, "betas": adamw_betas, "eps": adamw_eps, "weight_decay": adamw_weight_decay},
+        )

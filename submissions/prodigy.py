@@ -42,8 +42,8 @@ class Prodigy(Rule):
         hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "initial_d": initial_d}
         super().__init__(params, hyperparameters | {"d_coefficient": d_coefficient, "d": initial_d, "r": 0.0})
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
-        return super().initial_state(theta, g) | {"start": theta.clone()}
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return super().initial_state(theta, g, group) | {"start": theta.clone()}
 
     def survey(self, slices: Sequence[Slice]) -> None:
         """Update the averages, and find the next d; the step itself is made with the present one."""

@@ -33,6 +33,8 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 class Slice:
     """Parameters of one group that are updated together: all have a gradient, one dtype and one age."""
 
+    parameters: list[Tensor]
+    """Themselves, as keys of what a submission hands to its rule. Not to be written to."""
     theta: list[Tensor]
     """Values, to be updated in place; shares no memory with the parameters where these are narrower than 32 bits."""
     g: list[Tensor]
@@ -50,6 +52,14 @@ class Slice:
 
     def state(self, name: str) -> list[Tensor]:
         return [state[name] for state in self.states]
+
+    def part(self, places: Sequence[int]) -> Slice:
+        """Some of the parameters."""
+
+        def some(values: list[Any]) -> list[Any]:
+            return [values[place] for place in places]
+
+        return Slice(some(self.parameters), some(self.theta), some(self.g), self.t, some(self.states), self.group)
 
 
 class Rule(torch.optim.Optimizer):
@@ -71,8 +81,8 @@ class Rule(torch.optim.Optimizer):
             torch._foreach_mul_(at.theta, 1 - at["lr"] * at["weight_decay"])
         torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
-        """State of a parameter before its first step."""
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """State of a parameter of `group` before its first step, whose gradient is `g`."""
         return {name: torch.zeros_like(theta) for name in self.buffers}
 
     def survey(self, slices: Sequence[Slice]) -> None:
@@ -81,15 +91,23 @@ class Rule(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None if closure is None else torch.enable_grad()(closure)()
-        slices = [(parameters, at) for group in self.param_groups for parameters, at in self._slices(group)]
-        self.survey([at for _, at in slices])
-        for parameters, at in slices:
+        slices = [at for group in self.param_groups for at in self._slices(group)]
+        self.survey(slices)
+        for at in slices:
             self.apply(at, self.direction(at))
-            if at.theta[0] is not parameters[0]:
-                torch._foreach_copy_(parameters, at.theta)
+            if at.theta[0] is not at.parameters[0]:
+                torch._foreach_copy_(at.parameters, at.theta)
         return loss
 
-    def _slices(self, group: dict[str, Any]) -> list[tuple[list[Tensor], Slice]]:
+    def shared(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """State of the whole rule, at first `make()`; to be changed in place."""
+        own: dict[str, Any] = self.state["shared"]  # type: ignore[index]
+        if name not in own:
+            own[name] = make()
+        tensor: Tensor = own[name]
+        return tensor
+
+    def _slices(self, group: dict[str, Any]) -> list[Slice]:
         alike: dict[tuple[torch.dtype, torch.device, int], list[Tensor]] = {}
         for parameter in group["params"]:
             if parameter.grad is None:
@@ -98,21 +116,26 @@ class Rule(torch.optim.Optimizer):
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
             state = self.state[parameter]
             if not state:
-                state |= {"step": 0} | self.initial_state(_wide(parameter), _wide(parameter.grad))
+                state |= {"step": 0} | self.initial_state(wide(parameter), wide(parameter.grad), group)
             state["step"] += 1
             alike.setdefault((parameter.dtype, parameter.device, state["step"]), []).append(parameter)
         return [
-            (parameters, Slice(
-                [_wide(p) for p in parameters], [_wide(p.grad) for p in parameters if p.grad is not None],
+            Slice(
+                parameters, [wide(p) for p in parameters], [wide(p.grad) for p in parameters if p.grad is not None],
                 age, [self.state[p] for p in parameters], group,
-            ))
+            )
             for (_, _, age), parameters in alike.items()
         ]  # fmt: skip
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """At least float32; the tensor itself where it is."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def inner_product(a: Tensors, b: Tensors) -> Tensor:
+    """Sum over all elements of all tensors."""
+    return torch.stack([product.sum() for product in torch._foreach_mul(a, b)]).sum()
 
 
 # Steps that many rules share, over lists of tensors.
@@ -138,9 +161,15 @@ def root(second_moment: Tensors, correction: float, eps: float, scale: float = 1
 
 
 def adam(at: Slice) -> Tensors:
-    """m̂ / (√v̂ + ε), Adam's direction, from the updated buffers `momentum` and `second_moment`."""
-    beta1, beta2 = at["betas"]
-    momentum, second_moment = at.state("momentum"), at.state("second_moment")
-    average_(momentum, at.g, beta1)
-    average_square_(second_moment, at.g, beta2)
-    return torch._foreach_div(momentum, root(second_moment, 1 - beta2**at.t, at["eps"], scale=1 - beta1**at.t))
+    """Adam's direction with the buffers `momentum` and `second_moment`."""
+    return adam_direction(at.state("momentum"), at.state("second_moment"), at.g, at["betas"], at["eps"], at.t)
+
+
+def adam_direction(
+    momentum: Tensors, second_moment: Tensors, g: Tensors, betas: tuple[float, float], eps: float, t: int
+) -> Tensors:
+    """m̂ / (√v̂ + ε), after both moments have been updated with g; new tensors."""
+    beta1, beta2 = betas
+    average_(momentum, g, beta1)
+    average_square_(second_moment, g, beta2)
+    return torch._foreach_div(momentum, root(second_moment, 1 - beta2**t, eps, scale=1 - beta1**t))

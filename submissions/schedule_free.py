@@ -34,8 +34,8 @@ class ScheduleFreeSGD(Rule):
     def interpolation(self, group: dict[str, Any]) -> float:
         return float(group["momentum"])
 
-    def initial_state(self, theta: Tensor, g: Tensor) -> dict[str, Any]:
-        return super().initial_state(theta, g) | {"fast": theta.clone()}
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        return super().initial_state(theta, g, group) | {"fast": theta.clone()}
 
     def direction(self, at: Slice) -> Tensors:
         return at.g

@@ -40,6 +40,9 @@ def what_a_step_offers(examples: int) -> dict[str, Any]:
     found["sampled loss"] = ctx.loss(labels="sampled")
     found["product"] = ctx.hessian_vector_product([torch.ones_like(p) for p in evaluator.parameters])
     found["pieces"] = [gradient for piece in ctx.micro_batch_gradients() for gradient in piece]
+    found["gradients of the pieces together"] = [p.grad for p in evaluator.parameters]
+    if examples == 16:  # BatchNorm needs two examples in each
+        found["smaller pieces"] = [gradient for piece in ctx.micro_batch_gradients(at_least=8) for gradient in piece]
     found["buffers after"] = [b.clone() for b in evaluator.buffers]
     counters = evaluator.counters
     found["counters"] = torch.tensor([counters.forward_examples, counters.backward_examples])

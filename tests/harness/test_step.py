@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.needs import Need, UndeclaredNeed
-from harness.step import swapped
+from harness.step import NominalBatch, StepContext, swapped
 from tests.harness.problem import Net, context, make
 
 
@@ -97,8 +97,32 @@ def test_micro_batch_gradients_average_to_the_gradient() -> None:
     _, ctx = make(Need.MICRO_BATCH_GRADIENTS, Need.RE_EVALUATE, micro_batch=4)
     pieces = ctx.micro_batch_gradients()
     assert len(pieces) == 4
+    for k, (parameter, gradient) in enumerate(zip(ctx.parameters, ctx.gradients(), strict=True)):
+        assert torch.allclose(torch.stack([piece[k] for piece in pieces]).mean(0), gradient, rtol=1e-10, atol=1e-14)
+        assert parameter.grad is not None and torch.allclose(parameter.grad, gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_micro_batches_can_be_cut_finer_than_the_workloads() -> None:
+    evaluator, ctx = make(Need.MICRO_BATCH_GRADIENTS, Need.RE_EVALUATE, model=Net(0.0, norm=False))
+    pieces = ctx.micro_batch_gradients(at_least=8)
+    assert len(pieces) == 8
     for k, gradient in enumerate(ctx.gradients()):
         assert torch.allclose(torch.stack([piece[k] for piece in pieces]).mean(0), gradient, rtol=1e-10, atol=1e-14)
+    assert evaluator.counters.forward_examples == 32
+    _, few = make(Need.MICRO_BATCH_GRADIENTS, model=Net(norm=False), examples=3)
+    assert len(few.micro_batch_gradients(at_least=8)) == 3
+    _, enough = make(Need.MICRO_BATCH_GRADIENTS, micro_batch=4)
+    assert len(enough.micro_batch_gradients(at_least=2)) == 4
+
+
+def test_the_terms_of_the_mean_loss_are_counted() -> None:
+    evaluator, ctx = make(micro_batch=4)
+    assert ctx.label_count == ctx.batch_size == 16
+    tokens = {"inputs": torch.zeros(4, 5), "labels": torch.zeros(4, 9, dtype=torch.int64)}  # as in language modelling
+    mixed = tokens | {"labels": torch.zeros(4, 3)}  # mixtures of three classes
+    for batch, terms in ((tokens, 54), (mixed, 6)):
+        whole = NominalBatch({0: batch}, shares=(2,), micro=4, size=6)
+        assert StepContext(evaluator, whole, 0, frozenset(), "test").label_count == terms
 
 
 def test_dropout_repeats_within_a_step_and_changes_between_steps() -> None:

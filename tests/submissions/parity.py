@@ -17,7 +17,8 @@ bfloat16 parameters the reference starts each step from ours, and must agree wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -25,6 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from harness.needs import Need
+from harness.roles import Role
+from harness.schedules import Schedule
+from harness.submission import Setup, Submission
 
 SHAPES: tuple[tuple[int, ...], ...] = ((4, 6), (6, 4), (5,), (), (2, 3, 3, 3), (0,))
 STEPS = 25
@@ -40,15 +46,85 @@ def start(dtype: torch.dtype, shapes: Sequence[tuple[int, ...]] = SHAPES) -> lis
     return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
 
 
-def loss(parameters: Sequence[Tensor], step: int) -> Tensor:
-    """A logistic regression per parameter on four examples that change from step to step."""
+def setup_of(
+    named: dict[str, nn.Parameter], roles: dict[str, Role] | None = None, *, no_decay: Iterable[Role] = (),
+    needs: Iterable[Need] = (), model: nn.Module | None = None,
+) -> Setup:  # fmt: skip
+    """What a submission is built on: parameters of these roles (default: hidden matrices), a constant schedule."""
+    roles = roles or {name: Role.HIDDEN_MATRIX for name in named}
+    generator = torch.Generator().manual_seed(7)
+    return Setup(
+        named, 1, Schedule(shape="constant", warmup_fraction=0, horizon_fraction=1), generator, generator, None,
+        frozenset(no_decay), frozenset(needs), roles, 10, model or nn.Identity(),
+    )  # fmt: skip
+
+
+def loss(parameters: Sequence[Tensor], step: int, part: slice = slice(None), labels: str = "true") -> Tensor:
+    """A logistic regression per parameter on four examples that change from step to step; `part` of them. Labels
+    "sampled" are other ones, drawn from nothing: it is for the harness to draw them from the model."""
     generator = torch.Generator().manual_seed(100 + step)
+    others = torch.Generator().manual_seed(200 + step)
     total = torch.zeros((), dtype=torch.float64)
     for p in parameters:
         x = torch.randn((4, p.numel()), generator=generator, dtype=torch.float64)
         y = torch.randint(2, (4,), generator=generator) * 2.0 - 1
-        total = total + F.softplus(-y * (x @ p.double().flatten())).mean()
+        if labels == "sampled":
+            y = torch.randint(2, (4,), generator=others) * 2.0 - 1
+        total = total + F.softplus(-y * (x @ p.double().flatten()))[part].mean()
     return total
+
+
+def gradients(
+    parameters: Sequence[Tensor], step: int, part: slice = slice(None), labels: str = "true", create_graph: bool = False
+) -> list[Tensor]:
+    here = [p.detach().requires_grad_() for p in parameters]
+    return list(torch.autograd.grad(loss(here, step, part, labels), here, create_graph=create_graph))
+
+
+class Asked:
+    """What a submission asks of its step, on the loss of these tests: stands for harness.step.StepContext."""
+
+    label_count = batch_size = 4
+
+    def __init__(self, parameters: Sequence[nn.Parameter], step: int) -> None:
+        self.parameters, self.step = list(parameters), step
+
+    def backward(self) -> Tensor:
+        backward(self.parameters, self.step)
+        return loss(self.parameters, self.step).detach()
+
+    def gradients(self, *, at: Sequence[Tensor] | None = None, labels: str = "true") -> list[Tensor]:
+        return gradients(self.parameters if at is None else at, self.step, labels=labels)
+
+    def hessian_vector_product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        here = [p.detach().requires_grad_() for p in self.parameters]
+        first = torch.autograd.grad(loss(here, self.step), here, create_graph=True)
+        return list(torch.autograd.grad(first, here, grad_outputs=list(vectors)))
+
+    def micro_batch_gradients(self, at_least: int = 1) -> list[list[Tensor]]:
+        """One per example."""
+        self.backward()
+        return [gradients(self.parameters, self.step, slice(k, k + 1)) for k in range(4)]
+
+
+class submitted:
+    """A submission on the loss of these tests, for `follows`."""
+
+    def __init__(self, cls: Callable[..., Submission], *, needs: Iterable[Need] = (), **hyperparameters: Any) -> None:
+        self.cls, self.needs, self.hyperparameters = cls, needs, hyperparameters
+
+    def __call__(self, parameters: Sequence[nn.Parameter]) -> Any:
+        named = {f"parameter_{k}": p for k, p in enumerate(parameters)}
+        submission = self.cls(setup_of(named, needs=self.needs), **self.hyperparameters)
+        count = itertools.count()
+
+        class Steps:
+            @staticmethod
+            def step() -> None:
+                context: Any = Asked(parameters, next(count))
+                submission.step(context)
+
+        return Steps()
 
 
 def backward(parameters: Sequence[nn.Parameter], step: int) -> None:

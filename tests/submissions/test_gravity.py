@@ -26,5 +26,5 @@ def test_gravity(decay: float, dtype: torch.dtype) -> None:
 
 def test_the_first_velocity_is_random_of_deviation_alpha_over_lr() -> None:
     rule = GravityRule([torch.nn.Parameter(torch.zeros(1))], 0.05, 0.01, 0.9, 0.0, torch.Generator().manual_seed(0))
-    velocity = rule.initial_state(torch.zeros(20_000), torch.zeros(20_000))["velocity"]
+    velocity = rule.initial_state(torch.zeros(20_000), torch.zeros(20_000), {})["velocity"]
     assert abs(float(velocity.std()) - 0.2) < 0.01 and abs(float(velocity.mean())) < 0.01

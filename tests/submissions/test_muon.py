@@ -8,19 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from harness.needs import Need
 from harness.roles import Role
-from harness.schedules import Schedule
-from harness.submission import Setup
 from submissions.muon import Muon
-
-
-def make_setup(named: dict[str, nn.Parameter], roles: dict[str, Role], no_decay: set[Role]) -> Setup:
-    generator = torch.Generator()
-    return Setup(
-        named, 1, Schedule(shape="constant", warmup_fraction=0, horizon_fraction=1), generator, generator, None,
-        frozenset(no_decay), frozenset({Need.PARAMETER_ROLES}), roles, 10, nn.Identity(),
-    )  # fmt: skip
+from tests.submissions.parity import setup_of
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -30,7 +20,7 @@ def test_muon_treats_convolutions_as_matrices_in_any_layout(layout: torch.memory
     filters = torch.randn(8, 4, 3, 3)
     weight = nn.Parameter(filters.clone().to(memory_format=layout))
     bias = nn.Parameter(torch.zeros(8))
-    setup = make_setup({"w": weight, "b": bias}, {"w": Role.CONVOLUTION, "b": Role.BIAS}, set())
+    setup = setup_of({"w": weight, "b": bias}, {"w": Role.CONVOLUTION, "b": Role.BIAS}, needs=Muon.needs)
     muon = Muon(setup, lr=0.1, weight_decay=0.1, adjust_lr_fn="original")
     matrix = nn.Parameter(filters.reshape(8, -1).clone())
     reference = torch.optim.Muon(
@@ -57,9 +47,9 @@ def test_muon_claims_every_parameter_once() -> None:
     named = {name: nn.Parameter(torch.zeros(shape)) for name, shape in
              {"embedding": (5, 3), "matrix": (3, 3), "norm": (3,), "head": (5, 3)}.items()}  # fmt: skip
     roles = {"embedding": Role.EMBEDDING, "matrix": Role.HIDDEN_MATRIX, "norm": Role.NORM, "head": Role.HEAD}
-    muon = Muon(make_setup(named, roles, {Role.NORM}), adamw_weight_decay=0.1)
+    muon = Muon(setup_of(named, roles, no_decay={Role.NORM}, needs=Muon.needs), adamw_weight_decay=0.1)
     matrices, rest = muon.optimizers
     assert [p.shape for group in matrices.param_groups for p in group["params"]] == [(3, 3)]
     assert [group["weight_decay"] for group in rest.param_groups] == [0.1, 0.0]
     only_head = {"head": named["head"]}
-    assert len(Muon(make_setup(only_head, roles, set())).optimizers) == 1
+    assert len(Muon(setup_of(only_head, roles, needs=Muon.needs)).optimizers) == 1

@@ -1,0 +1,244 @@
+"""What an update costs: milliseconds per step and bytes of state of every submission, on gradients that are given.
+
+    python benchmarks/optimizer_step.py [--names NAME ...] [--set gpt | mini | both] [--rounds 5] [--steps 10]
+                                        [--threads 2] [--seconds 20] [--clock wall | cpu]
+
+Sets of parameters: `gpt` is a GPT-2 of 8 layers and width 332, 10.8M parameters in 100 tensors; `mini` the model of the
+workload gpt2. A step is all that the submission does besides the model's own passes: what it asks its context for
+(gradients, Hessian-vector products, gradients of micro-batches) is handed to it. So the forward and backward passes
+that an algorithm adds are not in these numbers; nor is clipping, which is switched off.
+
+Submission, torch's fused AdamW, and the best library's implementation of the same rule (where there is one) alternate:
+`--steps` steps each per round, after two that are not counted. Means over all rounds, so that work that is done
+every tenth or fiftieth step counts by its share; a contestant stops early when it has used `--seconds`. On a machine
+that others use too, `--clock cpu --threads 1` counts the processor's time instead of the wall's. The library's
+PSGD-Kron takes part where the package opt_einsum is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter, process_time
+from typing import Any
+
+import pytorch_optimizer as library
+import torch
+from torch import Tensor, nn
+
+from harness.choices import choices
+from harness.config import load
+from harness.hyperparameters import import_class
+from harness.submission import tensors_in
+from harness.training import Training
+from harness.workload import Workload
+from submissions.matrices import MATRIX_ROLES, MatrixSubmission
+
+SETS = {
+    "gpt": ["workload.model.layers=8", "workload.model.width=332", "workload.model.vocabulary=512"],
+    "mini": [],
+}
+AT_ONCE = {"shampoo": ["optimizer.hyperparameters.start_step=0"]}
+"""Settings that let the costly part of an update begin with the first step."""
+MICRO_BATCHES = 8
+CLOCKS = {"wall": perf_counter, "cpu": process_time}
+
+Optimizer = torch.optim.Optimizer
+LIBRARY: dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
+    "adabelief": lambda p: library.AdaBelief(p, rectify=False),
+    "adafactor": lambda p: library.AdaFactor(p, lr=1e-3),
+    "adamp": library.AdamP,
+    "adamw_sn": lambda p: library.AdamWSN([{"params": p, "sn": True}]),
+    "adan": library.Adan,
+    "ademamix": library.AdEMAMix,
+    "adopt": library.ADOPT,
+    "diffgrad": library.DiffGrad,
+    "galore": lambda p: library.GaLore(
+        [{"params": p, "rank": 16, "update_proj_gap": 50, "scale": 1.0, "projection_type": "std"}]
+    ),
+    "grams": library.Grams,
+    "gravity": library.Gravity,
+    "lamb": library.Lamb,
+    "lion": library.Lion,
+    "mars_adamw": library.MARS,
+    "mars_lion": lambda p: library.MARS(p, mars_type="lion"),
+    "mars_shampoo": lambda p: library.MARS(p, mars_type="shampoo"),
+    "muon": lambda p: library.Muon([{"params": p, "use_muon": True}]),
+    "novograd": library.NovoGrad,
+    "prodigy": library.Prodigy,
+    "schedule_free_adamw": library.ScheduleFreeAdamW,
+    "schedule_free_sgd": library.ScheduleFreeSGD,
+    "sgd_sai": library.SGDSaI,
+    "sgdp": library.SGDP,
+    "sgdw": library.SGDW,
+    "shampoo": lambda p: library.Shampoo(p, preconditioning_compute_steps=10),
+    "soap": lambda p: library.SOAP(p, precondition_frequency=10),
+}
+if torch.backends.opt_einsum.is_available():  # without it the library's products need terabytes
+    LIBRARY["psgd_kron"] = library.Kron
+
+
+class Given:
+    """A step context whose answers are ready: stands for harness.step.StepContext."""
+
+    batch_size = label_count = 32
+
+    def __init__(self, parameters: list[nn.Parameter], gradients: list[Tensor], others: list[Tensor], step: int):
+        self.parameters, self.step, self._others = parameters, step % 1000, others
+        self._own = [gradient.clone() for gradient in gradients]
+        self.first_loss = torch.tensor(1.0)
+
+    def backward(self) -> Tensor:
+        for parameter, gradient in zip(self.parameters, self._own, strict=True):
+            parameter.grad = gradient
+        return self.first_loss
+
+    def loss(self, **options: Any) -> Tensor:
+        return self.first_loss
+
+    def gradients(self, **options: Any) -> list[Tensor]:
+        return self._others
+
+    def loss_and_gradients(self, **options: Any) -> tuple[Tensor, list[Tensor]]:
+        return self.first_loss, self._others
+
+    def hessian_vector_product(self, vectors: Sequence[Tensor], **options: Any) -> list[Tensor]:
+        return self._others
+
+    def micro_batch_gradients(self, at_least: int = 1) -> list[list[Tensor]]:
+        self.backward()
+        return [self._own if k % 2 else self._others for k in range(MICRO_BATCHES)]
+
+
+class Contestant:
+    """Something that makes steps on its own copy of the parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        generator = torch.Generator().manual_seed(0)
+        # Of about the size of a trained model's, and none so small that the arithmetic becomes slow.
+        self.gradients = [[torch.randn(p.shape, generator=generator) * 1e-2 for p in self.parameters] for _ in range(3)]
+        self.count = 0
+        self.times: list[float] = []
+
+    def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
+        """A step on these gradients, of which only the call is timed."""
+        raise NotImplementedError
+
+    def state_bytes(self) -> int:
+        raise NotImplementedError
+
+    def run(self, steps: int, clock: Callable[[], float]) -> Iterator[float]:
+        for _ in range(steps):
+            step = self.prepared(self.gradients[self.count % 3], self.gradients[(self.count + 1) % 3])
+            self.count += 1
+            start = clock()
+            step()
+            yield clock() - start
+
+
+class Ours(Contestant):
+    def __init__(self, training: Training) -> None:
+        super().__init__(training.evaluator.model)
+        self.training = training
+
+    def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
+        context: Any = Given(self.parameters, gradients, others, self.count)
+        return lambda: self.training.submission.step(context)
+
+    def state_bytes(self) -> int:
+        return self.training.submission.state_bytes()
+
+
+class Theirs(Contestant):
+    """A library's optimizer for all parameters, or for matrices alone with fused AdamW for the rest."""
+
+    def __init__(self, model: nn.Module, make: Callable[[Sequence[nn.Parameter]], Optimizer], names: set[str]) -> None:
+        super().__init__(model)
+        own = [p for name, p in model.named_parameters() if name in names]
+        rest = [p for name, p in model.named_parameters() if name not in names]
+        self.optimizers = [make(own)] + ([torch.optim.AdamW(rest, fused=True)] if rest else [])
+
+    def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        return lambda: [optimizer.step() for optimizer in self.optimizers]
+
+    def state_bytes(self) -> int:
+        return sum(t.nbytes for optimizer in self.optimizers for t in tensors_in(dict(optimizer.state)))
+
+
+def contestants(name: str, set_: str) -> dict[str, Contestant]:
+    few = ["workload.nominal_batch=1", "workload.micro_batch=1"] if set_ == "gpt" else []
+    run = load(
+        ["workload=gpt2", f"optimizer={name}", "optimizer.clip_norm=null", *SETS[set_], *few, *AT_ONCE.get(name, [])]
+    )
+    facts = run.facts
+    workload: Workload = import_class(facts.class_path, "workload.class_path")(facts)
+    workload.load("auto", torch.device("cpu"))
+    training = Training(run, workload, torch.device("cpu"))
+    training.build()
+    model = training.evaluator.model
+    every = {name for name, _ in model.named_parameters()}
+    found: dict[str, Contestant] = {}
+    found["AdamW"] = Theirs(copy.deepcopy(model), lambda p: torch.optim.AdamW(p, fused=True), every)
+    if name in LIBRARY:
+        names = every
+        if issubclass(training.cls, MatrixSubmission):
+            roles = training.submission.setup._roles
+            names = {name for name in every if roles[name] in MATRIX_ROLES}
+        found["library"] = Theirs(copy.deepcopy(model), LIBRARY[name], names)
+    return {"ours": Ours(training)} | found
+
+
+def measure(
+    found: dict[str, Contestant], clock: Callable[[], float], *, rounds: int, steps: int, seconds: float
+) -> None:
+    for contestant in found.values():
+        for _ in contestant.run(2, clock):
+            pass
+    for round_ in range(rounds):
+        # Who goes first alternates, so that a drift of the machine favours nobody.
+        for contestant in itertools.islice(itertools.cycle(found.values()), round_, round_ + len(found)):
+            for time in contestant.run(steps, clock):
+                contestant.times.append(time)
+                if sum(contestant.times) > seconds:
+                    break
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = [name for name in choices("optimizer") if name != "any"]
+    parser.add_argument("--names", nargs="+", choices=every, default=every, metavar="NAME")
+    parser.add_argument("--set", choices=[*SETS, "both"], default="gpt")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    options = parser.parse_args()
+    for set_ in SETS if options.set == "both" else [options.set]:
+        print(f"{set_}, {options.threads} threads, {options.clock} time")
+        heads = f"{'submission':22}{'ms/step':>9}{'fused AdamW':>13}{'ratio':>7}{'library':>9}{'ratio':>7}"
+        print(f"{heads}{'bytes/parameter':>17}")
+        for name in options.names:
+            torch.set_num_threads(options.threads)
+            found = contestants(name, set_)
+            torch.set_num_threads(options.threads)
+            limits = {"rounds": options.rounds, "steps": options.steps, "seconds": options.seconds}
+            measure(found, CLOCKS[options.clock], **limits)
+            mean = {who: 1000 * statistics.mean(contestant.times) for who, contestant in found.items()}
+            size = sum(p.numel() for p in found["ours"].parameters)
+            theirs = f"{mean['library']:9.2f}{mean['ours'] / mean['library']:7.2f}" if "library" in mean else " " * 16
+            print(
+                f"{name:22}{mean['ours']:9.2f}{mean['AdamW']:13.2f}{mean['ours'] / mean['AdamW']:7.2f}{theirs}"
+                f"{found['ours'].state_bytes() / size:17.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

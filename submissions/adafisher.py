@@ -1,0 +1,199 @@
+"""AdaFisherW: Gomes, Zhang, Belilovsky, Wolf & Hosseini 2025, "AdaFisher: Adaptive Second Order Optimization via Fisher
+Information", arXiv:2405.16397. Momentum over a diagonal Fisher matrix that is a Kronecker product of two vectors per
+layer, from the layer's inputs h (with a 1 for the bias) and the gradients s with respect to its outputs:
+
+    every T steps: H ← (1 - γ1) H + γ2 N(mean h²),   S ← (1 - γ1) S + γ2 N(mean s²)
+    with N(x) = (x - min x) / (max x - min x)
+    F̃ = S Hᵀ + ε,   m ← β m + (1 - β) g,   θ ← θ - η (m / ((1 - β^t) F̃) + λ θ)          (no square root)
+
+Convolutions are linear layers on patches. A normalisation layer has one H for its scale and one for its shift, and S is
+the square of the summed s, as in the authors' code (which for a LayerNorm sums over other dimensions: taken here are
+the normalised features). Embeddings and other parameters that no such layer holds are trained by AdamW; the authors'
+code takes F̃ = 1 for them, a step about 1/ε = 1000 times smaller than that of their neighbours. State: m, and H and S.
+Defaults: the authors' code (η = 1e-3, β = 0.9, γ = (0.92, 0.008), ε = 1e-3, T = 100).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from harness.needs import Need
+from harness.step import StepContext
+from harness.submission import OptimizerSubmission, Setup
+from submissions.rule import Rule, Slice, Tensors, average_, wide
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, *_BATCH_NORMS)
+
+
+class AdaFisher(OptimizerSubmission):
+    needs = frozenset({Need.LAYERS})
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1e-3,
+        beta: float = 0.9,
+        gammas: tuple[float, float] = (0.92, 0.008),
+        damping: PositiveFloat = 1e-3,
+        update_every: PositiveInt = 100,
+        weight_decay: float = 0.0,
+        adamw_lr: float = 1e-3,
+        adamw_betas: tuple[float, float] = (0.9, 0.999),
+        adamw_weight_decay: float = 0.0,
+    ) -> None:
+        if not all(0 < gamma <= 1 for gamma in gammas):
+            raise ValueError(f"gammas={gammas}: must lie in (0, 1], the share of the old that goes and that of the new")
+        self.gammas, self.update_every, self.updates = gammas, update_every, 0
+        names: dict[Tensor, str] = {parameter: name for name, parameter in setup.named_parameters.items()}
+        self.factors: dict[str, list[Tensor]] = {}
+        self._owners: dict[Tensor, tuple[str, bool]] = {}
+        self._collected: dict[str, _Statistics] | None = None
+        for layer in setup.model.modules():
+            if not isinstance(layer, LAYERS) or not _has_factors(layer) or layer.weight not in names:
+                continue
+            weight = layer.weight
+            owner = names[weight]
+            columns = (1 if weight.ndim == 1 else weight[0].numel()) + (layer.bias is not None)
+            self.factors[owner] = [wide(weight.detach()).new_ones(n) for n in (columns, len(weight))]
+            self._owners[weight] = (owner, False)
+            if layer.bias is not None:
+                self._owners[layer.bias] = (owner, True)
+            layer.register_forward_hook(partial(self._watch, owner))
+        covered = [name for parameter, name in names.items() if parameter in self._owners]
+        rest = [name for name in names.values() if name not in covered]
+        optimizers: list[torch.optim.Optimizer] = []
+        if covered:
+            own = {"lr": lr, "beta": beta, "damping": damping, "weight_decay": weight_decay}
+            optimizers.append(FisherRule(setup.decay_groups(covered), own, self.factors_of))
+        if rest:
+            adamw: dict[str, Any] = {"lr": adamw_lr, "betas": adamw_betas, "weight_decay": adamw_weight_decay}
+            optimizers.append(torch.optim.AdamW(setup.decay_groups(rest), fused=True, **adamw))
+        super().__init__(setup, optimizers)
+
+    def step(self, ctx: StepContext) -> None:
+        if self.updates % self.update_every == 0:
+            self._collected = {}
+        self.updates += 1
+        self._gradient(ctx)
+        for owner, statistics in (self._collected or {}).items():
+            for factor, new in zip(self.factors[owner], statistics.means(), strict=True):
+                factor.mul_(1 - self.gammas[0]).add_(_normalised(new), alpha=self.gammas[1])
+        self._collected = None
+        self.update(ctx)
+
+    def factors_of(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of the columns and of the rows of a parameter, whose F̃ is their outer product in its shape."""
+        owner, is_bias = self._owners[parameter]
+        columns, rows = self.factors[owner]
+        size = parameter.numel() // len(rows)
+        return (columns[-1:] if is_bias else columns[:size]), rows
+
+    def _watch(self, owner: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self._collected is not None and output.requires_grad:
+            statistics = self._collected.setdefault(owner, _Statistics(layer))
+            statistics.add_inputs(wide(inputs[0].detach()))
+            output.register_hook(lambda gradient: statistics.add_output_gradients(wide(gradient.detach())))
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"factors": self.factors, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.factors, self.updates = state["factors"], state["updates"]
+
+    def state_tensors(self) -> list[Tensor]:
+        return super().state_tensors() + [factor for factors in self.factors.values() for factor in factors]
+
+
+class FisherRule(Rule):
+    buffers = ("momentum",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        hyperparameters: dict[str, Any],
+        factors_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> None:
+        super().__init__(params, hyperparameters)
+        self.factors_of = factors_of
+
+    def direction(self, at: Slice) -> Tensors:
+        momentum = at.state("momentum")
+        average_(momentum, at.g, at["beta"])
+        fisher = []
+        for parameter in at.parameters:
+            columns, rows = self.factors_of(parameter)
+            fisher.append(torch.outer(rows, columns).view(parameter.shape))
+        torch._foreach_add_(fisher, at["damping"])
+        torch._foreach_mul_(fisher, 1 - at["beta"] ** at.t)
+        return torch._foreach_div(momentum, fisher)
+
+
+class _Statistics:
+    """Sums over the micro-batches of one step for one layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.norm = not isinstance(layer, nn.Linear | nn.Conv2d)
+        self.inputs: Tensor | float = 0.0
+        self.outputs: Tensor | float = 0.0
+        self.examples = self.positions = 0
+
+    def add_inputs(self, h: Tensor) -> None:
+        self.examples += len(h)
+        if isinstance(self.layer, nn.Conv2d):
+            layer = self.layer
+            squares = h.square().sum(0, keepdim=True)
+            patches = F.unfold(squares, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+            self.positions, new = patches.shape[2], patches.sum((0, 2))
+        else:
+            h = _features_last(h, self.layer)
+            self.positions = h[0].numel() // h.shape[-1]
+            h = h.reshape(-1, h.shape[-1])
+            new = h.sum(0) if self.norm else h.square().sum(0)
+        self.inputs = self.inputs + new
+
+    def add_output_gradients(self, s: Tensor) -> None:
+        s = _features_last(s, self.layer)
+        s = s.reshape(-1, s.shape[-1])
+        self.outputs = self.outputs + (s.sum(0) if self.norm else s.square().sum(0))
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """New values of the two factors before normalisation, that of a bias last among the columns'."""
+        assert isinstance(self.inputs, Tensor) and isinstance(self.outputs, Tensor)
+        one = self.inputs.new_ones(1)
+        if self.norm:
+            features = len(self.inputs)
+            columns = (self.inputs / self.positions**2).square().sum().reshape(1) / self.examples**2
+            rows, one = self.outputs.square() / self.examples, one * (features / self.examples**2)
+        else:
+            count = self.examples * self.positions
+            columns, rows = self.inputs / count, self.outputs / count
+        return (torch.cat([columns, one]) if self.layer.bias is not None else columns), rows
+
+
+def _has_factors(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and not isinstance(layer.padding, str)
+    if isinstance(layer, nn.LayerNorm):
+        return layer.elementwise_affine and len(layer.normalized_shape) == 1
+    return isinstance(layer, nn.Linear) or getattr(layer, "affine", False)
+
+
+def _features_last(x: Tensor, layer: nn.Module) -> Tensor:
+    return x.movedim(1, -1) if isinstance(layer, (nn.Conv2d, *_BATCH_NORMS)) else x
+
+
+def _normalised(x: Tensor) -> Tensor:
+    smallest = x.min()
+    return (x - smallest) / (x.max() - smallest + 1e-12)

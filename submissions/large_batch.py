@@ -1,0 +1,76 @@
+"""Batches κ times larger than the nominal one, with hyperparameters that were found for the nominal one and are scaled.
+
+Linear rule for SGD: Goyal et al. 2017, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv:1706.02677,
+section 2.1 (η → κ η, all else unchanged) and 2.2 (gradual warm-up: the schedule's, which counts examples). Their
+momentum correction is in torch's SGD, whose momentum buffer holds gradients and no learning rate (remark 2).
+
+Square-root rule for Adam: Malladi, Lyu, Panigrahi & Arora 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
+Algorithms", arXiv:2205.10287, definition 5.3:
+
+    η → √κ η,   1 - β → κ (1 - β) for both β,   ε → ε / √κ
+
+It has no weight decay; here λ → √κ λ, so that decoupled decay per example, (η λ) / batch, stays what it was. The last
+batch of the budget may overshoot it. State: the optimizer's. Defaults: torch's, and κ = 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import PositiveInt
+
+from harness.needs import Need
+from harness.seeding import ExampleStream, Selection
+from harness.submission import OptimizerSubmission, Setup
+
+
+class _LargeBatch(OptimizerSubmission):
+    needs = frozenset({Need.SELECTION})
+    batch_factor: int
+
+    def select(self, stream: ExampleStream) -> Selection:
+        return stream.take(self.batch_factor * self.setup.nominal_batch)
+
+
+class LargeBatchSGD(_LargeBatch):
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 1e-4,
+        batch_factor: PositiveInt = 2,
+    ) -> None:
+        sgd = torch.optim.SGD(
+            setup.decay_groups(), lr=lr * batch_factor, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay,
+            fused=True,
+        )  # fmt: skip
+        super().__init__(setup, [sgd])
+        self.batch_factor = batch_factor
+
+
+class LargeBatchAdamW(_LargeBatch):
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        batch_factor: PositiveInt = 2,
+    ) -> None:
+        beta1, beta2 = (1 - batch_factor * (1 - beta) for beta in betas)
+        if min(beta1, beta2) < 0:
+            raise ValueError(
+                f"betas={betas} with batch_factor={batch_factor}: 1 - β times the factor must be at most 1; "
+                "raise β or lower batch_factor"
+            )
+        root = batch_factor**0.5
+        adamw = torch.optim.AdamW(
+            setup.decay_groups(), lr=lr * root, betas=(beta1, beta2), eps=eps / root, weight_decay=weight_decay * root,
+            fused=True,
+        )  # fmt: skip
+        super().__init__(setup, [adamw])
+        self.batch_factor = batch_factor

@@ -1,0 +1,196 @@
+"""Polyak step sizes, which follow from the loss value of the batch.
+
+ALR-SMAG: Wang, Johansson & Zhang 2023, "Generalized Polyak Step Size for First Order Optimization with Momentum",
+arXiv:2305.12939, for stochastic moving-averaged gradient:
+
+    d ← β d + g,   η_t = min{ η, (f - f*) / (c ‖d‖²) },   θ ← (1 - η_t λ) θ - η_t d
+
+PSPS: Abdukhakimov, Xiang, Kamzolov & Takáč 2023, "Stochastic Gradient Descent with Preconditioned Polyak Step-size",
+arXiv:2310.02093:
+
+    θ ← θ - min{ (f - f*) / (c ‖g‖²_{B⁻¹}), η } B⁻¹ g,   ‖g‖²_{B⁻¹} = Σ_i g_i² / B_i
+
+with B = max(|D|, α) and D one of: Hutchinson's estimate of the Hessian's diagonal, D ← β D + (1 - β) z ⊙ H z with signs
+z = ±1 at every step (PSPSHutchinson); Adam's D = √v̂ or AdaGrad's D = √Σ g² (PSPS). Weight decay, which neither paper
+has, is decoupled and takes the step size that was found.
+
+`lr` is the cap η, `lower_bound` is f*, inner products go over all parameters. Defaults: SMAG β = 0.9, c = 1 and η = 0.1
+(the released comparison of MoMo's authors); PSPS β = 0.999 and α = 1e-4 (the PSPS authors' experiments), c = 1/2 (SPS,
+Loizou et al. 2021), and η = 1, which the paper leaves to tuning. Two things are ours: D starts from its first estimate,
+where the authors average several before the first step, and α bounds Adam's and AdaGrad's D too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import FiniteFloat, PositiveFloat
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from harness.needs import Need
+from harness.step import StepContext
+from harness.submission import OptimizerSubmission, Setup
+from submissions.rule import Rule, Slice, Tensors, average_, average_square_, inner_product, root
+
+PRECONDITIONERS = ("adam", "adagrad")
+
+
+class LossSubmission(OptimizerSubmission):
+    """One gradient, and its loss handed to the rule."""
+
+    def __init__(self, setup: Setup, rule: PolyakRule) -> None:
+        self.rule = rule
+        super().__init__(setup, [rule])
+
+    def step(self, ctx: StepContext) -> None:
+        self.rule.loss = float(self._gradient(ctx))
+        self.update(ctx)
+
+
+class ALRSMAG(LossSubmission):
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 0.1,
+        beta: float = 0.9,
+        c: PositiveFloat = 1.0,
+        lower_bound: FiniteFloat = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        own = {"lr": lr, "beta": beta, "c": c, "lower_bound": lower_bound, "weight_decay": weight_decay}
+        super().__init__(setup, SMAGRule(setup.decay_groups(), own))
+
+
+class PSPS(LossSubmission):
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1.0,
+        preconditioner: str = "adam",
+        beta: float = 0.999,
+        alpha: PositiveFloat = 1e-4,
+        c: PositiveFloat = 0.5,
+        lower_bound: FiniteFloat = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if preconditioner not in PRECONDITIONERS:
+            raise ValueError(f"preconditioner={preconditioner}: must be adam or adagrad; PSPSHutchinson is the third")
+        kind = AdaGradPolyakRule if preconditioner == "adagrad" else AdamPolyakRule
+        own = {"lr": lr, "beta": beta, "alpha": alpha, "c": c, "lower_bound": lower_bound, "weight_decay": weight_decay}
+        super().__init__(setup, kind(setup.decay_groups(), own))
+
+
+class PSPSHutchinson(LossSubmission):
+    needs = frozenset({Need.SECOND_DERIVATIVES})
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1.0,
+        beta: float = 0.999,
+        alpha: PositiveFloat = 1e-4,
+        c: PositiveFloat = 0.5,
+        lower_bound: FiniteFloat = 0.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        own = {"lr": lr, "beta": beta, "alpha": alpha, "c": c, "lower_bound": lower_bound, "weight_decay": weight_decay}
+        self.hutchinson = HutchinsonPolyakRule(setup.decay_groups(), own)
+        super().__init__(setup, self.hutchinson)
+
+    def step(self, ctx: StepContext) -> None:
+        self.rule.loss = float(self._gradient(ctx))
+        generator = self.setup.device_generator
+        z = [torch.randint(0, 2, p.shape, generator=generator, device=p.device).mul_(2).sub_(1).to(p.dtype)
+             for p in self.setup.parameters]  # fmt: skip
+        estimate = torch._foreach_mul(z, ctx.hessian_vector_product(z))
+        self.hutchinson.estimates = dict(zip(self.setup.parameters, estimate, strict=True))
+        self.update(ctx)
+        self.hutchinson.estimates = {}
+
+
+class PolyakRule(Rule):
+    """A step size for all parameters, found from the loss; `loss` is to be set before each step."""
+
+    loss = 0.0
+
+    def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
+        super().__init__(params, hyperparameters)
+
+    def moved_along(self, at: Slice) -> tuple[Tensors, Tensor]:
+        """The direction, and its squared norm in the metric of the rule."""
+        raise NotImplementedError
+
+    def survey(self, slices: Sequence[Slice]) -> None:
+        found = [self.moved_along(at) for at in slices]
+        for at, (direction, _) in zip(slices, found, strict=True):
+            squared = torch.stack([norm for _, norm in found]).sum()
+            gap = max(self.loss - at["lower_bound"], 0.0)
+            size = gap / (at["c"] * squared).clamp_min(torch.finfo(squared.dtype).tiny)
+            at.notes.update(direction=direction, size=size.clamp_max(at["lr"]))
+
+    def direction(self, at: Slice) -> Tensors:
+        direction: Tensors = at.notes["direction"]
+        return direction
+
+    def apply(self, at: Slice, direction: Tensors) -> None:
+        size = at.notes["size"]
+        if at["weight_decay"]:
+            torch._foreach_mul_(at.theta, 1 - size * at["weight_decay"])
+        torch._foreach_sub_(at.theta, torch._foreach_mul(direction, size))
+
+
+class SMAGRule(PolyakRule):
+    buffers = ("momentum",)
+
+    def moved_along(self, at: Slice) -> tuple[Tensors, Tensor]:
+        d = at.state("momentum")
+        torch._foreach_mul_(d, at["beta"])
+        torch._foreach_add_(d, at.g)
+        return d, inner_product(d, d)
+
+
+class PreconditionedPolyakRule(PolyakRule):
+    def diagonal(self, at: Slice) -> Tensors:
+        """D, brought up to date."""
+        raise NotImplementedError
+
+    def moved_along(self, at: Slice) -> tuple[Tensors, Tensor]:
+        b = torch._foreach_abs(self.diagonal(at))
+        torch._foreach_clamp_min_(b, at["alpha"])
+        direction = torch._foreach_div(at.g, b)
+        return direction, inner_product(at.g, direction)
+
+
+class AdamPolyakRule(PreconditionedPolyakRule):
+    buffers = ("second_moment",)
+
+    def diagonal(self, at: Slice) -> Tensors:
+        average_square_(at.state("second_moment"), at.g, at["beta"])
+        return root(at.state("second_moment"), 1 - at["beta"] ** at.t, 0.0)
+
+
+class AdaGradPolyakRule(PreconditionedPolyakRule):
+    buffers = ("sum_of_squares",)
+
+    def diagonal(self, at: Slice) -> Tensors:
+        total = at.state("sum_of_squares")
+        torch._foreach_addcmul_(total, at.g, at.g)
+        return torch._foreach_sqrt(total)
+
+
+class HutchinsonPolyakRule(PreconditionedPolyakRule):
+    buffers = ("diagonal",)
+    estimates: dict[Tensor, Tensor]
+    """z ⊙ H z of every parameter; to be set before each step."""
+
+    def diagonal(self, at: Slice) -> Tensors:
+        diagonal = at.state("diagonal")
+        new = [self.estimates[p].to(g.dtype) for p, g in zip(at.parameters, at.g, strict=True)]
+        average_(diagonal, new, at["beta"] if at.t > 1 else 0.0)
+        return diagonal

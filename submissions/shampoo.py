@@ -1,0 +1,79 @@
+"""Shampoo: Gupta, Koren & Singer 2018, arXiv:1802.09568, in the form of Shi et al. 2023, "A Distributed Data-Parallel
+PyTorch Implementation of the Distributed Shampoo Optimizer", arXiv:2309.06497 (Algorithm 2 and section 3): moving
+averages, blocking, delayed roots, and Adam's step size by grafting. For each block with gradient G [m, n]:
+
+    L ← β2 L + (1 - β2) G Gᵀ,   R ← β2 R + (1 - β2) Gᵀ G,   M ← β1 M + (1 - β1) G
+    every f steps: L̄ = (L̂ + ε I)^(-1/4),   R̄ = (R̂ + ε I)^(-1/4)
+    P = L̄ M̂ R̄,   W ← W - η (‖A‖/‖P‖ P + λ W)
+
+where ^ is bias correction and A is Adam's direction from the same M and β2 (its ε: `grafting_eps`). For the first
+`start_step` steps the direction is A itself. State per block: 2mn + 2m² + 2n² numbers.
+
+Defaults: the paper's (section 4: β = (0.9, 0.999), ε = 1e-12, blocks of 1024, f = 50; start_step its advice of
+waiting until the averages hold something). AdamW, which trains what is no hidden matrix, shares η, β and λ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from harness.submission import Setup
+from submissions.matrices import MatrixRule, MatrixSubmission, eigenvectors, square, stacked
+from submissions.rule import Slice, adam_direction
+
+
+class Shampoo(MatrixSubmission):
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-12,
+        grafting_eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        precondition_frequency: PositiveInt = 50,
+        start_step: NonNegativeInt = 50,
+        block_size: PositiveInt = 1024,
+    ) -> None:
+        adam = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        own = {"eps": eps, "grafting_eps": grafting_eps, "precondition_frequency": precondition_frequency}
+        own |= {"start_step": start_step}
+        adamw = adam | {"eps": grafting_eps}
+        super().__init__(setup, lambda groups: ShampooRule(groups, adam | own), adamw, block_size=block_size)
+
+
+class ShampooRule(MatrixRule):
+    buffers = ("momentum", "second_moment")
+
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        squares = {f"{name}_{side}": square(theta, side) for name in ("covariance", "root") for side in (0, 1)}
+        return super().initial_state(theta, g, group) | squares
+
+    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
+        beta2, start = at["betas"][1], at["start_step"]
+        m, v = stacked(at, "momentum"), stacked(at, "second_moment")
+        (grafted,) = adam_direction([m], [v], [gradient], at["betas"], at["grafting_eps"], at.t)
+        covariances = [stacked(at, f"covariance_{side}") for side in (0, 1)]
+        covariances[0].lerp_(gradient @ gradient.mT, 1 - beta2)
+        covariances[1].lerp_(gradient.mT @ gradient, 1 - beta2)
+        if at.t <= start:
+            return grafted
+        roots = [stacked(at, f"root_{side}") for side in (0, 1)]
+        if (at.t - start - 1) % at["precondition_frequency"] == 0:
+            for root, covariance in zip(roots, covariances, strict=True):
+                root.copy_(_inverse_fourth_root(covariance / (1 - beta2**at.t), at["eps"]))
+        preconditioned = roots[0] @ m @ roots[1]
+        scale = torch.linalg.matrix_norm(grafted) / torch.linalg.matrix_norm(preconditioned).clamp_min(1e-30)
+        return preconditioned * scale[:, None, None]
+
+
+def _inverse_fourth_root(covariance: Tensor, eps: float) -> Tensor:
+    """(C + ε I)^(-1/4); rounding makes the smallest eigenvalues of a singular C negative, which are lifted to 0."""
+    values, vectors = eigenvectors(covariance)
+    roots = (values - values[:, -1:].clamp_max(0) + eps) ** -0.25
+    return (vectors * roots.unsqueeze(1)) @ vectors.mT

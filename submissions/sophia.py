@@ -1,0 +1,127 @@
+"""Sophia: Liu et al. 2023, "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training",
+arXiv:2305.14342, Algorithm 3. Momentum m over a running estimate h of the Hessian's diagonal, clipped elementwise:
+
+    m ← β1 m + (1 - β1) g
+    every k steps: h ← β2 h + (1 - β2) ĥ
+    θ ← θ - η λ θ,   θ ← θ - η clip(m / max(γ h, ε), 1)
+
+Sophia-G (Algorithm 2, Gauss-Newton-Bartlett): ĥ = B ĝ ⊙ ĝ, where ĝ is the gradient of the mean loss over B labels drawn
+from the model's own predictions; in language modelling B counts tokens. Sophia-H (Algorithm 1, Hutchinson):
+ĥ = u ⊙ H u with u ~ N(0, I), from a Hessian-vector product. The estimate uses the whole batch of the step (the paper
+saves time with a part of it). State: m and h. Defaults (sections 2.3 and 3.1): k = 10; G: β = (0.965, 0.99), γ = 0.05;
+H: β = (0.96, 0.99), γ = 0.01; ε = 1e-12, λ = 0.2, η about 0.8 times AdamW's for GPT-2 small.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from harness.needs import Need
+from harness.step import StepContext
+from harness.submission import OptimizerSubmission, Setup
+from submissions.rule import Rule, Slice, Tensors, average_
+
+
+class SophiaRule(Rule):
+    buffers = ("momentum", "hessian")
+    estimates: dict[Tensor, Tensor] | None = None
+    """New estimates of the Hessian's diagonal; set before a step that has them, and taken away after it."""
+
+    def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
+        super().__init__(params, hyperparameters | {"updates": 0})
+
+    def survey(self, slices: Sequence[Slice]) -> None:
+        for group in self.param_groups:
+            group["updates"] += 1
+
+    def direction(self, at: Slice) -> Tensors:
+        (beta1, beta2), momentum, hessian = at["betas"], at.state("momentum"), at.state("hessian")
+        average_(momentum, at.g, beta1)
+        if self.estimates is not None:
+            new = [self.estimates[p].to(h.dtype) for p, h in zip(at.parameters, hessian, strict=True)]
+            average_(hessian, new, beta2)
+        denominator = torch._foreach_mul(hessian, at["gamma"])
+        torch._foreach_clamp_min_(denominator, at["eps"])
+        ratio = torch._foreach_div(momentum, denominator)
+        torch._foreach_clamp_min_(ratio, -1.0)
+        torch._foreach_clamp_max_(ratio, 1.0)
+        return ratio
+
+
+class _Sophia(OptimizerSubmission):
+    def __init__(
+        self,
+        setup: Setup,
+        lr: float,
+        betas: tuple[float, float],
+        gamma: float,
+        eps: float,
+        weight_decay: float,
+        estimate_every: int,
+    ) -> None:
+        self.estimate_every = estimate_every
+        own = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "weight_decay": weight_decay}
+        self.rule = SophiaRule(setup.decay_groups(), own)
+        super().__init__(setup, [self.rule])
+
+    @abstractmethod
+    def estimate(self, ctx: StepContext) -> list[Tensor]:
+        """Of the Hessian's diagonal at the present parameters, a list parallel to them."""
+
+    def step(self, ctx: StepContext) -> None:
+        self._gradient(ctx)
+        if self.rule.param_groups[0]["updates"] % self.estimate_every == 0:
+            self.rule.estimates = dict(zip(self.setup.parameters, self.estimate(ctx), strict=True))
+        self.update(ctx)
+        self.rule.estimates = None
+
+
+class SophiaG(_Sophia):
+    needs = frozenset({Need.SAMPLED_LABELS, Need.RE_EVALUATE})
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 5e-4,
+        betas: tuple[float, float] = (0.965, 0.99),
+        gamma: PositiveFloat = 0.05,
+        eps: float = 1e-12,
+        weight_decay: float = 0.2,
+        estimate_every: PositiveInt = 10,
+    ) -> None:
+        super().__init__(setup, lr, betas, gamma, eps, weight_decay, estimate_every)
+
+    def estimate(self, ctx: StepContext) -> list[Tensor]:
+        gradients = ctx.gradients(labels="sampled")
+        squares = torch._foreach_mul(gradients, gradients)
+        return list(torch._foreach_mul(squares, float(ctx.label_count)))
+
+
+class SophiaH(_Sophia):
+    needs = frozenset({Need.SECOND_DERIVATIVES})
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 5e-4,
+        betas: tuple[float, float] = (0.96, 0.99),
+        gamma: PositiveFloat = 0.01,
+        eps: float = 1e-12,
+        weight_decay: float = 0.2,
+        estimate_every: PositiveInt = 10,
+    ) -> None:
+        super().__init__(setup, lr, betas, gamma, eps, weight_decay, estimate_every)
+
+    def estimate(self, ctx: StepContext) -> list[Tensor]:
+        generator = self.setup.device_generator
+        u = [torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device) for p in self.setup.parameters]
+        return list(torch._foreach_mul(u, ctx.hessian_vector_product(u)))

@@ -1,0 +1,79 @@
+"""AdamW with Subset-Norm and Subspace-Momentum: Nguyen & Nguyen 2024, "Efficient Adaptive Optimization via Subset-Norm
+and Subspace-Momentum: Fast, Memory-Reduced Training with Convergence Guarantees", arXiv:2411.07120, Algorithms 1 and 3.
+One second moment for each subset S of a matrix's gradient G [m, n], which is its whole shorter side (each row of a tall
+matrix, each column of a wide one):
+
+    v_S ← β2 v_S + (1 - β2) ‖G_S‖²,   W ← (1 - η λ) W - η √(1 - β2^t) / (1 - β1^t) U / (√v + ε)
+
+Subset-Norm alone (rank = 0): U = M ← β1 M + (1 - β1) G. With Subspace-Momentum, the momentum lives in the r leading
+singular directions Q of G, taken anew every T steps with the momentum reset, and the rest of G passes without any:
+
+    M ← β1 M + (1 - β1) G Q,   U = M Qᵀ + (G - G Q Qᵀ)
+
+A norm over d entries is √d times their size, so learning rates are larger than Adam's. Embeddings, head, norms and
+biases are trained by AdamW. State per matrix: max(m, n) numbers, and mn or r (m + n). Defaults: the authors' code
+(η = 1e-3, β = (0.9, 0.999), ε = 1e-6, T = 200).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from harness.submission import Setup
+from submissions.matrices import MatrixRule, MatrixSubmission, leading_right_vectors, stacked, tall
+from submissions.rule import Slice
+
+
+class AdamWSubsetNorm(MatrixSubmission):
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        rank: NonNegativeInt = 0,
+        refresh_every: PositiveInt = 200,
+        adamw_lr: float = 1e-3,
+        adamw_weight_decay: float = 0.0,
+    ) -> None:
+        own: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        own |= {"rank": rank, "refresh_every": refresh_every}
+        adamw = {"lr": adamw_lr, "betas": betas, "weight_decay": adamw_weight_decay}
+        super().__init__(setup, lambda groups: SubsetNormRule(groups, own), adamw)
+
+
+class SubsetNormRule(MatrixRule):
+    def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        matrix, transposed = tall(theta)
+        rows, columns = matrix.shape
+        state = {"subset_moment": theta.new_zeros((1, rows) if transposed else (rows, 1))}
+        if group["rank"] == 0:
+            return state | {"momentum": torch.zeros_like(theta)}
+        rank = min(group["rank"], columns)
+        return state | {"basis": theta.new_zeros(columns, rank), "momentum": theta.new_zeros(rows, rank)}
+
+    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
+        beta1, beta2 = at["betas"]
+        g, transposed = tall(gradient)
+        v, m = stacked(at, "subset_moment"), stacked(at, "momentum")
+        norms = torch.linalg.vector_norm(gradient, dim=1 if transposed else 2, keepdim=True)
+        v.lerp_(norms.square_(), 1 - beta2)
+        if at["rank"] == 0:
+            moved = m.lerp_(gradient, 1 - beta1)
+        else:
+            basis = stacked(at, "basis")
+            if (at.t - 1) % at["refresh_every"] == 0:
+                basis.copy_(leading_right_vectors(g, basis.shape[2]))
+                m.zero_()
+            projected = g @ basis
+            m.lerp_(projected, 1 - beta1)
+            change = m - projected
+            moved = gradient + (basis @ change.mT if transposed else change @ basis.mT)
+        correction = (1 - beta2**at.t) ** 0.5 / (1 - beta1**at.t)
+        return moved * (correction / (v.sqrt() + at["eps"]))

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from pytorch_optimizer import MARS as LibraryMARS
+from torch import Tensor, nn
+
+from submissions.mars import KINDS, Mars, MarsExact, MarsRule
+from submissions.matrices import orthogonalised
+from tests.submissions.parity import both_decays, follows, gradients, setup_of, submitted, transcribed
+
+SHAPES = ((4, 6), (6, 4), (4, 6), (2, 3, 3, 3), (0, 3))
+LR, GAMMA, BETAS = 0.01, 0.2, (0.9, 0.95)
+# Shampoo's step is in bfloat16 where the weights are float32, so it is compared in float64.
+DTYPES = {
+    "adamw": (torch.float64, torch.float32, torch.bfloat16),
+    "lion": (torch.float64, torch.float32, torch.bfloat16),
+}
+kinds_and_dtypes = pytest.mark.parametrize(
+    ("kind", "dtype"), [(kind, dtype) for kind in KINDS for dtype in DTYPES.get(kind, (torch.float64,))], ids=str
+)
+
+
+def polar(m: Tensor) -> Tensor:
+    """Newton-Schulz acts on singular values alone, so it is done on those."""
+    U, S, Vh = torch.linalg.svd(m.flatten(1), full_matrices=False)
+    S = S / S.norm()
+    for _ in range(5):
+        S = 3.4445 * S - 4.7750 * S**3 + 2.0315 * S**5
+    rows, columns = len(U), Vh.shape[1]
+    return max(1.0, rows / columns) ** 0.5 * (U @ torch.diag(S) @ Vh).view_as(m)
+
+
+def mars(
+    theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], kind: str, decay: float, previous: Tensor | None = None
+) -> Tensor:
+    """Algorithms 2 to 4 of the paper. `previous`: the exact gradient at the previous weights."""
+    if not theta.numel():
+        return theta
+    last = memory.get("g", g) if previous is None else previous
+    c = g + GAMMA * BETAS[0] / (1 - BETAS[0]) * (g - last)
+    c = c / max(1.0, float(c.norm()))
+    m = BETAS[0] * memory.get("m", 0) + (1 - BETAS[0]) * c
+    v = BETAS[1] * memory.get("v", 0) + (1 - BETAS[1]) * c**2
+    memory |= {"g": g, "m": m, "v": v}
+    if kind == "adamw":
+        update = m / (1 - BETAS[0] ** t) / ((v / (1 - BETAS[1] ** t)).sqrt() + 1e-8)
+    else:
+        update = torch.sign(m) if kind == "lion" else polar(m)
+    return theta - LR * (update + decay * theta)
+
+
+def own(kind: str, decay: float) -> dict[str, Any]:
+    return {"lr": LR, "kind": kind, "gamma": GAMMA, "betas": BETAS, "eps": 1e-8, "weight_decay": decay}
+
+
+@kinds_and_dtypes
+@both_decays
+def test_mars(kind: str, decay: float, dtype: torch.dtype) -> None:
+    follows(lambda p: MarsRule(p, own(kind, decay)), transcribed(mars, kind=kind, decay=decay), dtype, shapes=SHAPES)
+
+
+class ExactReference:
+    """With gradients rounded to `dtype`."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], kind: str, decay: float, dtype: torch.dtype) -> None:
+        self.parameters, self.kind, self.decay, self.dtype, self.count = list(parameters), kind, decay, dtype, 0
+        self.previous = [p.detach().clone() for p in parameters]
+        self.memories: list[dict[str, Any]] = [{} for _ in parameters]
+
+    def step(self) -> None:
+        there = [g.to(self.dtype).double() for g in gradients(self.previous, self.count)]
+        self.previous = [p.detach().clone() for p in self.parameters]
+        self.count += 1
+        for p, memory, previous in zip(self.parameters, self.memories, there, strict=True):
+            assert p.grad is not None
+            p.data = mars(p.detach(), p.grad.clone(), self.count, memory, self.kind, self.decay, previous)
+
+
+@kinds_and_dtypes
+@both_decays
+def test_mars_exact(kind: str, decay: float, dtype: torch.dtype) -> None:
+    follows(
+        submitted(MarsExact, needs=MarsExact.needs, **own(kind, decay)),
+        lambda p: ExactReference(p, kind, decay, dtype),  # type: ignore[arg-type, return-value]
+        dtype,
+        shapes=SHAPES,
+    )
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion"])
+def test_mars_is_the_librarys_after_the_first_step(kind: str) -> None:
+    """The library takes g_0 = 0 where the paper has θ_0 = θ_1 and so no correction at the first step; given a first
+    gradient of 0 the two agree."""
+    ours, theirs = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4, 3))
+    rule = MarsRule([ours], own(kind, 0.1))
+    library = LibraryMARS([theirs], lr=LR, betas=BETAS, gamma=GAMMA, mars_type=kind, weight_decay=0.1)
+    for step in range(25):
+        g = torch.randn(4, 3, generator=torch.Generator().manual_seed(step)) * (step > 0)
+        ours.grad, theirs.grad = g.clone(), g.clone()
+        rule.step()
+        library.step()
+        assert torch.allclose(ours, theirs, atol=1e-5), step
+
+
+def test_shampoos_step_in_bfloat16_is_near() -> None:
+    m = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(0))
+    exact = torch.stack([polar(x) / (8 / 5) ** 0.5 for x in m.double()])
+    for found, expected in ((orthogonalised(m), exact), (orthogonalised(m.mT), exact.mT)):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.08)
+
+
+def test_vectors_are_trained_by_adamw() -> None:
+    matrix, vector = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
+    submission = Mars(setup_of({"matrix": matrix, "vector": vector}), adamw_lr=0.5)
+    rule, adamw = submission.optimizers
+    assert isinstance(rule, MarsRule) and rule.param_groups[0]["params"] == [matrix]
+    assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]["lr"] == 0.5
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="kind=sgd: must be one of adamw, lion, shampoo"):
+        MarsRule([nn.Parameter(torch.ones(2))], own("sgd", 0.0))
