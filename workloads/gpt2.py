@@ -1,10 +1,10 @@
 """GPT-2 (Radford et al. 2019) on text: next-token prediction, loss in nats per token.
 
 At scale=mini the tokens are bytes, at scale=full those of GPT-2's byte-pair encoding. The architecture is the published
-one: pre-norm blocks, learned positions, GELU (tanh form), the head tied to the token embedding, weights from N(0, 0.02²)
-with those that end a residual branch scaled by 1/sqrt(2 · layers). 12 layers, width 768, 12 heads, context 1024 and
-50,257 tokens make the published 124M model; a vocabulary padded to a multiple of 128 changes nothing but the speed. The
-held-out variants change the activation, or where the norms of the blocks are.
+one: pre-norm blocks, learned positions, GELU (tanh form), the head tied to the token embedding, weights from
+N(0, 0.02²) with those that end a residual branch scaled by 1/sqrt(2 · layers). 12 layers, width 768, 12 heads,
+context 1024 and 50,257 tokens make the published 124M model; a vocabulary padded to a multiple of 128 changes nothing
+but the speed. The held-out variants change the activation, or where the norms of the blocks are.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ class GPT2(Workload):
             raise WorkloadError(str(error)) from error
         if (vocabulary := self.model_options.vocabulary) < bpe.SIZE:
             raise WorkloadError(
-                f"workload.model.vocabulary={vocabulary} is smaller than the vocabulary of the prepared tokens; set it to "
-                f"{bpe.SIZE}, or to 50304, the next multiple of 128"
+                f"workload.model.vocabulary={vocabulary} is smaller than the vocabulary of the prepared tokens; set it "
+                f"to {bpe.SIZE}, or to 50304, the next multiple of 128"
             )
         self._fingerprint = found.fingerprint
         self._train = Tokens(shards["train"])

@@ -97,8 +97,11 @@ class ViTModel(nn.Module):
 
     def _head_input(self, x: Tensor) -> Tensor:
         if self.pool is not None:
-            return self.pool(x)
-        x = x[:, 0] if self.pooling == "token" else x.mean(1)
+            x = self.pool(x)
+        elif self.pooling == "token":
+            x = x[:, 0]
+        else:
+            x = x.mean(1)
         return x if self.head_hidden is None else torch.tanh(self.head_hidden(x))
 
 

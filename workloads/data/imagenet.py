@@ -1,11 +1,10 @@
 """ImageNet-1k (Russakovsky et al. 2015, arXiv:1409.0575): 1,281,167 training and 50,000 validation pictures of 1000
 classes.
 
-Prepared from class folders (`train/n01440764/*.JPEG`, `val/n01440764/*.JPEG`), or from the hub's parquet files or a copy
-of them: the pictures' files as they are, put together into a few large files, with an index. Every picture is decoded
-once to see that it can be. The index is in the order of the pictures' SHA-256, so a picture has one number whichever way
-it came. The first `test_size` training pictures in that order can be held back for a test (see ImageNet in
-workloads/image_classification.py).
+Prepared from class folders (`train/n01440764/*.JPEG`, `val/n01440764/*.JPEG`), or from the hub's parquet files or a
+copy of them: the pictures' files as they are, put together into a few large files, with an index. Every picture is
+decoded once to see that it can be. The index is in the order of the pictures' SHA-256, so a picture has one number
+whichever way it came.
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ ENTRY = np.dtype([("digest", "u1", (32,)), ("file", "<i4"), ("offset", "<i8"), (
 
 REMEDY = (
     "ImageNet-1k can come from (1) the hub, after its terms have been accepted there: --source hub; (2) a folder with "
-    "train/ and val/, each with a folder per class (n01440764, ...), or a copy of the hub's parquet files: --source FOLDER"
+    "train/ and val/, each with a folder per class (n01440764, ...), or a copy of the hub's parquet files: --source "
+    "FOLDER"
 )
 
 
@@ -168,8 +168,8 @@ def _pictures(unit: Unit) -> Iterator[tuple[str, bytes, int]]:
                     row += 1
     except (OSError, ValueError, KeyError, TypeError) as error:  # what pyarrow raises for damaged files among them
         raise PreparationError(
-            f"--source: {path}, row {row} cannot be read ({type(error).__name__}: {error}), half a download perhaps; get "
-            "it again, and the same command goes on where it stopped"
+            f"--source: {path}, row {row} cannot be read ({type(error).__name__}: {error}), half a download perhaps; "
+            "get it again, and the same command goes on where it stopped"
         ) from error
 
 

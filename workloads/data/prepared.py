@@ -321,8 +321,10 @@ def out_of_room(error: OSError, folder: Path) -> PreparationError:
     """The message of an OSError while something was written into `folder`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(folder).free if folder.exists() else 0
-        return PreparationError(f"--root {folder.parent}: the disk is full ({free / 1e9:.1f} GB free); make room or "
-                                "give another folder with --root; the same command goes on where it stopped")  # fmt: skip
+        return PreparationError(
+            f"--root {folder.parent}: the disk is full ({free / 1e9:.1f} GB free); make room or give another folder "
+            "with --root; the same command goes on where it stopped"
+        )
     name = error.filename if error.filename is not None else folder
     return PreparationError(
         f"{name}: {error.strerror or error}; mend that, and the same command goes on where it stopped"
