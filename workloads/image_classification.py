@@ -150,10 +150,8 @@ class ImageClassification(Workload):
 
     def _mixed(self, batch: Batch, keys: Tensor) -> Batch:
         """Each image with the next of its micro-batch; the micro-batch's first key gives the share."""
-        micro, alpha = self.facts.micro_batch, self.data_options.mixup
-        count = len(keys)
-        draws = uniform(keys[::micro].numpy() ^ MIXUP, 1)[:, 0]
-        shares = np.repeat(betaincinv(alpha, alpha, draws), micro)[:count]
+        micro, count = self.facts.micro_batch, len(keys)
+        shares = np.repeat(mixing_shares(keys[::micro].numpy(), self.data_options.mixup), micro)[:count]
         own = torch.from_numpy(shares).float().to(self._device)
         position = torch.arange(count)
         first = position // micro * micro
@@ -188,4 +186,9 @@ class ImageClassification(Workload):
 
 
 MIXUP = 0x6D6978
-"""Sets the share's random numbers apart from those of the crops, which come from the same keys."""
+"""Sets the shares' random numbers apart from those of the crops, which come from the same keys."""
+
+
+def mixing_shares(keys: np.ndarray, alpha: float) -> np.ndarray:
+    """float64 [n] from Beta(alpha, alpha), a pure function of each key (int64 [n])."""
+    return betaincinv(alpha, alpha, uniform(keys ^ MIXUP, 1)[:, 0])
