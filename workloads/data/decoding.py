@@ -191,7 +191,7 @@ class Decoders:
                 # spawn: a fork would copy a process that has threads, and perhaps a GPU.
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(self._workers, context, _begin, self._arguments)
-                weakref.finalize(self, _close, self._pool, self._free)
+                weakref.finalize(self, _close, self._pool, self._free, os.getpid())
             return self._pool
 
     def _block(self, size: int) -> SharedMemory:
@@ -208,7 +208,9 @@ def default_workers() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _close(pool: ProcessPoolExecutor, blocks: list[SharedMemory]) -> None:
+def _close(pool: ProcessPoolExecutor, blocks: list[SharedMemory], owner: int) -> None:
+    if os.getpid() != owner:  # a fork's copy
+        return
     pool.shutdown(wait=True, cancel_futures=True)
     for block in blocks:
         block.close()

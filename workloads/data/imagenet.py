@@ -160,6 +160,8 @@ def _pictures(unit: Unit) -> Iterator[tuple[str, bytes, int]]:
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            if lacking := {"image", "label"} - set(file.schema_arrow.names):
+                raise ValueError(f"it has no column {' and '.join(sorted(lacking))}")
             for batch in file.iter_batches(256, columns=["image", "label"]):
                 for image, label in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
                     if not 0 <= label < CLASSES:
