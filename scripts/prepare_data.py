@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from workloads.data import cifar10, fashion_mnist, imagenet, openwebtext, prepared
+from workloads.data import cifar10, imagenet, openwebtext, prepared
 from workloads.data.prepared import PreparationError, Prepared
 
 DATASETS = {"cifar10": cifar10.prepare, "imagenet": imagenet.prepare, "openwebtext": openwebtext.prepare}
@@ -101,13 +101,14 @@ def _say(found: Prepared, how: str) -> int:
 
 
 def _fashion_mnist() -> int:
+    from harness.workload import WorkloadError  # with torch, which the others need not wait for
+    from workloads.data import fashion_mnist
+
     if not fashion_mnist.DEBIAN.is_dir() and shutil.which("apt-get") and os.geteuid() == 0:
         for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "dataset-fashion-mnist"]):
             if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
                 print(f"{' '.join(command)} failed; trying the hub", file=sys.stderr)
                 break
-    from harness.workload import WorkloadError
-
     try:
         source, splits = fashion_mnist.load("auto")
     except WorkloadError as error:

@@ -1,4 +1,4 @@
-"""Every configuration of scale=full from the first file to the last row: prepared from tiny copies, with tiny models."""
+"""Every configuration of scale=full, from the first file to the last row: tiny copies of the data, tiny models."""
 
 from __future__ import annotations
 
