@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -308,6 +310,12 @@ def test_a_picture_damaged_after_the_preparation_is_named(tmp_path: Path) -> Non
     with pytest.raises(OSError, match=rf"the picture at byte {content.tell()} of {path} does not decode"):
         decoders.pixels(blobs, None)
     assert decoders.pixels(blobs[:1], None).shape == (1, SIZE, SIZE, 3)
+
+
+def test_too_little_shared_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"/dev/shm has 0 MB free, .*--shm-size"):
+        Decoders(SIZE, 28, Augmentation(), workers=1).pixels([Blob("nothing", 0, 1)], None)
 
 
 PARENT = """

@@ -14,11 +14,13 @@ import io
 import math
 import multiprocessing
 import os
+import shutil
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
@@ -34,6 +36,8 @@ DRAWS = 4 * ATTEMPTS + 1 + 2 * 4
 ASPECTS = (3 / 4, 4 / 3)
 CHUNK = 16
 """Pictures per task of a worker."""
+
+SHARED = Path("/dev/shm")
 
 Box = tuple[int, int, int, int]
 """Left, upper, right, lower, in pixels."""
@@ -200,6 +204,13 @@ class Decoders:
                 if block.size >= size:
                     self._free.remove(block)
                     return block
+            # Writing to shared memory that is not there would kill a worker by a signal, without a word.
+            free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else size
+            if free < size:
+                raise OSError(
+                    f"{SHARED} has {free / 1e6:.0f} MB free, and a batch needs {size / 1e6:.0f} MB; make room, or give "
+                    "the container more (docker run --shm-size=8g)"
+                )
             return SharedMemory(create=True, size=size)
 
 
