@@ -14,14 +14,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from workloads.data import cifar10, imagenet, openwebtext, prepared
-from workloads.data.prepared import PreparationError, Prepared
+from workloads.data.prepared import PreparationError, Prepared, Report
 
 DATASETS = {"cifar10": cifar10.prepare, "imagenet": imagenet.prepare, "openwebtext": openwebtext.prepare}
 
@@ -69,18 +72,31 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.dataset == "openwebtext":
         prepare = partial(openwebtext.prepare, vocabulary=options.vocabulary)
     workers = options.workers or len(os.sched_getaffinity(0))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(options.dataset, total=None)
-        found = prepare(
-            options.source,
-            root,
-            partial=options.partial,
-            workers=workers,
-            report=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with _progress(options.dataset) as report:
+        found = prepare(options.source, root, partial=options.partial, workers=workers, report=report)
     return _say(found, "prepared")
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Report]:
+    """A bar on a terminal; in a log file, a line every minute."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))  # fmt: skip
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(name, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+        return
+    last = float("-inf")
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or monotonic() - last >= 60:
+            last = monotonic()
+            print(f"{name}: {done} of {total} pieces done", file=sys.stderr, flush=True)
+
+    yield line
 
 
 def _already(folder: Path, options: argparse.Namespace) -> Prepared | None:

@@ -182,7 +182,7 @@ class GPT2(Workload):
             )
         self._fingerprint = found.fingerprint
         self._train = Tokens(shards["train"])
-        self._reading = ReadAhead(self._read, self.lookahead)
+        self._reading = ReadAhead(self._read, self.lookahead, self._device)
         return {split: Tokens(shards[split]) for split in HELD_BACK}
 
     @classmethod

@@ -125,7 +125,8 @@ def test_the_command_again_checks_and_mends(root: Path, tmp_path: Path) -> None:
     wrong = prepare("cifar10", "--source", str(copy), root=tmp_path)
     assert wrong.returncode == 2 and "error: --source: data_batch_1 has the MD5" in wrong.stderr
     command = ["cifar10", "--source", str(copy), "--partial"]
-    assert "prepared in" in prepare(*command, root=tmp_path).stdout
+    done = prepare(*command, root=tmp_path)
+    assert "prepared in" in done.stdout and "cifar10: 1 of 1 pieces done" in done.stderr
     path = tmp_path / "cifar10" / "test-images.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

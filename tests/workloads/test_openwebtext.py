@@ -190,6 +190,22 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(
     assert not (folder / "units").exists()
 
 
+def test_processes_are_stopped_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C does not wait for the pieces that are under way, and loses none that is done."""
+    monkeypatch.undo()
+    copy, root = copies.text_parquet(tmp_path / "copy", copies.pages(4000), files=8), tmp_path / "root"
+
+    def stop_after_two(done: int, total: int) -> None:
+        if done >= 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        openwebtext.prepare(str(copy), root, partial=True, workers=2, report=stop_after_two)
+    done = {path.stem for path in (root / "openwebtext" / "units").glob("*.json")}
+    assert len(done) >= 2 and not list((root / "openwebtext").glob(".*"))
+    assert hashes(prepare(copy, root)) == hashes(prepare(copy, tmp_path / "whole"))
+
+
 def test_a_killed_writers_leftovers_and_changed_sources_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

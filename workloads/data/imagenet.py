@@ -100,7 +100,11 @@ def _units(source: str) -> list[Unit]:
     for split, folders in classes.items():
         pending: list[tuple[str, int]] = []
         for path in folders:
-            pending += [(str(file), labels[path.name]) for file in sorted(path.iterdir()) if file.is_file()]
+            pending += [
+                (str(file), labels[path.name])
+                for file in sorted(path.iterdir())
+                if file.is_file() and file.name[0] != "."
+            ]
             if len(pending) >= UNIT or path == folders[-1]:
                 options = {"split": split, "kind": "files", "labels": [label for _, label in pending]}
                 units.append(Unit(f"{split}-{len(units):05d}", tuple(file for file, _ in pending), options))

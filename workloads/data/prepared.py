@@ -22,6 +22,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import IO, Any
 
@@ -218,8 +219,7 @@ def run_units(folder: Path, units: Sequence[Unit], work: Work, workers: int, rep
     """
     try:
         (folder / RECEIPTS).mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.[0-9]*"):  # of a process killed while it wrote
-            leftover.unlink(missing_ok=True)
+        _remove_leftovers(folder)
         receipts = {unit.name: _receipt(folder, unit) for unit in units}
         pending = [unit for unit in units if receipts[unit.name] is None]
         done = len(units) - len(pending)
@@ -230,7 +230,11 @@ def run_units(folder: Path, units: Sequence[Unit], work: Work, workers: int, rep
                 done += 1
                 report(done, len(units))
         else:
-            _in_processes(folder, pending, work, workers, receipts, lambda n: report(done + n, len(units)))
+            try:
+                _in_processes(folder, pending, work, workers, receipts, lambda n: report(done + n, len(units)))
+            except BaseException:
+                _remove_leftovers(folder)
+                raise
     except OSError as error:
         raise out_of_room(error, folder) from error
     except BrokenProcessPool as error:
@@ -249,7 +253,8 @@ def _in_processes(
 ) -> None:
     # spawn: the parent may hold threads (of pyarrow, of torch), which a fork would leave locked.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pending)), mp_context=context, initializer=end_with_parent) as pool:
+    stop = context.Event()
+    with ProcessPoolExecutor(min(workers, len(pending)), context, end_with_parent, (stop,)) as pool:
         futures: dict[Future[dict[str, Any]], Unit] = {pool.submit(_do, folder, u, work): u for u in pending}
         waiting: set[Future[dict[str, Any]]] = set(futures)
         try:
@@ -260,11 +265,12 @@ def _in_processes(
                 report(len(futures) - sum(not future.done() for future in futures))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            stop.set()  # a unit takes minutes, and nobody waits for it any more
             raise
 
 
-def end_with_parent() -> None:
-    """In a worker process: end when the parent does, however that ended; leave Ctrl-C to the parent."""
+def end_with_parent(stop: Event | None = None) -> None:
+    """In a worker process: end at once when the parent does, however that ended, or says so; leave Ctrl-C to it."""
     import signal
     import threading
     from multiprocessing.connection import wait as wait_for
@@ -273,11 +279,19 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def watch() -> None:
-        wait_for([parent.sentinel])
+    def after(wait: Callable[[], object]) -> None:
+        wait()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=after, args=[lambda: wait_for([parent.sentinel])], daemon=True).start()
+    if stop is not None:
+        threading.Thread(target=after, args=[stop.wait], daemon=True).start()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Temporary files of a process that ended while it wrote."""
+    for path in folder.glob(".*.[0-9]*"):
+        path.unlink(missing_ok=True)
 
 
 def _do(folder: Path, unit: Unit, work: Work) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -14,10 +16,12 @@ T = TypeVar("T")
 class ReadAhead(Generic[T]):
     """Keeps up to `depth` reads under way. Hints that nobody takes up make room for later ones."""
 
-    def __init__(self, read: Callable[[Tensor, Tensor], T], depth: int) -> None:
+    def __init__(self, read: Callable[[Tensor, Tensor], T], depth: int, device: torch.device) -> None:
         self._read, self._depth = read, depth
         self._pending: dict[bytes, Future[T]] = {}
-        self._threads = ThreadPoolExecutor(depth, thread_name_prefix="read-ahead")
+        # A thread begins on the first GPU, where pinning memory would open a context of its own.
+        begin = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+        self._threads = ThreadPoolExecutor(depth, "read-ahead", begin)
 
     def hint(self, indices: Tensor, keys: Tensor) -> None:
         """This batch will probably be taken soon."""

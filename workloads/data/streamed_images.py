@@ -40,8 +40,8 @@ class StreamedImages:
     ) -> None:
         self._splits, self._test_size, self._device = splits, test_size, device
         self._decoders = Decoders(image, resize, augmentation, workers)
-        self._training = ReadAhead(self._read_training, lookahead)
-        self._evaluation = ReadAhead(self._read_evaluation, 2)
+        self._training = ReadAhead(self._read_training, lookahead, device)
+        self._evaluation = ReadAhead(self._read_evaluation, 2, device)
         self._mean = torch.tensor(MEAN, device=device)
         self._deviation = torch.tensor(DEVIATION, device=device)
 
