@@ -37,6 +37,8 @@ ASPECTS = (3 / 4, 4 / 3)
 CHUNK = 16
 """Pictures per task of a worker."""
 
+BLOCKS = 8
+"""Pieces of shared memory that a worker keeps open; more than are in use at a time."""
 SHARED = Path("/dev/shm")
 
 Box = tuple[int, int, int, int]
@@ -204,6 +206,8 @@ class Decoders:
                 if block.size >= size:
                     self._free.remove(block)
                     return block
+            while self._free:  # too small: batches have grown
+                _discard(self._free.pop())
             # Writing to shared memory that is not there would kill a worker by a signal, without a word.
             free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else size
             if free < size:
@@ -224,8 +228,12 @@ def _close(pool: ProcessPoolExecutor, blocks: list[SharedMemory], owner: int) ->
         return
     pool.shutdown(wait=True, cancel_futures=True)
     for block in blocks:
-        block.close()
-        block.unlink()
+        _discard(block)
+
+
+def _discard(block: SharedMemory) -> None:
+    block.close()
+    block.unlink()
 
 
 class _Worker:
@@ -246,6 +254,10 @@ def _begin(size: int, resize: int, augmentation: Augmentation) -> None:
 
 def _fill(block: str, first: int, blobs: list[Blob], draws: np.ndarray | None) -> None:
     if block not in _Worker.blocks:
+        if len(_Worker.blocks) >= BLOCKS:  # some of which the parent may have given up
+            for known in _Worker.blocks.values():
+                known.close()
+            _Worker.blocks.clear()
         _Worker.blocks[block] = SharedMemory(block)
     picture = _Worker.size * _Worker.size * 3
     shape = (len(blobs), _Worker.size, _Worker.size, 3)

@@ -158,7 +158,7 @@ def _texts(path: Path, kind: str) -> Iterable[Any]:
             for batch in file.iter_batches(256, columns=["text"]):
                 yield from batch.column(0).to_pylist()
     elif path.suffix == ".txt":
-        yield path.read_text(encoding="utf-8")
+        yield path.read_bytes().decode("utf-8")  # line ends as they are
     else:
         with tarfile.open(path) as archive:
             for member in archive:
