@@ -128,6 +128,7 @@ def pages(count: int = 400) -> list[str]:
         "naïve",
         "  ",
         "\n\n",
+        "\r\n",
         "2,048",
         "<|endoftext|>",
         "日本",

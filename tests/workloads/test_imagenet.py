@@ -312,6 +312,17 @@ def test_a_picture_damaged_after_the_preparation_is_named(tmp_path: Path) -> Non
     assert decoders.pixels(blobs[:1], None).shape == (1, SIZE, SIZE, 3)
 
 
+def test_growing_batches_give_their_memory_back(tmp_path: Path) -> None:
+    path = tmp_path / "some.bin"
+    picture(60, 60).save(path, "JPEG")
+    blob = Blob(str(path), 0, path.stat().st_size)
+    decoders = Decoders(SIZE, 28, Augmentation(), workers=1)
+    for count in range(1, 30, 3):
+        pixels = decoders.pixels([blob] * count, None)
+        assert (pixels == pixels[0]).all()
+        assert [block.size for block in decoders._free] == [count * SIZE * SIZE * 3]
+
+
 def test_too_little_shared_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match=r"/dev/shm has 0 MB free, .*--shm-size"):
