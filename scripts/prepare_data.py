@@ -62,7 +62,9 @@ def _prepare(options: argparse.Namespace) -> int:
             print(f"{damage}; preparing it again", file=sys.stderr)
         elif options.check and (damage := prepared.damage(before, thorough=True)):
             raise PreparationError(f"--check: {damage}; the same command without --check prepares it again")
-        elif options.check or before.complete or options.partial:
+        elif options.check:
+            return _say(prepared.checked(before), "prepared before, every hash is right")
+        elif before.complete or options.partial:
             return _say(before, "prepared before")
     if options.check:
         raise PreparationError(

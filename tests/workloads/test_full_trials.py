@@ -135,6 +135,17 @@ def test_the_command_again_checks_and_mends(root: Path, tmp_path: Path) -> None:
     mended = prepare(*command, root=tmp_path)
     assert mended.returncode == 0 and "preparing it again" in mended.stderr and path.read_bytes() == content
     again = prepare("cifar10", "--check", root=tmp_path)
-    assert again.returncode == 0 and "prepared before" in again.stdout
+    assert again.returncode == 0 and "prepared before, every hash is right" in again.stdout
+    # A copy is hashed by every trial until it has been checked.
+    os.utime(path, ns=(1, 1))
+    hashed: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        sha256_of = prepared.sha256_of
+        patch.setattr(prepared, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
+        prepared.find("cifar10", str(tmp_path))
+        assert hashed == [path]
+        assert prepare("cifar10", "--check", root=tmp_path).returncode == 0
+        prepared.find("cifar10", str(tmp_path))
+        assert hashed == [path]
     nothing = prepare("imagenet", "--check", root=tmp_path)
     assert nothing.returncode == 2 and "holds no prepared imagenet" in nothing.stderr

@@ -17,11 +17,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import IO, Any
@@ -113,6 +114,12 @@ def find(dataset: str, source: str) -> Prepared:
                                f"{how(dataset, source)}, and leave data=auto")  # fmt: skip
     folder = folder_of(dataset, source)
     found = read(folder, dataset, source)
+    if (size := _changed_bytes(found)) > 2e9:
+        check = f"python scripts/prepare_data.py {dataset} --check --root {folder.parent}"
+        print(
+            f"{folder} was copied or touched: hashing {size / 1e9:.0f} GB, as every trial will until `{check}` has",
+            file=sys.stderr,
+        )
     problem = damage(found)
     if problem is not None:
         raise PreparationError(f"data={source}: {problem}; {how(dataset, source)} again, which mends it")
@@ -149,6 +156,24 @@ def lacks(dataset: str, source: str) -> str:
         return read(folder_of(dataset, source), dataset, source).lacks
     except PreparationError:
         return ""
+
+
+def _changed_bytes(prepared: Prepared) -> int:
+    """Size of the files that were not hashed since they changed."""
+    changed = 0
+    for name, wanted in prepared.files.items():
+        path = prepared.folder / name
+        if path.exists() and path.stat().st_mtime_ns != wanted.get("mtime_ns"):
+            changed += wanted["bytes"]
+    return changed
+
+
+def checked(prepared: Prepared) -> Prepared:
+    """Write down that the files, as they are now, have the right hashes."""
+    files = {name: e | {"mtime_ns": (prepared.folder / name).stat().st_mtime_ns} for name, e in prepared.files.items()}
+    found = replace(prepared, files=files)
+    _write(found)
+    return found
 
 
 def damage(prepared: Prepared, *, thorough: bool = False) -> str | None:
@@ -318,17 +343,24 @@ def _receipt(folder: Path, unit: Unit) -> dict[str, Any] | None:
 def finish(prepared: Prepared) -> None:
     """Write prepared.json, then forget the receipts and what a former preparation left."""
     folder = prepared.folder
-    values = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(prepared)
-    del values["folder"]
+    _write(prepared)
     try:
-        with writing(folder / MANIFEST) as file:
-            file.write((json.dumps(values, indent=1) + "\n").encode())
         shutil.rmtree(folder / RECEIPTS, ignore_errors=True)
         for path in folder.iterdir():
             if path.suffix in (".npy", ".bin") and path.name not in prepared.files:
                 path.unlink()
     except OSError as error:
         raise out_of_room(error, folder) from error
+
+
+def _write(prepared: Prepared) -> None:
+    values = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(prepared)
+    del values["folder"]
+    try:
+        with writing(prepared.folder / MANIFEST) as file:
+            file.write((json.dumps(values, indent=1) + "\n").encode())
+    except OSError as error:
+        raise out_of_room(error, prepared.folder) from error
 
 
 def out_of_room(error: OSError, folder: Path) -> PreparationError:
