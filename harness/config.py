@@ -268,6 +268,8 @@ def load(arguments: list[str]) -> Run:
     run = _validated(_container(composed))
     plain = _validated(_container(shipped), complete=False)
     changed = _changes(plain["workload"], run.workload)
+    if _lacks_data(run):
+        changed = (*changed, "data")
     if run.optimizer.class_path != plain["class_path"] and run.optimizer.name == plain["name"]:
         name = re.sub(r"[^a-z0-9]+", "-", run.optimizer.class_path.rpartition(".")[2].lower()).strip("-")
         run = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"name": name})})
@@ -280,6 +282,14 @@ def load(arguments: list[str]) -> Run:
         facts["target_provenance"] = OmegaConf.to_container(own).get("target_provenance")  # type: ignore[union-attr]
     keys = tuple(sorted(override.key_or_group for override in overrides))
     return run.model_copy(update={"modified": changed, "shipped": as_shipped, "workload": facts, "overridden": keys})
+
+
+def _lacks_data(run: Run) -> bool:
+    """Whether the trial would run on less than the published data; no table takes that."""
+    from harness import hyperparameters
+
+    cls = hyperparameters.import_class(run.workload["class_path"], "workload.class_path")
+    return bool(cls.lacks(run.workload["data"], run.data))
 
 
 def _parse(arguments: list[str]) -> list[Override]:

@@ -166,9 +166,11 @@ class Record:
                 for path in (self.csv_path, self.checkpoint_path):
                     path.unlink(missing_ok=True)
                 self.manifest = {"preemption_count": 0}
-            elif self.status is not None and self.status.crashed:
+            if continued:
+                self._check_data(facts)
+            if continued and self.status is not None and self.status.crashed:
                 self.manifest.setdefault("failures", []).append(self.manifest.pop("final", {}).get("traceback"))
-            elif self.checkpoint_path.exists() or self.csv_path.exists():
+            elif continued and (self.checkpoint_path.exists() or self.csv_path.exists()):
                 self.manifest["preemption_count"] += 1
             self.manifest |= {
                 "format": FORMAT,
@@ -185,6 +187,17 @@ class Record:
                 f"records={self.run.records}: {self.folder} cannot be written ({error.strerror}); "
                 "give another folder with records="
             ) from error
+
+    def _check_data(self, facts: dict[str, Any]) -> None:
+        """UserError if the trial was begun on other data; where they came from does not matter."""
+        there, now = (
+            {k: v for k, v in side.get("data", {}).items() if k != "source"} for side in (self.manifest, facts)
+        )
+        if there and now and (differing := differences(there, now)):
+            raise UserError(
+                f"{self.folder} holds a trial on other data ({'; '.join(differing)}); give data= the folder it was "
+                "begun with, label=NAME for a record of its own, or overwrite=true to replace it"
+            )
 
     def write_manifest(self) -> None:
         self._check_lease()

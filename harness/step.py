@@ -108,17 +108,21 @@ class Evaluator:
 
     def fetch(self, selection: Selection) -> NominalBatch:
         """The micro-batches of `selection` that are this rank's."""
-        size, micro = len(selection.indices), self.workload.facts.micro_batch
+        size, micro, mine = len(selection.indices), self.workload.facts.micro_batch, self.mine(len(selection.indices))
         count = -(-size // micro)
-        share = self.ranks.share(count)
-        idle = not share
-        if idle:
-            share = range(1)
-        mine = slice(share.start * micro, share.stop * micro)
         batch = self.workload.batch(selection.indices[mine], selection.keys[mine])
         pieces = {name: tensor.split(micro) for name, tensor in batch.items()}
-        numbered = {k: {name: cut[i] for name, cut in pieces.items()} for i, k in enumerate(share)}
-        return NominalBatch(numbered, self.ranks.shares(count), micro, size, idle)
+        numbered = {
+            mine.start // micro + i: {name: cut[i] for name, cut in pieces.items()}
+            for i in range(len(pieces["labels"]))
+        }
+        return NominalBatch(numbered, self.ranks.shares(count), micro, size, idle=not self.ranks.share(count))
+
+    def mine(self, size: int) -> slice:
+        """Which of a step's `size` examples this rank runs, the first micro-batch if it is idle."""
+        micro = self.workload.facts.micro_batch
+        share = self.ranks.share(-(-size // micro)) or range(1)
+        return slice(share.start * micro, share.stop * micro)
 
     @property
     def label_generator(self) -> torch.Generator:

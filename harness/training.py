@@ -140,6 +140,7 @@ class Training:
             while counters.examples < goal:
                 start = perf_counter()
                 selection = submission.select(stream)
+                self._read_ahead()
                 batch = self.evaluator.fetch(selection)
                 self.clock.data_wait(perf_counter() - start)
                 ctx = StepContext(self.evaluator, batch, counters.examples / nominal, self.needs, name)
@@ -151,6 +152,15 @@ class Training:
         nominal_steps = (counters.examples - examples_before) / nominal
         self.disturbance.add(self.clock.elapsed.submission - before, nominal_steps)
         return total / (counters.update_steps - first)
+
+    def _read_ahead(self) -> None:
+        """Tell the workload which batches come next, unless the submission chooses them itself."""
+        if self.workload.lookahead and Need.SELECTION not in self.needs:
+            size = self.facts.nominal_batch
+            mine = self.evaluator.mine(size)
+            for position in range(self.stream.position, self.stream.position + self.workload.lookahead * size, size):
+                indices, keys = self.stream.indices_at(position, size), self.stream.keys_at(position, size)
+                self.workload.prefetch(indices[mine], keys[mine])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything from which `load_state_dict` continues to the bit, on a training that has been built.

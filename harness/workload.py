@@ -109,6 +109,14 @@ class Workload(ABC):
         Raises WorkloadError naming every way to get the data when it is missing, or the hashes when they differ.
         """
 
+    @classmethod
+    def lacks(cls, data: dict[str, Any], source: str) -> str:
+        """What the data that `load` would read from `source` lack of the published ones, in words; empty if nothing.
+
+        A trial on incomplete data is marked as modified, and no table takes it. data: ``facts.data``.
+        """
+        return ""
+
     @property
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:
@@ -134,6 +142,14 @@ class Workload(ABC):
         indices: int64 [n] on the CPU, in [0, train_size). keys: int64 [n] on the CPU, each in [0, 2**63), 63 random
         bits that decide the example's augmentation: a pure function of (seed, position in the example stream).
         """
+
+    @property
+    def lookahead(self) -> int:
+        """How many batches ahead of the one that is asked for `prefetch` is called; 0 where reading takes no time."""
+        return 0
+
+    def prefetch(self, indices: Tensor, keys: Tensor) -> None:  # noqa: B027
+        """A hint that `batch(indices, keys)` will probably come soon. Returns at once, and changes no result."""
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Outputs of the model, for example logits [n, classes]."""

@@ -1,24 +1,29 @@
 """GPT-2 (Radford et al. 2019) on text: next-token prediction, loss in nats per token.
 
-At scale=mini the tokens are bytes. The architecture is the published one: pre-norm blocks, learned positions, GELU
-(tanh form), the head tied to the token embedding, weights from N(0, 0.02²) with those that end a residual branch
-scaled by 1/sqrt(2 · layers). 12 layers, width 768, 12 heads, context 1024 and 50,257 tokens make the published 124M
-model. The held-out variants change the activation, or where the norms of the blocks are.
+At scale=mini the tokens are bytes, at scale=full those of GPT-2's byte-pair encoding. The architecture is the published
+one: pre-norm blocks, learned positions, GELU (tanh form), the head tied to the token embedding, weights from
+N(0, 0.02²) with those that end a residual branch scaled by 1/sqrt(2 · layers). 12 layers, width 768, 12 heads,
+context 1024 and 50,257 tokens make the published 124M model; a vocabulary padded to a multiple of 128 changes nothing
+but the speed. The held-out variants change the activation, or where the norms of the blocks are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from harness.workload import Batch, Split, Workload
-from workloads.data import kjv
+from harness.workload import Batch, Split, Workload, WorkloadError
+from workloads.data import bpe, kjv, openwebtext, prepared
+from workloads.data.openwebtext import Tokens
+from workloads.data.prepared import PreparationError
+from workloads.data.read_ahead import ReadAhead
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": partial(F.gelu, approximate="tanh"), "silu": F.silu}
 
@@ -121,12 +126,22 @@ class TextData(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    blocks: int = Field(ge=10)
-    """The text is cut into so many blocks; of every ten, one is held back for validation and one for the test."""
+    dataset: Literal["kjv", "openwebtext"] = "kjv"
+    blocks: int | None = Field(default=None, ge=10)
+    """kjv: the text is cut into so many blocks; of every ten, one is held back for validation and one for the test."""
     evaluation_examples: int = Field(ge=1)
     """Windows of `context` tokens per evaluation, spread evenly over the held-back text."""
     evaluation_batch: int = Field(ge=1)
     """Windows per forward of an evaluation."""
+
+    @model_validator(mode="after")
+    def _belongs(self) -> TextData:
+        if (self.blocks is None) == (self.dataset == "kjv"):
+            raise ValueError(f"blocks={self.blocks}: dataset=kjv is cut into blocks, openwebtext is not (null)")
+        return self
+
+
+HELD_BACK: tuple[Split, ...] = ("validation", "test")
 
 
 class GPT2(Workload):
@@ -134,16 +149,54 @@ class GPT2(Workload):
     Data = TextData
 
     def load(self, source: str, device: torch.device) -> None:
+        self._device = device
+        load = self._load_kjv if self.data_options.dataset == "kjv" else self._load_openwebtext
+        splits = load(source)
+        context, train = self.model_options.context, len(self._train)
+        if min(train, *map(len, splits.values())) < 2 * context + 1:
+            lengths = ", ".join(f"{len(tokens):,}" for tokens in splits.values())
+            raise WorkloadError(
+                f"workload.model.context={context} is too long for these data, whose splits have {train:,} tokens for "
+                f"training and {lengths} held back; lower it, or prepare more data"
+            )
+        self._held_back = {split: self._windows(tokens) for split, tokens in splits.items()}
+
+    def _load_kjv(self, source: str) -> dict[str, Tokens | Tensor]:
         options: TextData = self.data_options
+        assert options.blocks is not None
         name, text = kjv.load(source)
         self._fingerprint = {"name": "kjv", "source": name if name == "package" else "folder", "text": kjv.SHA256}
         splits = kjv.split(text, options.blocks, {"validation": 4, "test": 9})
-        self._train = torch.from_numpy(splits["train"].copy()).to(device)
-        self._held_back = {
-            name: self._windows(torch.from_numpy(splits[name].copy()).long().to(device), options.evaluation_examples)
-            for name in ("validation", "test")
-        }
-        self._device = device
+        self._train: Tensor | Tokens = torch.from_numpy(splits["train"].copy()).to(self._device)
+        return {split: torch.from_numpy(splits[split].copy()).long().to(self._device) for split in HELD_BACK}
+
+    def _load_openwebtext(self, source: str) -> dict[str, Tokens | Tensor]:
+        try:
+            found, shards = openwebtext.load(source)
+        except PreparationError as error:
+            raise WorkloadError(str(error)) from error
+        if (vocabulary := self.model_options.vocabulary) < bpe.SIZE:
+            raise WorkloadError(
+                f"workload.model.vocabulary={vocabulary} is smaller than the vocabulary of the prepared tokens; set it "
+                f"to {bpe.SIZE}, or to 50304, the next multiple of 128"
+            )
+        self._fingerprint = found.fingerprint
+        self._train = Tokens(shards["train"])
+        self._reading = ReadAhead(self._read, self.lookahead, self._device)
+        return {split: Tokens(shards[split]) for split in HELD_BACK}
+
+    @classmethod
+    def lacks(cls, data: dict[str, Any], source: str) -> str:
+        dataset = data.get("dataset", "kjv")
+        return "" if dataset == "kjv" else prepared.lacks(dataset, source)
+
+    @property
+    def lookahead(self) -> int:
+        return 0 if self.data_options.dataset == "kjv" else 2
+
+    def prefetch(self, indices: Tensor, keys: Tensor) -> None:
+        if self.lookahead:
+            self._reading.hint(indices, keys)
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -160,10 +213,22 @@ class GPT2(Workload):
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:
         """inputs and labels: int64 [n, context]. Window i starts at i · context, shifted on by the key (mod context),
         so that no two epochs cut the text in the same places."""
-        context = self.model_options.context
-        start = (indices * context + keys.remainder(context)).to(self._device)
-        windows = self._train[start[:, None] + torch.arange(context + 1, device=self._device)].long()
+        if self.lookahead:
+            windows = self._reading.take(indices, keys).to(self._device, non_blocking=True).long()
+        else:
+            assert isinstance(self._train, Tensor)
+            context = self.model_options.context
+            start = (indices * context + keys.remainder(context)).to(self._device)
+            windows = self._train[start[:, None] + torch.arange(context + 1, device=self._device)].long()
         return {"inputs": windows[:, :-1], "labels": windows[:, 1:]}
+
+    def _read(self, indices: Tensor, keys: Tensor) -> Tensor:
+        """int32 [n, context + 1], pinned where there is a GPU."""
+        assert isinstance(self._train, Tokens)
+        context = self.model_options.context
+        starts = (indices * context + keys.remainder(context)).numpy()
+        windows = torch.from_numpy(self._train.windows(starts, context + 1).astype(np.int32))
+        return windows.pin_memory() if self._device.type == "cuda" else windows
 
     def loss(self, outputs: Tensor, batch: Batch, reduction: Literal["mean", "none"] = "mean") -> Tensor:
         """Cross-entropy in nats per token."""
@@ -186,8 +251,12 @@ class GPT2(Workload):
             "num_examples": torch.tensor(labels.numel()),
         }
 
-    def _windows(self, text: Tensor, count: int) -> Tensor:
-        context = self.model_options.context
+    def _windows(self, text: Tokens | Tensor) -> Tensor:
+        """int64 [evaluation_examples, context + 1] on the device, spread evenly over the text."""
+        context, count = self.model_options.context, self.data_options.evaluation_examples
         last = len(text) - context - 1
-        start = torch.arange(count, device=text.device) * last // max(1, count - 1)
-        return text[start[:, None] + torch.arange(context + 1, device=text.device)]
+        start = torch.arange(count) * last // max(1, count - 1)
+        if isinstance(text, Tokens):
+            windows = text.windows(start.numpy(), context + 1).astype(np.int64)
+            return torch.from_numpy(windows).to(self._device)
+        return text[(start[:, None] + torch.arange(context + 1)).to(self._device)]

@@ -1,7 +1,9 @@
 """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) for image classification.
 
-Patches embedded by a strided convolution, a class token (or the mean over patches), learned positions, pre-norm blocks,
-dropout. Image 224, patch 16, width 384, 12 layers and 6 heads make the published ViT-S/16. The held-out variants, both
+Patches embedded by a strided convolution, a class token (or the mean over patches), learned positions (or fixed ones),
+pre-norm blocks, dropout. Image 224, patch 16, width 384, 12 layers and 6 heads make the published ViT-S/16; with fixed
+positions and the mean it is that of Beyer et al. 2022 (arXiv:2205.01580), and with a hidden layer in the head besides
+AlgoPerf's. The held-out variants, both
 AlgoPerf's (Dahl et al. 2023), put the norms after the additions, or pool the patches by attention.
 """
 
@@ -36,10 +38,19 @@ class ViTOptions(BaseModel):
     (multihead attention pooling; Zhai et al. 2022, arXiv:2106.04560)."""
     norm_placement: Literal["pre", "post"] = "pre"
     """pre: x + f(norm(x)), and a norm after the last block; post: norm(x + f(x)), which needs none there."""
+    positions: Literal["learned", "sincos2d"] = "learned"
+    """sincos2d: a fixed table of sines and cosines of the row and the column (Beyer et al. 2022)."""
+    head_hidden: bool = False
+    """Whether the head has a hidden layer, as wide as the model, with tanh."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _divides(self) -> ViTOptions:
+        if self.positions == "sincos2d" and (self.width % 4 or self.width < 8 or self.pooling == "token"):
+            raise ValueError(
+                f"positions=sincos2d needs a width (here {self.width}) of 8 or more that is a multiple of 4, and a "
+                f"pooling (here {self.pooling}) other than token, which would have no position"
+            )
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
         if self.image % self.patch:
@@ -64,19 +75,43 @@ class ViTModel(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6) if options.norm_placement == "pre" else nn.Identity()
         self.head = nn.Linear(width, options.classes)
         self.apply(_initialise)
-        nn.init.normal_(self.positions, std=0.02)
+        if options.positions == "sincos2d":
+            # A parameter that is not trained rather than a buffer, which the harness would average over micro-batches.
+            table = sincos2d(options.image // options.patch, width)
+            self.positions = nn.Parameter(table, requires_grad=False)
+        else:
+            nn.init.normal_(self.positions, std=0.02)
         nn.init.zeros_(self.head.weight)
         # The last to draw, so that all else starts as without it.
         self.pool = AttentionPool(*size).apply(_initialise) if options.pooling == "map" else None
+        self.head_hidden = nn.Linear(width, width) if options.head_hidden else None
+        if self.head_hidden is not None:
+            _initialise(self.head_hidden)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embedding(images).flatten(2).transpose(1, 2)
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
         x = self.norm(self.blocks(self.dropout(x + self.positions)))
+        return self.head(self._head_input(x))
+
+    def _head_input(self, x: Tensor) -> Tensor:
         if self.pool is not None:
-            return self.head(self.pool(x))
-        return self.head(x[:, 0] if self.pooling == "token" else x.mean(1))
+            x = self.pool(x)
+        elif self.pooling == "token":
+            x = x[:, 0]
+        else:
+            x = x.mean(1)
+        return x if self.head_hidden is None else torch.tanh(self.head_hidden(x))
+
+
+def sincos2d(side: int, width: int, temperature: float = 10_000.0) -> Tensor:
+    """float [1, side², width]: of each place, row by row, sines and cosines of the column, then of the row, at
+    width / 4 frequencies from 1 to 1 / temperature."""
+    frequencies = temperature ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4 - 1))
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    x, y = (place.reshape(-1, 1) * frequencies for place in (column, row))
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1).float().unsqueeze(0)
 
 
 def _initialise(module: nn.Module) -> None:

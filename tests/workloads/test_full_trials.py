@@ -1,0 +1,151 @@
+"""Every configuration of scale=full, from the first file to the last row: tiny copies of the data, tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.config import load
+from harness.problems import UserError
+from harness.reading import read
+from harness.record import Record, Status
+from harness.training import Training
+from tests.harness.test_trial import interrupted, outcome
+from workloads.data import prepared
+
+from . import copies
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
+STEPS = ["workload.max_steps=4", "workload.eval_every=2", "workload.nominal_batch=8", "workload.micro_batch=4"]
+IMAGES = ["workload.data.test_size=4", "workload.data.image=24", "workload.data.resize=28", "workload.target=1.1"]
+TRIALS = {
+    "resnet": ["workload=resnet", "workload.model.width=4", "workload.data.validation_size=20", "workload.target=1.1"],
+    "resnet_imagenet": ["workload=resnet", "variant=imagenet", "workload.model.width=4", *IMAGES],
+    "vit": ["workload=vit", "workload.model.width=16", "workload.model.heads=2", "workload.model.layers=2",
+            "workload.model.image=24", "workload.model.patch=8", *IMAGES],
+    "gpt2": ["workload=gpt2", "workload.model.width=8", "workload.model.heads=2", "workload.model.layers=2",
+             "workload.model.context=16", "workload.data.evaluation_examples=8", "workload.data.evaluation_batch=4",
+             "workload.target=0.1"],
+}  # fmt: skip
+Trial = Callable[..., Record]
+
+
+def prepare(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments, "--root", str(root)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three data sets, prepared by the command."""
+    folder = tmp_path_factory.mktemp("full")
+    sources = {
+        "cifar10": copies.cifar_archive(folder / "cifar", copies.cifar_images()),
+        "imagenet": copies.imagenet_folder(folder / "imagenet_copy", copies.imagenet_pictures()),
+        "openwebtext": copies.text_parquet(folder / "text", copies.pages(6000), files=2),
+    }
+    for name, source in sources.items():
+        if name == "openwebtext":
+            pytest.importorskip("tiktoken")
+        done = prepare(name, "--source", str(source), "--partial", "--workers", "1", root=folder)
+        assert done.returncode == 0, done.stderr
+        assert "runs on it are marked as modified" in done.stdout and f"add data={folder}" in done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_every_full_configuration_trains_and_resumes_to_the_same_bits(trial: Trial, root: Path, name: str) -> None:
+    base = ["scale=full", f"data={root}", *STEPS, *TRIALS[name]]
+    whole = trial("label=whole", base=base)
+    assert whole.status is Status.EXHAUSTED, whole.manifest["final"].get("traceback")
+    assert [row["global_step"] for row in whole.rows] == [2, 4] and whole.rows[-1]["test/loss"] > 0
+    assert outcome(interrupted(trial, "label=cut", base=base)) == outcome(whole)
+    # Incomplete data: the record says so, lies apart, and no table takes it.
+    data = whole.manifest["data"]
+    assert data["source"] == "prepared" and data["published"].startswith("no: ") and len(data["content"]) == 64
+    assert whole.manifest["modified"][-1] == "data" and "full-modified-" in str(whole.folder)
+    with pytest.raises(UserError, match="facts of their workload were overridden"):
+        read([whole.run.records])
+    # The same bits without reading ahead.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "_read_ahead", lambda self: None)
+        assert outcome(trial("label=plain", base=base)) == outcome(whole)
+
+
+def test_read_ahead_is_for_the_default_order_only(trial: Trial, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workloads.gpt2 import GPT2
+
+    hints: list[torch.Tensor] = []
+    taken: list[torch.Tensor] = []
+    batch = GPT2.batch
+    monkeypatch.setattr(GPT2, "prefetch", lambda self, indices, keys: hints.append(indices))
+    monkeypatch.setattr(GPT2, "batch", lambda self, i, k: taken.append(i) or batch(self, i, k))
+    base = ["scale=full", f"data={root}", *STEPS, *TRIALS["gpt2"]]
+    trial(base=base)
+    # From the second step on (the first batch is the warm-up's), each batch had been announced, two steps before.
+    assert len(hints) == 8
+    assert all(torch.equal(hint, batch) for hint, batch in zip(hints[::2], taken[2:], strict=False))
+    hints.clear()
+    chooses = "optimizer.class_path=tests.harness.seams.GrowingBatch"
+    trial(chooses, "schedule=constant", "schedule.warmup_fraction=0", base=base, optimizer="any")
+    assert not hints
+
+
+def test_a_trial_does_not_go_on_with_other_data(trial: Trial, root: Path, tmp_path: Path) -> None:
+    base = ["scale=full", *STEPS, *TRIALS["resnet"]]
+    trial(f"data={root}", base=base)
+    manifest = trial(f"data={root}", base=base).manifest_path
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"status": "stopped"}))
+    other = copies.cifar_folder(tmp_path / "copy", copies.cifar_images(30))
+    assert prepare("cifar10", "--source", str(other), "--partial", root=tmp_path).returncode == 0
+    with pytest.raises(UserError, match=r"holds a trial on other data \(content: .*label=NAME"):
+        trial(f"data={tmp_path}", base=base)
+
+
+def test_complete_data_are_no_modification(root: Path, tmp_path: Path) -> None:
+    arguments = ["workload=resnet", "scale=full", "optimizer=adamw"]
+    assert load([*arguments, f"data={root}"]).modified == ("data",)
+    found = prepared.read(root / "cifar10", "cifar10")
+    (tmp_path / "cifar10").mkdir()
+    prepared.finish(prepared.Prepared(**{**vars(found), "folder": tmp_path / "cifar10", "complete": True, "lacks": ""}))
+    assert load([*arguments, f"data={tmp_path}"]).modified == ()
+    assert load([*arguments, "data=/nowhere"]).modified == ()  # loading them will say what is wrong
+
+
+def test_the_command_again_checks_and_mends(root: Path, tmp_path: Path) -> None:
+    copy = copies.cifar_folder(tmp_path / "copy", copies.cifar_images())
+    wrong = prepare("cifar10", "--source", str(copy), root=tmp_path)
+    assert wrong.returncode == 2 and "error: --source: data_batch_1 has the MD5" in wrong.stderr
+    command = ["cifar10", "--source", str(copy), "--partial"]
+    done = prepare(*command, root=tmp_path)
+    assert "prepared in" in done.stdout and "cifar10: 1 of 1 pieces done" in done.stderr
+    path = tmp_path / "cifar10" / "test-images.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    damaged = prepare("cifar10", "--check", root=tmp_path)
+    assert damaged.returncode == 2 and "test-images.npy has the SHA-256" in damaged.stderr
+    mended = prepare(*command, root=tmp_path)
+    assert mended.returncode == 0 and "preparing it again" in mended.stderr and path.read_bytes() == content
+    again = prepare("cifar10", "--check", root=tmp_path)
+    assert again.returncode == 0 and "prepared before, every hash is right" in again.stdout
+    # A copy is hashed by every trial until it has been checked.
+    os.utime(path, ns=(1, 1))
+    hashed: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        sha256_of = prepared.sha256_of
+        patch.setattr(prepared, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
+        prepared.find("cifar10", str(tmp_path))
+        assert hashed == [path]
+        assert prepare("cifar10", "--check", root=tmp_path).returncode == 0
+        prepared.find("cifar10", str(tmp_path))
+        assert hashed == [path]
+    nothing = prepare("imagenet", "--check", root=tmp_path)
+    assert nothing.returncode == 2 and "holds no prepared imagenet" in nothing.stderr

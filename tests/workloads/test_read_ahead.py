@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from workloads.data.read_ahead import ReadAhead
+
+KEYS = torch.tensor([7])
+CPU = torch.device("cpu")
+
+
+class Reader:
+    """Remembers what it read, and where."""
+
+    def __init__(self) -> None:
+        self.reads: list[tuple[int, bool]] = []
+        self.read_one = threading.Semaphore(0)
+
+    def __call__(self, indices: Tensor, keys: Tensor) -> Tensor:
+        if indices.item() < 0:
+            raise OSError("a picture does not decode")
+        self.reads.append((int(indices.item()), threading.current_thread() is threading.main_thread()))
+        self.read_one.release()
+        return indices * 10
+
+    def wait(self, count: int) -> None:
+        for _ in range(count):
+            assert self.read_one.acquire(timeout=30)
+
+
+def test_a_hint_is_read_once_and_before_it_is_asked_for() -> None:
+    reader = Reader()
+    ahead = ReadAhead(reader, 2, CPU)
+    ahead.hint(torch.tensor([1]), KEYS)
+    ahead.hint(torch.tensor([1]), KEYS)
+    reader.wait(1)
+    assert reader.reads == [(1, False)]
+    assert ahead.take(torch.tensor([1]), KEYS) == 10 and len(reader.reads) == 1
+    assert ahead.take(torch.tensor([1]), KEYS) == 10 and reader.reads[-1] == (1, True)
+
+
+def test_what_was_not_announced_is_read_when_it_is_asked_for() -> None:
+    reader = Reader()
+    ahead = ReadAhead(reader, 2, CPU)
+    ahead.hint(torch.tensor([1]), KEYS)
+    reader.wait(1)
+    assert ahead.take(torch.tensor([1]), KEYS + 1) == 10  # other keys, another augmentation
+    assert reader.reads == [(1, False), (1, True)]
+
+
+def test_hints_that_nobody_takes_up_make_room() -> None:
+    reader = Reader()
+    ahead = ReadAhead(reader, 2, CPU)
+    for i in range(1, 6):
+        ahead.hint(torch.tensor([i]), KEYS)
+        reader.wait(1)
+    for i in (5, 4, 1):
+        assert ahead.take(torch.tensor([i]), KEYS) == 10 * i
+    assert [i for i, in_main in reader.reads if in_main] == [1]
+
+
+def test_an_error_comes_where_the_batch_is_asked_for() -> None:
+    ahead = ReadAhead(Reader(), 2, CPU)
+    ahead.hint(torch.tensor([-1]), KEYS)
+    with pytest.raises(OSError, match="does not decode"):
+        ahead.take(torch.tensor([-1]), KEYS)
