@@ -104,8 +104,8 @@ class Problem(Workload):
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         return torch.multinomial(outputs.float().softmax(-1), 1, generator=generator).squeeze(1)
 
-    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
-        yield {"inputs": self._x, "labels": self._y}
+    def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:
+        yield from [{"inputs": self._x, "labels": self._y}][part]
 
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"loss": self.loss(outputs, batch, "none").sum(), "num_examples": torch.tensor(len(batch["labels"]))}

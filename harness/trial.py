@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -232,14 +230,15 @@ class _Trial:
             with self.clock.off("evaluation"), torch.no_grad():
                 model.eval()
                 sums: dict[str, Tensor] = {}
-                for batch in islice(self.workload.evaluation_batches(split), self.ranks.rank, None, self.ranks.size):
+                part = slice(self.ranks.rank, None, self.ranks.size)
+                for batch in self.workload.evaluation_batches(split, part):
                     with evaluator.precision_context():
                         outputs = self.workload.forward(evaluator.forward_model, batch)
                     for key, value in self.workload.evaluation_sums(outputs, batch).items():
                         sums[key] = sums[key] + value if key in sums else value
-                total = Counter[str]()
-                for part in self.ranks.of_all({key: float(value) for key, value in sums.items()}):
-                    total.update(part)
+                total: dict[str, float] = {}
+                for shared in self.ranks.of_all({key: float(value) for key, value in sums.items()}):
+                    total |= {key: total.get(key, 0.0) + value for key, value in shared.items()}
                 count = total.pop("num_examples")
                 metrics = {key: value / count for key, value in total.items()} | {"num_examples": int(count)}
                 model.train()

@@ -164,8 +164,9 @@ class Workload(ABC):
         """Labels drawn from the model's own predictive distribution, shaped like ``batch["labels"]``."""
 
     @abstractmethod
-    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
-        """The whole split in a fixed order, on the data's device."""
+    def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:
+        """The whole split in a fixed order, on the data's device; or of its batches those that `part` picks by their
+        number, for ranks that share an evaluation."""
 
     @abstractmethod
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:

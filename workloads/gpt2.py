@@ -239,8 +239,8 @@ class GPT2(Workload):
         chances = outputs.float().softmax(-1).flatten(0, 1)
         return torch.multinomial(chances, 1, generator=generator).view(outputs.shape[:2])
 
-    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
-        for windows in self._held_back[split].split(self.data_options.evaluation_batch):
+    def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:
+        for windows in self._held_back[split].split(self.data_options.evaluation_batch)[part]:
             yield {"inputs": windows[:, :-1], "labels": windows[:, 1:]}
 
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -172,8 +172,8 @@ class ImageClassification(Workload):
         """int64 [n]."""
         return torch.multinomial(outputs.float().softmax(-1), 1, generator=generator).squeeze(1)
 
-    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
-        yield from self._images.evaluation_batches(split, self.data_options.evaluation_batch)
+    def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:
+        yield from self._images.evaluation_batches(split, self.data_options.evaluation_batch, part)
 
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """accuracy (share of images right) and loss (nats per image)."""

@@ -1,7 +1,11 @@
-"""What tests/harness/test_ranks.py runs on several processes: `torchrun ... rank_program.py FOLDER`."""
+"""What tests run on several processes: `torchrun ... rank_program.py FOLDER [TRIALS]`.
+
+TRIALS is a JSON file of the arguments of trials by name; without it, everything that test_ranks.py looks at.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,10 +69,18 @@ def main(folder: Path) -> None:
     runs = {name: load([*TINY_GPT2, "workload.micro_batch=2", f"optimizer={name}"]) for name in ("sgd", "lion")}
     rows = timing.measure(runs, rounds=3, seconds_per_segment=0.01, report=lambda line: None)
     assert ranks.of_all(len(rows)) == [6] * ranks.size and len(set(ranks.of_all(int(rows["steps"].iloc[0])))) == 1
-    for name, arguments in TRIALS.items():
-        run_trial(load([*arguments, f"records={folder / name}", "machine=here", "checkpoint_seconds=0"]))
+    run_all(TRIALS, folder)
     leave()
 
 
+def run_all(trials: dict[str, list[str]], folder: Path) -> None:
+    for name, arguments in trials.items():
+        run_trial(load([*arguments, f"records={folder / name}", "machine=here", "checkpoint_seconds=0"]))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) == 2:
+        main(Path(sys.argv[1]))
+    else:
+        run_all(json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[1]))
+        leave()

@@ -46,7 +46,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return folders
 
 
-def outcome(folder: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
+def read(folder: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
     (manifest,) = folder.rglob("manifest.json")
     keys = ("global_step", "train/loss", "validation/loss", "validation/num_examples", "examples", "forward_examples")
     with (manifest.parent / "eval_measurements.csv").open() as file:
@@ -72,8 +72,8 @@ def test_a_step_offers_the_same_whatever_the_number_of_ranks(found: dict[int, Pa
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("workload", ["gpt2", "resnet"])
 def test_the_curve_is_the_same(found: dict[int, Path], workload: str, ranks: int) -> None:
-    alone, of_one = outcome(found[1] / workload)
-    shared, of_several = outcome(found[ranks] / workload)
+    alone, of_one = read(found[1] / workload)
+    shared, of_several = read(found[ranks] / workload)
     assert len(alone) == len(shared) > 1
     for a, b in zip(alone, shared, strict=True):
         assert b == pytest.approx(a, rel=2e-5)
@@ -84,8 +84,8 @@ def test_the_curve_is_the_same(found: dict[int, Path], workload: str, ranks: int
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_compressed_gradients_train_too(found: dict[int, Path], ranks: int) -> None:
     """vit with PowerSGD, which exchanges the gradients itself: its first two steps are plain, hence the same."""
-    alone, _ = outcome(found[1] / "vit")
-    shared, manifest = outcome(found[ranks] / "vit")
+    alone, _ = read(found[1] / "vit")
+    shared, manifest = read(found[ranks] / "vit")
     assert shared[0] == pytest.approx(alone[0], rel=2e-5)
     assert all(
         row["train/loss"] == pytest.approx(one["train/loss"], rel=0.1) for row, one in zip(shared, alone, strict=True)
@@ -98,13 +98,13 @@ def test_a_lost_rank_ends_the_trial_as_failed_and_the_same_command_continues_to_
 ) -> None:
     command = ["run.py", *rank_program.TRIALS["gpt2"], f"records={tmp_path}", "machine=here", "checkpoint_seconds=0"]
     first = launch(2, *command, PACEMARK_TEST_FAULT="killed")
-    rows, manifest = outcome(tmp_path)
+    rows, manifest = read(tmp_path)
     assert first.returncode != 0 and manifest["status"] == "failed", first.stderr
     assert manifest["final"]["lost_ranks"] == [1] and len(rows) == 2
     second = launch(2, *command)
     assert second.returncode == 0, second.stderr
-    rows, manifest = outcome(tmp_path)
-    undisturbed, expected = outcome(found[2] / "gpt2")
+    rows, manifest = read(tmp_path)
+    undisturbed, expected = read(found[2] / "gpt2")
     assert rows == undisturbed
     assert manifest["final"]["weights_sha256"] == expected["final"]["weights_sha256"]
     assert len(manifest["failures"]) == 1

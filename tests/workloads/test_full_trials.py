@@ -17,6 +17,9 @@ from harness.problems import UserError
 from harness.reading import read
 from harness.record import Record, Status
 from harness.training import Training
+from tests.harness import rank_program
+from tests.harness.test_ranks import launch
+from tests.harness.test_ranks import read as read_shared
 from tests.harness.test_trial import interrupted, outcome
 from workloads.data import prepared
 
@@ -77,6 +80,20 @@ def test_every_full_configuration_trains_and_resumes_to_the_same_bits(trial: Tri
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_read_ahead", lambda self: None)
         assert outcome(trial("label=plain", base=base)) == outcome(whole)
+
+
+def test_two_processes_give_the_same_curves(trial: Trial, root: Path, tmp_path: Path) -> None:
+    trials = {name: ["scale=full", f"data={root}", *STEPS, *more, "optimizer=adamw"] for name, more in TRIALS.items()}
+    (tmp_path / "trials.json").write_text(json.dumps(trials))
+    done = launch(2, str(Path(rank_program.__file__)), str(tmp_path / "shared"), str(tmp_path / "trials.json"))
+    assert done.returncode == 0, done.stderr
+    for name, arguments in trials.items():
+        shared, manifest = read_shared(tmp_path / "shared" / name)
+        assert manifest["status"] == "exhausted" and manifest["machine"]["ranks"] == 2
+        alone = trial("label=alone", base=arguments).rows
+        assert [row["global_step"] for row in alone] == [2, 4]
+        for one, row in zip(alone, shared, strict=True):
+            assert row == pytest.approx({key: one[key] for key in row}, rel=1e-4), name
 
 
 def test_read_ahead_is_for_the_default_order_only(trial: Trial, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

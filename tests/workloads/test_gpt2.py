@@ -121,6 +121,8 @@ def test_evaluation_spans_its_split_in_a_fixed_order(workload: GPT2, text: bytes
     context = workload.model_options.context
     content = kjv.split(text, workload.data_options.blocks, {"validation": 4, "test": 9})[split]
     batches = list(workload.evaluation_batches(split))
+    others = list(workload.evaluation_batches(split, slice(1, None, 2)))
+    assert [batch["inputs"].tolist() for batch in others] == [batch["inputs"].tolist() for batch in batches[1::2]]
     assert sum(len(batch["labels"]) for batch in batches) == workload.data_options.evaluation_examples
     assert batches[0]["inputs"][0].tolist() == content[:context].tolist()
     assert batches[-1]["labels"][-1].tolist() == content[-context:].tolist()

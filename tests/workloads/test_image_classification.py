@@ -92,6 +92,7 @@ def test_batch_is_a_pure_function_of_indices_and_keys(load: Load, keys: Tensor) 
 
 def test_evaluation_batches_are_of_the_configured_size(load: Load) -> None:
     assert [len(batch["labels"]) for batch in load().evaluation_batches("validation")] == [20, 20, 10]
+    assert [len(batch["labels"]) for batch in load().evaluation_batches("validation", slice(0, None, 2))] == [20, 10]
 
 
 def test_losses_and_metrics_agree(load: Load) -> None:

@@ -294,6 +294,8 @@ def test_evaluation_is_the_split_in_order_and_the_test_was_held_back(root: Path)
     splits = imagenet.load(str(root))[1]
     validation, test = (list(images.evaluation_batches(split, 4)) for split in ("validation", "test"))
     assert [len(batch["labels"]) for batch in validation] == [4, 4, 1] and len(test) == 1
+    (second,) = images.evaluation_batches("validation", 4, slice(1, None, 2))
+    assert torch.equal(second["inputs"], validation[1]["inputs"])
     assert torch.cat([b["labels"] for b in validation]).tolist() == splits["validation"].labels.tolist()
     assert test[0]["labels"].tolist() == splits["train"].labels[:4].tolist()
     trained = images.batch(torch.arange(20), torch.zeros(20, dtype=torch.int64))

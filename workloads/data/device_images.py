@@ -54,9 +54,9 @@ class DeviceImages:
         images = self._images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
         return {"inputs": _channels_second(images), "labels": self._labels[indices]}
 
-    def evaluation_batches(self, split: Split, size: int) -> Iterator[Batch]:
+    def evaluation_batches(self, split: Split, size: int, part: slice = slice(None)) -> Iterator[Batch]:
         images, labels = self._held_back[split]
-        for piece, classes in zip(images.split(size), labels.split(size), strict=True):
+        for piece, classes in zip(images.split(size)[part], labels.split(size)[part], strict=True):
             yield {"inputs": _channels_second(piece), "labels": classes}
 
 

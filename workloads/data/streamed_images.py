@@ -55,10 +55,10 @@ class StreamedImages:
         """inputs: float [n, 3, image, image] in channels-last order, labels: int64 [n]."""
         return self._on_device(self._training.take(indices, keys))
 
-    def evaluation_batches(self, split: Split, size: int) -> Iterator[Batch]:
+    def evaluation_batches(self, split: Split, size: int, part: slice = slice(None)) -> Iterator[Batch]:
         count = self._test_size if split == "test" else len(self._splits["validation"])
         which = torch.tensor(["validation", "test"].index(split))
-        pieces = torch.arange(count).split(size)
+        pieces = torch.arange(count).split(size)[part]
         for i, piece in enumerate(pieces):
             for later in pieces[i : i + 2]:
                 self._evaluation.hint(later, which)
