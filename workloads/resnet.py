@@ -39,6 +39,9 @@ class ResNetOptions(BaseModel):
     stem_stride: int = Field(default=1, ge=1, le=4)
     """Stride of the cifar stem; above 1 it makes the whole network cheaper."""
     activation: Literal["relu", "silu"] = "relu"
+    bn_momentum: float = Field(default=0.1, gt=0, le=1)
+    """Share of the last batch in BatchNorm's running statistics, in torch's sense. Few large steps want more than the
+    usual 0.1: statistics that lag behind the weights are noise in every evaluation."""
     bn_init_scale: float = Field(default=1.0, ge=0)
     """Initial scale of the last BatchNorm of each block. 0 takes every branch out at first (Goyal et al. 2017); 8 is
     the variant of AlgoPerf (Dahl et al. 2023)."""
@@ -71,6 +74,8 @@ class ResNetModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = options.bn_momentum
             if isinstance(module, BasicBlock | Bottleneck):
                 nn.init.constant_(module.last_norm.weight, options.bn_init_scale)
 
