@@ -217,7 +217,7 @@ def _describe_choices() -> str:
         if group == "scale":
             lines += [
                 "variant=",
-                f"  {BASE:<23}the workload itself; the others change one thing of it and are held out",
+                f"  {BASE:<23}the workload itself; the others change it, most are held out",
             ]
             for workload, scale in itertools.product(choices("workload"), choices("scale")):
                 for variant in variants(workload, scale):

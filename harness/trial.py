@@ -394,7 +394,7 @@ def _manifest_facts(training: Training) -> dict[str, Any]:
     return {
         "submission": run.submission_label,
         "workload": run.facts.full_name,
-        **({} if run.facts.variant is None else {"variant_of": run.facts.name}),
+        **({"variant_of": run.facts.name} if run.facts.variant is not None and run.facts.held_out else {}),
         "workload_version": run.facts.version,
         "target_version": run.facts.target_version,
         "metric": f"validation/{run.facts.metric}",

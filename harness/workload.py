@@ -33,7 +33,10 @@ class Facts(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     """Name in commands, records and tables; no underscore, which separates the variant in folder names."""
     variant: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """Name of the held-out variant: this workload with one thing changed. None: the workload itself."""
+    """Name of the variant: this workload with one thing changed. None: the workload itself."""
+    held_out: bool = True
+    """Of a variant: whether the workload counts only for submissions that reach the variant's target too. False: the
+    variant is a workload of its own, with points of its own."""
     description: str
     """One line for --help."""
     class_path: str
