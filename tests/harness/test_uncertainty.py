@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import uncertainty
+from harness import median_models
 from harness.scoring import benchmark_scores
 from harness.uncertainty import Uncertainty, estimate
 
@@ -115,7 +115,7 @@ def _simulate(log_medians: np.ndarray, studies: int, replications: int, *, corre
 def few_draws() -> Iterator[None]:
     """Fewer draws blur every single interval a little and take a third of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uncertainty, "DRAWS", 500)
+        patch.setattr(median_models, "DRAWS", 500)
         yield
 
 
