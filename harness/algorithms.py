@@ -109,7 +109,7 @@ def tables(found: list[Algorithm], times: pd.DataFrame) -> str:
 def _row(algorithm: Algorithm, times: pd.DataFrame) -> str:
     ratio = "not timed"
     if algorithm.name in times.index:
-        ratio = f"{times.loc[algorithm.name, 'milliseconds'] / times.loc[algorithm.name, 'fused_adamw']:.1f}"
+        ratio = f"{(times['milliseconds'] / times['fused_adamw'])[algorithm.name]:.1f}"
     needs = ", ".join(need.value.replace("_", " ") for need in algorithm.needs)
     own, *wrappers = algorithm.classes
     code = _source(own) + "".join(f", in {_source(wrapper)}" for wrapper in wrappers)
