@@ -1,7 +1,7 @@
 """What an update costs: milliseconds per step and bytes of state of every submission, on gradients that are given.
 
     python benchmarks/optimizer_step.py [--names NAME ...] [--set gpt | mini | both] [--rounds 5] [--steps 10]
-                                        [--threads 2] [--seconds 20] [--clock wall | cpu]
+                                        [--threads 2] [--seconds 20] [--clock wall | cpu] [--out CSV]
 
 Sets of parameters: `gpt` is a GPT-2 of 8 layers and width 332, 10.8M parameters in 100 tensors; `mini` the model of the
 workload gpt2. A step is all that the submission does besides the model's own passes: what it asks its context for
@@ -12,16 +12,19 @@ Submission, torch's fused AdamW, and the best library's implementation of the sa
 `--steps` steps each per round, after two that are not counted. Means over all rounds, so that work that is done
 every tenth or fiftieth step counts by its share; a contestant stops early when it has used `--seconds`. On a machine
 that others use too, `--clock cpu --threads 1` counts the processor's time instead of the wall's. The library's
-PSGD-Kron takes part where the package opt_einsum is installed.
+PSGD-Kron takes part where the package opt_einsum is installed. `--out` also writes the table to a file, which
+scripts/algorithms.py reads.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
@@ -219,7 +222,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--out", type=Path, metavar="CSV")
     options = parser.parse_args()
+    rows: list[dict[str, object]] = []
     for set_ in SETS if options.set == "both" else [options.set]:
         print(f"{set_}, {options.threads} threads, {options.clock} time")
         heads = f"{'submission':22}{'ms/step':>9}{'fused AdamW':>13}{'ratio':>7}{'library':>9}{'ratio':>7}"
@@ -238,6 +243,16 @@ def main() -> None:
                 f"{found['ours'].state_bytes() / size:17.2f}",
                 flush=True,
             )
+            columns = {"ours": "milliseconds", "AdamW": "fused_adamw", "library": "library"}
+            rows.append(
+                {"submission": name, "set": set_, "clock": options.clock, "threads": options.threads}
+                | {column: f"{mean[who]:.4g}" if who in mean else "" for who, column in columns.items()}
+            )
+    if options.out:
+        with options.out.open("w", newline="") as file:
+            table = csv.DictWriter(file, rows[0], lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,15 @@ class Records:
     problems: list[Problem] = field(default_factory=list)
     manifests: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By row label of `trials`."""
+
+    def only(self, workloads: Iterable[str]) -> Records:
+        """Those of these workloads; UserError for one that is not there."""
+        wanted, known = set(workloads), sorted(self.targets.targets)
+        if unknown := sorted(wanted.difference(known)):
+            raise UserError(f"--workloads {', '.join(unknown)}: not in the records, which hold {', '.join(known)}")
+        base, held_out = ([w for w in names if w in wanted] for names in (self.targets.base, self.targets.held_out))
+        targets = Targets(tuple(base), tuple(held_out), {w: self.targets.targets[w] for w in (*base, *held_out)})
+        return replace(self, trials=self.trials[self.trials["workload"].isin(wanted)], targets=targets)
 
 
 @dataclass

@@ -47,17 +47,20 @@ def main() -> int:
     if problems:
         raise UserError(problems)
     records.trials = records.trials[records.trials["submission"].isin([options.a, options.b])]
-    board = leaderboard.score(records, baseline=options.b)
+    # Of this board only the steps are taken, which hold on any machine.
+    board = leaderboard.score(records, baseline=options.b, mix_machines=True)
     _report("nominal steps", board.steps_uncertainty, board.times, "steps", options)
     timings = timing.read(options.timing) if options.timing else None
-    if options.time or (timings is None and _wants_timing()):
-        timings = timing.Timings.of(timing.measure_records(records, submissions=[options.a, options.b]))
-    if timings is None:
+    by_submission = records.trials.groupby("submission")["workload"].unique()
+    shared = sorted(set(by_submission[options.a]) & set(by_submission[options.b]))
+    if shared and (options.time or (timings is None and _wants_timing())):
+        timings = timing.Timings.of(timing.measure_records(records, shared, [options.a, options.b]))
+    if timings is None or not shared:
         print(
             "\nIn seconds: not compared, since clocks of different runs do not compare; --time measures both here now."
         )
         return 0
-    board = leaderboard.score(records, baseline=options.b, timings=timings)
+    board = leaderboard.score(records.only(shared), baseline=options.b, timings=timings)
     print(f"\n{timings.sentence}")
     _report("seconds", board.uncertainty, board.times, "seconds", options)
     return 0

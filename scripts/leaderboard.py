@@ -1,8 +1,8 @@
 """Make a leaderboard from records.
 
     python scripts/leaderboard.py RECORDS... --out DIR [--targets FILE] [--mode default|algoperf] [--baseline NAME]
-        [--ruleset external|self_tuning|quick] [--scale mini] [--timing FILE...] [--mix-machines] [--title TEXT]
-        [--check]
+        [--ruleset external|self_tuning|quick] [--scale mini] [--workloads NAME...] [--timing FILE...]
+        [--mix-machines] [--title TEXT] [--check]
 
 RECORDS are folders in AlgoPerf's layout (AlgoPerf's own, with --targets, or ours), or one table that --consolidate
 wrote. Writes scores.csv, times.csv, LEADERBOARD.md, leaderboard.tex and site/index.html into --out. --check writes
@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--baseline", help="the speed-up is over this submission (default: adamw or baseline)")
     parser.add_argument("--ruleset", choices=["external", "self_tuning", "quick"])
     parser.add_argument("--scale")
+    parser.add_argument("--workloads", nargs="+", help="a table of these alone; default: all that have records")
     parser.add_argument("--timing", type=Path, nargs="+", default=[],
                         help="seconds from this file of scripts/timing.py; of further ones, a column each")  # fmt: skip
     parser.add_argument("--mix-machines", action="store_true", help="compare clocks of different machines all the same")
@@ -42,6 +43,8 @@ def main() -> int:
     )  # fmt: skip
     if options.records[0].suffix == ".csv" and len(options.records) > 1:
         raise UserError("one consolidated table at a time")
+    if options.workloads:
+        records = records.only(options.workloads)
     if options.consolidate:
         consolidated.write(records, options.consolidate)
     timings = [timing.read(path) for path in options.timing]

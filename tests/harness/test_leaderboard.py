@@ -207,6 +207,29 @@ def test_compare_gives_a_verdict_or_the_reason_for_none(tmp_path: Path) -> None:
     assert typo.returncode == 2 and "did you mean `fast`" in typo.stderr
 
 
+def test_compare_in_steps_takes_records_of_several_machines(tmp_path: Path) -> None:
+    for study in range(3):
+        for name, machine in (("fast", "one"), ("slow", "other")):
+            made_on = {"device": "cpu", "cpu": machine, "threads": 1}
+            own_trial(tmp_path, [3, 1, 1], 10, submission=name, study=study, machine=made_on)
+    refused = script("leaderboard", tmp_path, "--out", tmp_path / "out")
+    assert refused.returncode == 2 and "2 machines" in refused.stderr
+    done = script("compare", "fast", "slow", "--records", tmp_path)
+    assert done.returncode == 0 and "no difference shown" in done.stdout, done.stderr
+
+
+def test_a_table_of_some_of_the_workloads(tmp_path: Path) -> None:
+    records = board_of(tmp_path / "records")
+    own_trial(records, [3, 1, 1], 5, submission="new", workload="mri")
+    made = script("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mri", "--baseline", "slow")
+    assert made.returncode == 0, made.stderr
+    assert set(pd.read_csv(tmp_path / "out" / "times.csv")["workload"]) == {"mri"}
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("submission")["score"]
+    assert scores["new"] == 1 and scores["never"] == 0
+    unknown = script("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mir")
+    assert unknown.returncode == 2 and "which hold lm, mri" in unknown.stderr
+
+
 def test_compare_shows_held_out_variants_apart(tmp_path: Path) -> None:
     done = script("compare", "fast", "slow", "--records", with_variant(tmp_path))
     assert done.returncode == 0, done.stderr

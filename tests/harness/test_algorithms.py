@@ -1,0 +1,65 @@
+"""The committed table of algorithms is what the YAMLs give."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness import algorithms
+from harness.needs import Need
+from harness.problems import UserError
+
+ROOT = Path(__file__).parents[2]
+TIMES = ROOT / "benchmarks" / "optimizer_step_mini.csv"
+ONE = algorithms.Algorithm(
+    "mine", "this | that", "Me 2024, arXiv:2401.00001", ("submissions.lion.Lion", "submissions.sam.SAM"),
+    algorithms.WRAPPED, (Need.LOSS, Need.TOTAL_STEPS), 8.004,
+)  # fmt: skip
+
+
+def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/algorithms.py", "--check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_committed_table_is_what_the_yamls_give() -> None:
+    done = check()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_one_other_number_is_found(tmp_path: Path) -> None:
+    times = pd.read_csv(TIMES)
+    times.loc[times["submission"] == "lion", "milliseconds"] *= 10
+    times.to_csv(tmp_path / "times.csv", index=False)
+    done = check("--times", str(tmp_path / "times.csv"))
+    changed = [line for line in done.stdout.splitlines() if line.startswith(("+|", "-|"))]
+    assert done.returncode == 1
+    assert len(changed) == 2 and all("`lion`" in line for line in changed), done.stdout
+
+
+def test_a_row() -> None:
+    times = pd.DataFrame({"milliseconds": [3.0], "fused_adamw": [2.0]}, index=["mine"])
+    (row,) = [line for line in algorithms.tables([ONE], times).splitlines() if "`mine`" in line]
+    assert row == (
+        r"| `mine` ([lion.py](../submissions/lion.py), in [sam.py](../submissions/sam.py)) | this \| that "
+        "| Me 2024, [arXiv:2401.00001](https://arxiv.org/abs/2401.00001) | loss, total steps | 8.00 | 1.5 |"
+    )
+    assert "not timed" in algorithms.tables([ONE], times.rename(index={"mine": "other"}))
+
+
+def test_prose_stays_and_tables_are_replaced() -> None:
+    assert (
+        algorithms.renewed(f"# Prose\n{algorithms.START}\n\nold\n", "new\n") == f"# Prose\n{algorithms.START}\n\nnew\n"
+    )
+    with pytest.raises(UserError, match="has no line"):
+        algorithms.renewed("# Prose\n", "new\n")
+
+
+def test_a_file_without_times_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "times.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="make it with"):
+        algorithms.read_times(tmp_path / "times.csv")

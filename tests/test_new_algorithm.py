@@ -1,0 +1,60 @@
+"""docs/new_algorithm.md, run as it is written in a copy of the tree, with the override that it documents."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "new_algorithm.md"
+COPIED = ("configs", "harness", "results/untuned", "scripts", "submissions", "tests", "workloads", "run.py",
+          "pyproject.toml")  # fmt: skip
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Language and text of the fenced blocks."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in COPIED:
+        source, copy = ROOT / name, tmp_path / name
+        if source.is_dir():
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, copy)
+    return tmp_path
+
+
+def test_the_walk_from_paper_to_leaderboard(tree: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(tree), "BUDGET": "0.02"}
+    assert f"export BUDGET={environment['BUDGET']}" in PAGE.read_text()
+    printed = ""
+    for language, text in blocks():
+        first = text.partition("\n")[0]
+        if language == "sh":
+            done = subprocess.run(["bash", "-ec", text], cwd=tree, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+            printed += done.stdout
+        elif first.startswith("# "):
+            file = tree / first.removeprefix("# ")
+            assert not file.exists(), f"{first} is in the tree already"
+            file.write_text(text)
+    assert re.search(r"^qhadam( +ok){9} *$", printed, re.MULTILINE)  # conformance
+    assert "6 passed" in printed or re.search(r"^\.{6} ", printed, re.MULTILINE)  # parity
+    assert len(list((tree / "results/records/mini/quick").glob("*/qhadam/study_*/gpt2_pytorch/trial_1"))) == 3
+    assert (
+        len(re.findall(r"^  gpt2 +qhadam missed \(0 of 3 studies\), adamw ", printed, re.MULTILINE)) == 3
+    )  # steps twice, seconds
+    scores = pd.read_csv(tree / "board" / "scores.csv").set_index("submission")
+    assert scores.loc["adamw", "score"] > scores.loc["qhadam", "score"] == 0
+    assert (tree / "board" / "site" / "index.html").exists()
