@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from harness.choices import BASE, CONFIG_DIR, GROUPS, choices, target_file, variants
 from harness.config import Run, expand, load
 from harness.problems import UserError
-from harness.ranks import is_first, launched, leave, met
+from harness.ranks import is_first, launched, leave, local_rank, met
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,12 +74,13 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        if is_first() or met():  # what is wrong before the ranks have met, all of them find, and one says
+        if is_first() or (local_rank() == 0 and not met()):  # the ranks agree on what is wrong: one says it
             for problem in error.problems:
                 print(f"error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        if is_first():
+            print("interrupted; the same command continues", file=sys.stderr)
         return 130
 
 
@@ -113,7 +114,7 @@ def _run(runs: list[Run]) -> int:
     if runs[0].executor.name == "local":
         entries = ledger.trials_of(runs, folder)
         if len(entries) == 1:
-            return _run_here(entries[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)
+            return _run_here(entries[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)[0]
         _check_data(runs)
     entries = ledger.plan(runs, folder)
     with PoolProgress(console, entries):
@@ -134,9 +135,11 @@ def _run_together(runs: list[Run], folder: str, console: Console) -> int:
         ledger.plan(runs, folder)
     code = 0
     for entry in entries:
-        ended = _run_here(entry.run.model_copy(update={"overwrite": runs[0].overwrite}), console)
-        if ended == 130 or (ended and met()):
+        ended, ran = _run_here(entry.run.model_copy(update={"overwrite": runs[0].overwrite}), console)
+        if ran and ended:
             # The ranks have lost each other; nothing that waits for them could come to an end.
+            if entry is not entries[-1]:
+                console.print("The same command goes on with the trials that are left.", style="yellow")
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(ended)
@@ -160,7 +163,8 @@ def _check_data(runs: list[Run]) -> None:
             checked.append(what)
 
 
-def _run_here(run: Run, console: Console) -> int:
+def _run_here(run: Run, console: Console) -> tuple[int, bool]:
+    """The exit status for how the trial ended, and whether it ended now rather than before."""
     from harness.progress import ProgressLine, print_summary
     from harness.record import Status
     from harness.tracker import make_tracker
@@ -181,8 +185,8 @@ def _run_here(run: Run, console: Console) -> int:
     if is_first():
         print_summary(console, record)
     if record.status is Status.STOPPED:
-        return 130
-    return 1 if record.status in (Status.FAILED, Status.OUT_OF_MEMORY) else 0
+        return 130, ran
+    return int(record.status in (Status.FAILED, Status.OUT_OF_MEMORY)), ran
 
 
 def _load_all(arguments: list[str]) -> list[Run]:

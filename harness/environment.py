@@ -12,7 +12,7 @@ import torch
 
 from harness.config import Run
 from harness.problems import UserError
-from harness.ranks import launched, local_rank
+from harness.ranks import launched, local_rank, local_size
 
 
 def device_of(run: Run) -> torch.device:
@@ -27,10 +27,15 @@ def device_of(run: Run) -> torch.device:
         if not torch.cuda.is_available():
             raise UserError(f"device={run.device}: torch {torch.__version__} sees no GPU here; use device=cpu")
         index = int(name.partition(":")[2] or 0)
+        if launched() and local_size() > torch.cuda.device_count():  # found by every rank, whose GPU may be there
+            raise UserError(
+                f"{local_size()} processes on this machine, of which each takes a GPU of its own, but there are "
+                f"{torch.cuda.device_count()} GPUs; start at most as many, or use device=cpu"
+            )
         if index >= torch.cuda.device_count():
             raise UserError(
                 f"device={run.device}: GPU {index} was asked for, but there are {torch.cuda.device_count()}, counted "
-                "from 0; start at most as many processes on this machine"
+                "from 0"
             )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)

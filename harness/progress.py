@@ -58,7 +58,7 @@ class ProgressLine:
         text = (
             f"step {row['global_step']:g}/{facts.max_steps}  {row['accumulated_submission_time']:.1f} s  "
             f"train {row['train/loss']:.3f}  {facts.metric} {value:.4f}  "
-            + (f"{distance:.4f} to target  " if distance > 0 else "target met  ")
+            + ("target met  " if distance <= 0 else f"{distance:.4f} to target  ")
             + f"<{left + 1:.0f} s left"
         )
         self._count += 1

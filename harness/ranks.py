@@ -13,11 +13,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from harness.problems import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -79,19 +81,27 @@ class Ranks:
                 pieces = flat.split([tensor.numel() for tensor in mine])
                 torch._foreach_copy_(mine, [piece.view_as(t) for piece, t in zip(pieces, mine, strict=True)])
 
-    def in_order(self, rows: Tensor, shares: Sequence[int]) -> Tensor:
-        """The rows of all ranks, one rank after the other; `shares` says how many each has.
-        [shares[rank], ...] -> [sum(shares), ...]."""
+    def in_order(self, tensors: Sequence[Tensor], shares: Sequence[int]) -> list[Tensor]:
+        """The rows of all ranks, one rank after the other, of each tensor; `shares` says how many each rank has. One
+        message per dtype. [shares[rank], ...] -> [sum(shares), ...]."""
         if self.size == 1:
-            return rows
+            return list(tensors)
         import torch
         import torch.distributed as dist
 
-        padded = torch.zeros(max(shares), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
-        padded[: len(rows)] = rows
-        received = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(received, padded)
-        return torch.cat([piece[:share] for piece, share in zip(received, shares, strict=True)])
+        whole = list(tensors)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            shapes = [tensors[i].shape[1:] for i in places]
+            mine = torch.cat([tensors[i].flatten(1) if tensors[i].ndim > 1 else tensors[i][:, None] for i in places], 1)
+            padded = mine.new_zeros(max(shares), mine.shape[1])
+            padded[: len(mine)] = mine
+            received = [torch.empty_like(padded) for _ in range(self.size)]
+            dist.all_gather(received, padded)
+            rows = torch.cat([piece[:share] for piece, share in zip(received, shares, strict=True)])
+            for i, shape, values in zip(places, shapes, rows.split([s.numel() for s in shapes], 1), strict=True):
+                whole[i] = values.reshape(len(rows), *shape)
+        return whole
 
     def agree(self, value: T) -> T:
         """Rank 0's value, on every rank. Anything that pickles; waits for rank 0."""
@@ -112,6 +122,24 @@ class Ranks:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.of_all(None)
+
+    def together(self, action: Callable[[], T]) -> T:
+        """`action()` on every rank; UserError on all of them, with what each found, where it raises one on any."""
+        problems: list[str] = []
+        try:
+            result = action()
+        except UserError as error:
+            if self.size == 1:
+                raise
+            problems = error.problems
+        found = dict.fromkeys(problem for one in self.of_all(problems) for problem in one)
+        if found:
+            raise UserError(found)
+        return result
 
     def part(self, status: str, text: str) -> dict[int, tuple[str, str] | None]:
         """Tell the others that this rank ends before its time, and how; learn the same of them, for a few seconds.
@@ -169,6 +197,11 @@ def world_size() -> int:
 
 def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_size() -> int:
+    """How many processes the launcher started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def join() -> Ranks:

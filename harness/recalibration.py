@@ -51,7 +51,7 @@ def recalibrate(evaluator: Evaluator, selections: Iterable[Selection]) -> None:
                 torch.stack(values) if not batch.idle else tensor.new_empty(0, *tensor.shape)
                 for values, tensor in zip(measured, own, strict=True)
             ]
-            means.append([evaluator.ranks.in_order(one, batch.shares).mean(0) for one in rows])
+            means.append([one.mean(0) for one in evaluator.ranks.in_order(rows, batch.shares)])
             evaluator.counters.forward_examples += batch.size
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

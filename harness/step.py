@@ -262,7 +262,8 @@ class StepContext:
             return pieces
         if batch.idle:
             pieces = []
-        whole = [ranks.in_order(_rows([piece[i] for piece in pieces], p), batch.shares)
+        # One parameter at a time: all gradients of all micro-batches are large.
+        whole = [ranks.in_order([_rows([piece[i] for piece in pieces], p)], batch.shares)[0]
                  for i, p in enumerate(self._parameters)]  # fmt: skip
         return [list(piece) for piece in zip(*(rows.unbind() for rows in whole), strict=True)]
 
@@ -341,12 +342,12 @@ class StepContext:
     def _combine_buffers(self, final: Sequence[Sequence[Tensor]]) -> None:
         """Set the buffers to the mean over the micro-batches of all ranks, in their order."""
         evaluator, whole = self._evaluator, self._batch
-        values = []
-        for i, buffer in enumerate(evaluator.buffers):
-            rows = _rows([] if whole.idle else [one[i] for one in final], buffer)
-            rows = evaluator.ranks.in_order(rows, whole.shares)
-            # Counters (each advanced once from the same start) agree, so the largest is the one.
-            values.append(rows.mean(0) if rows.is_floating_point() else rows.amax(0))
+        mine = [_rows([] if whole.idle else [one[i] for one in final], b) for i, b in enumerate(evaluator.buffers)]
+        # Counters (each advanced once from the same start) agree, so the largest is the one.
+        values = [
+            rows.mean(0) if rows.is_floating_point() else rows.amax(0)
+            for rows in evaluator.ranks.in_order(mine, whole.shares)
+        ]
         _set_buffers(evaluator.buffers, values)
 
     def _added_up(self, loss: Tensor, gradients: Sequence[Tensor] = ()) -> Tensor:

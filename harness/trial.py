@@ -24,7 +24,7 @@ from harness.environment import configure_torch, device_of, private_compiler_cac
 from harness.lease import LeaseLost
 from harness.needs import Need
 from harness.problems import UserError
-from harness.ranks import join, world_size
+from harness.ranks import Ranks, join, world_size
 from harness.record import Follower, Record, Status
 from harness.training import Training, needs_of
 from harness.workload import Split, Workload, WorkloadError
@@ -60,20 +60,23 @@ def run_trial(
     configure_torch(run, device)
     check_ranks(run)
     ranks = join()
-    record = (Record if ranks.first else Follower).inspect(run, machine.folder_of(device, run.threads))
+    folder = machine.folder_of(device, run.threads)
+    record = ranks.together(lambda: (Record if ranks.first else Follower).inspect(run, folder))
     done = record.over and not (retry and record.status is not None and record.status.crashed)
     if ranks.agree(done and not run.overwrite):
         return record, False
     needs_of(run)  # its errors come before the data's
-    workload = load_workload(run, device)
+    workload = ranks.together(lambda: load_workload(run, device))
     with ExitStack() as stack:
         stack.callback(record.close)
         watching = observers() if ranks.first else []
-        checkpoint = None if run.overwrite else record.load_checkpoint(device)
+        checkpoint = None if run.overwrite else ranks.together(lambda: record.load_checkpoint(device))
         if len(set(ranks.of_all(len(record.rows)))) > 1:
             raise UserError(f"records={run.records}: the ranks see different checkpoints; give a folder that all share")
+        if checkpoint is not None:
+            _check_ranks_of(checkpoint, record, ranks)
         training = Training(run, workload, device, ranks)
-        record.begin(_manifest_facts(training), lease_token)
+        ranks.together(lambda: record.begin(_manifest_facts(training), lease_token))
         if checkpoint is not None:
             record.write_rows()
         trial = _Trial(training, record, watching)
@@ -105,6 +108,16 @@ def check_ranks(run: Run) -> None:
         raise UserError(
             f"optimizer={run.optimizer.name} reads the layers of the model (Need.LAYERS), and a hook sees the examples "
             f"of its own process only; start one process instead of {size}"
+        )
+
+
+def _check_ranks_of(checkpoint: dict[str, Any], record: Record, ranks: Ranks) -> None:
+    """UserError where every rank has a state of its own, and the trial was begun with another number of them."""
+    begun = len(checkpoint["training"].get("of_ranks", ())) or ranks.size
+    if begun != ranks.size:
+        raise UserError(
+            f"{record.folder} holds a trial of {begun} processes, each with a state of its own, and there are now "
+            f"{ranks.size}; start {begun}, give label=NAME for a record of its own, or overwrite=true to replace it"
         )
 
 
@@ -142,6 +155,7 @@ class _Trial:
                 if checkpoint is not None:
                     self.training.load_state_dict(checkpoint["training"])
                     self.reached_row, self.state_bytes = checkpoint["reached_row"], checkpoint["state_bytes"]
+                    self._take_up_energy()
                 for observer in self.observers:
                     observer.begin(self.record, self.training.nominal_step)
                 status = self._train(resumed=checkpoint is not None)
@@ -196,6 +210,7 @@ class _Trial:
         while True:
             grid = facts.eval_every * facts.nominal_batch
             goal = min(budget, (counters.examples // grid + 1) * grid)
+            self.ranks.wait()  # nobody's clock or energy runs while another is still at what is off the clock
             train_loss = self.training.segment(goal, charge_compile=not resumed)
             resumed = False
             metrics = self._evaluate("validation")
@@ -279,7 +294,16 @@ class _Trial:
         if energy in combined:
             # Each rank counts its own GPU, but the packages of a machine are counted by its first rank alone.
             combined[energy] = sum(one.get(energy, 0.0) for one in rows)
+            if self.training.device.type == "cuda" and not all(energy in one for one in rows):
+                del combined[energy]  # a part of the energy is no energy
         return combined
+
+    def _take_up_energy(self) -> None:
+        """After a resume: what all ranks used goes on as rank 0's; the checkpoint's clock is that of rank 0 alone."""
+        elapsed = self.clock.elapsed
+        if self.ranks.size > 1 and self.clock.meter is not None:
+            so_far = self.record.rows[-1].get("accumulated_energy_joules")
+            elapsed.energy = so_far if self.ranks.first or so_far is None else 0.0
 
     # ---- what is recorded ----------------------------------------------------------------------------------------
 

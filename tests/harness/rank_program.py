@@ -15,6 +15,7 @@ import torch
 from harness import timing
 from harness.config import load
 from harness.needs import Need
+from harness.problems import UserError
 from harness.ranks import join, leave
 from harness.recalibration import recalibrate
 from harness.seeding import Selection
@@ -60,12 +61,27 @@ def what_a_step_offers(examples: int) -> dict[str, Any]:
     return found
 
 
+def what_one_rank_finds(folder: Path) -> None:
+    """A mistake that the last rank alone can see is the same UserError on all, and they are still together."""
+    ranks = join()
+    (folder / "no folder").touch()
+    records = folder / ("no folder" if ranks.rank == ranks.size - 1 else "records")
+    try:
+        run_trial(load([*TRIALS["gpt2"], f"records={records}"]))
+    except UserError as error:
+        said = error.problems
+    assert all(each == said for each in ranks.of_all(said)) and "cannot be used" in said[0] and len(said) == 1
+    assert not (folder / "records").exists()
+
+
 def main(folder: Path) -> None:
     ranks = join()
     for examples in (16, 14, 8, 3):
         found = what_a_step_offers(examples)
         if ranks.first:
             torch.save(found, folder / f"step_{examples}.pt")
+    if ranks.size > 1:
+        what_one_rank_finds(folder)
     runs = {name: load([*TINY_GPT2, "workload.micro_batch=2", f"optimizer={name}"]) for name in ("sgd", "lion")}
     rows = timing.measure(runs, rounds=3, seconds_per_segment=0.01, report=lambda line: None)
     assert ranks.of_all(len(rows)) == [6] * ranks.size and len(set(ranks.of_all(int(rows["steps"].iloc[0])))) == 1

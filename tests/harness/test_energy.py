@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from harness import energy
+from harness.ranks import Ranks
 from harness.record import Record
+from harness.trial import _Trial
 
 CPU = torch.device("cpu")
 
@@ -61,3 +65,26 @@ def test_a_record_holds_energy_where_it_was_read_and_nothing_elsewhere(
     else:
         assert "accumulated_energy_joules" not in rows[0]
         assert "energy_joules_to_target" not in record.manifest["final"]
+
+
+JOULES = "accumulated_energy_joules"
+
+
+@pytest.mark.parametrize(
+    ("device", "other", "total"),
+    [("cuda", {JOULES: 5.0}, 8.0), ("cuda", {}, None), ("cpu", {}, 3.0)],
+    ids=["two GPUs", "one of them unreadable", "packages, counted by rank 0"],
+)
+def test_ranks_add_up_their_energy_or_have_none(device: str, other: dict[str, float], total: float | None) -> None:
+    row = {"peak_memory_bytes": 1, "optimizer_state_bytes": 1, "accumulated_data_wait_time": 0.0}
+    ranks = SimpleNamespace(of_all=lambda mine: [mine, row | other])
+    seen = SimpleNamespace(ranks=ranks, training=SimpleNamespace(device=torch.device(device)))
+    assert _Trial._of_all_ranks(cast(_Trial, seen), row | {JOULES: 3.0}).get(JOULES) == total
+
+
+@pytest.mark.parametrize(("rank", "energy"), [(0, 8.0), (1, 0.0)])
+def test_energy_of_several_ranks_is_taken_up_once(rank: int, energy: float) -> None:
+    clock = SimpleNamespace(meter=object(), elapsed=SimpleNamespace(energy=3.0))
+    seen = SimpleNamespace(ranks=Ranks(rank, 2), clock=clock, record=SimpleNamespace(rows=[{JOULES: 8.0}]))
+    _Trial._take_up_energy(cast(_Trial, seen))
+    assert clock.elapsed.energy == energy

@@ -16,6 +16,7 @@ import torch
 from harness.config import load
 from harness.problems import UserError
 from harness.ranks import Ranks
+from harness.record import Record
 from harness.trial import run_trial
 from tests.conftest import TINY_GPT2
 from tests.harness import rank_program
@@ -110,13 +111,29 @@ def test_a_lost_rank_ends_the_trial_as_failed_and_the_same_command_continues_to_
     assert len(manifest["failures"]) == 1
 
 
-def test_an_exception_on_one_rank_is_told_by_the_record(tmp_path: Path) -> None:
-    done = launch(2, "run.py", *rank_program.TRIALS["gpt2"], f"records={tmp_path}", PACEMARK_TEST_FAULT="broken")
+def test_an_exception_on_one_rank_is_told_by_the_record_and_stops_no_sweep_for_good(tmp_path: Path) -> None:
+    command = ["run.py", "-m", *rank_program.TRIALS["gpt2"], "label=one,other", f"records={tmp_path}"]
+    first = launch(2, *command, PACEMARK_TEST_FAULT="broken")
     (manifest,) = tmp_path.rglob("manifest.json")
     final = json.loads(manifest.read_text())["final"]
-    assert done.returncode != 0
+    assert first.returncode != 0
     assert final["traceback"].startswith("on rank 1 of 2") and "ArithmeticError: only here" in final["traceback"]
     assert "lost_ranks" not in final
+    launch(2, *command)
+    assert sorted(json.loads(path.read_text())["status"] for path in tmp_path.rglob("manifest.json")) == [
+        "exhausted",
+        "failed",
+    ]
+
+
+def test_a_checkpoint_of_ranks_that_differ_asks_for_as_many(tmp_path: Path) -> None:
+    run = load([*TINY_GPT2, "optimizer=powersgd", f"records={tmp_path}", "machine=here", "checkpoint_seconds=0"])
+    record = Record.inspect(run, "here")
+    record.begin({})
+    record.save_checkpoint({"training": {"of_ranks": [{}, {}]}})
+    record.close()
+    with pytest.raises(UserError, match=r"of 2 processes.*there are now 1; start 2"):
+        run_trial(run)
 
 
 @pytest.mark.parametrize(
