@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from harness.choices import BASE, CONFIG_DIR, GROUPS, choices, target_file, variants
 from harness.config import Run, expand, load
 from harness.problems import UserError
-from harness.ranks import is_first, launched, leave, local_rank, met
+from harness.ranks import end, is_first, launched, local_rank, met
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,8 +146,7 @@ def _run_together(runs: list[Run], folder: str, console: Console) -> int:
         code = max(code, ended)
     if len(entries) > 1 and is_first():
         print_studies(console, entries)
-    leave()
-    return code
+    return end(code)
 
 
 def _check_data(runs: list[Run]) -> None:

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness import machine
 from harness.config import Run, load
 from harness.environment import configure_torch, device_of
-from harness.ranks import Ranks, is_first, join, leave
+from harness.ranks import Ranks, end, is_first, join
 from harness.seeding import Selection
 from harness.step import NominalBatch
 from harness.training import Training
@@ -53,7 +53,7 @@ def main() -> None:
         line = _measure(run, ranks, options.steps, options.rounds, options.peak)
         if is_first():
             print(line, flush=True)
-    leave()
+    end(0)
 
 
 def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None) -> str:

@@ -222,7 +222,22 @@ def leave() -> None:
     if met():
         import torch.distributed as dist
 
+        if launched():
+            dist.barrier()
         dist.destroy_process_group()
+
+
+def end(code: int) -> int:
+    """Leave, and end this process if others were started beside it; else return `code`.
+
+    The interpreter's own way out takes down what threads of the communication may still hold, and now and then aborts.
+    """
+    leave()
+    if launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _backend() -> str:

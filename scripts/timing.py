@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from harness.problems import UserError, reporting
-from harness.ranks import is_first, leave
+from harness.ranks import end, is_first
 from harness.reading import read
 from harness.timing import measure_records
 
@@ -40,8 +40,7 @@ def main() -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         rows.to_csv(options.out, index=False)
         print(f"written: {options.out}")
-    leave()
-    return 0
+    return end(0)
 
 
 if __name__ == "__main__":

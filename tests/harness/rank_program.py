@@ -16,7 +16,7 @@ from harness import timing
 from harness.config import load
 from harness.needs import Need
 from harness.problems import UserError
-from harness.ranks import join, leave
+from harness.ranks import end, join
 from harness.recalibration import recalibrate
 from harness.seeding import Selection
 from harness.trial import run_trial
@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
     rows = timing.measure(runs, rounds=3, seconds_per_segment=0.01, report=lambda line: None)
     assert ranks.of_all(len(rows)) == [6] * ranks.size and len(set(ranks.of_all(int(rows["steps"].iloc[0])))) == 1
     run_all(TRIALS, folder)
-    leave()
+    end(0)
 
 
 def run_all(trials: dict[str, list[str]], folder: Path) -> None:
@@ -99,4 +99,4 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     else:
         run_all(json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[1]))
-        leave()
+        end(0)

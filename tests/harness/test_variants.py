@@ -125,13 +125,13 @@ def test_records_plans_and_manifests_have_the_full_name(
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: "-".join((path.parents[3].name, *path.parts[-4:-2])))
 def test_committed_records_are_still_those_of_their_runs(path: Path) -> None:
-    """A record of a base workload is continued, or found finished, by a run with the same identity in its folder."""
+    """A committed record is continued, or found finished, by a run with the same identity in its folder."""
     manifest = json.loads(path.read_text())
     run = Run(**manifest["config"], overwrite=False, debug=False)
     assert json.loads(json.dumps(run.identity())) == manifest["identity"]
     folder = folder_of(run.model_copy(update={"records": path.parents[7], "label": path.parents[3].name}), "m")
     assert folder.parts[-3:] == path.parent.parts[-3:]
-    assert manifest["workload"] == run.facts.full_name and manifest["seeds"]["base"] == TrialSeeds(run.seed, 1).base
+    assert manifest["workload"] == run.facts.full_name and manifest["seeds"]["base"] == TrialSeeds(run.seed, run.trial).base
 
 
 @pytest.mark.parametrize("workload", choices.choices("workload"))
