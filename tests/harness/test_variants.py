@@ -131,7 +131,10 @@ def test_committed_records_are_still_those_of_their_runs(path: Path) -> None:
     assert json.loads(json.dumps(run.identity())) == manifest["identity"]
     folder = folder_of(run.model_copy(update={"records": path.parents[7], "label": path.parents[3].name}), "m")
     assert folder.parts[-3:] == path.parent.parts[-3:]
-    assert manifest["workload"] == run.facts.full_name and manifest["seeds"]["base"] == TrialSeeds(run.seed, run.trial).base
+    assert (
+        manifest["workload"] == run.facts.full_name
+        and manifest["seeds"]["base"] == TrialSeeds(run.seed, run.trial).base
+    )
 
 
 @pytest.mark.parametrize("workload", choices.choices("workload"))
