@@ -140,9 +140,7 @@ def _run_together(runs: list[Run], folder: str, console: Console) -> int:
             # The ranks have lost each other; nothing that waits for them could come to an end.
             if entry is not entries[-1]:
                 console.print("The same command goes on with the trials that are left.", style="yellow")
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(ended)
+            return end(ended, wait=False)
         code = max(code, ended)
     if len(entries) > 1 and is_first():
         print_studies(console, entries)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from time import perf_counter
 
 import torch
@@ -26,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness import machine
 from harness.config import Run, load
 from harness.environment import configure_torch, device_of
+from harness.problems import reporting
 from harness.ranks import Ranks, end, is_first, join
 from harness.seeding import Selection
 from harness.step import NominalBatch
@@ -36,7 +38,7 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 1
 """Dense bf16 FLOP/s by part of the GPU's name (NVIDIA's data sheets; H100: the SXM form)."""
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", default=["gpt2", "resnet", "vit"])
     parser.add_argument("--scale", default="mini")
@@ -45,15 +47,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak", type=float, help="TFLOP/s of one GPU or CPU process")
     options, further = parser.parse_known_args()
+    further += [argument for argument in options.workloads if "=" in argument]
     ranks = join()
-    for name in options.workloads:
+    for name in (argument for argument in options.workloads if "=" not in argument):
         variant = [] if options.variant == "base" else [f"variant={options.variant}"]
         run = load([f"workload={name}", f"scale={options.scale}", "optimizer=adamw", "workload.target=0", *variant,
                     *further])  # fmt: skip
         line = _measure(run, ranks, options.steps, options.rounds, options.peak)
         if is_first():
             print(line, flush=True)
-    end(0)
+    return end(0)
 
 
 def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None) -> str:
@@ -124,4 +127,4 @@ def _peak(device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(reporting(main))

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness.problems import UserError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 T = TypeVar("T")
@@ -107,10 +106,11 @@ class Ranks:
         """Rank 0's value, on every rank. Anything that pickles; waits for rank 0."""
         if self.size == 1:
             return value
+        import torch
         import torch.distributed as dist
 
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0, device=_cpu())
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
     def of_all(self, value: T) -> list[T]:
@@ -217,22 +217,18 @@ def join() -> Ranks:
     return Ranks(rank, size, local_rank(), tuple(known))
 
 
-def leave() -> None:
-    """Close the connection to the other ranks, once all have come to their end."""
-    if met():
+def end(code: int, *, wait: bool = True) -> int:
+    """End this process if others were started beside it, once all have come so far; else return `code`.
+
+    wait=False: at once, where the ranks have lost each other. The interpreter's own way out takes down what threads of
+    the communication may still hold, and now and then aborts.
+    """
+    if wait and met():
         import torch.distributed as dist
 
         if launched():
             dist.barrier()
         dist.destroy_process_group()
-
-
-def end(code: int) -> int:
-    """Leave, and end this process if others were started beside it; else return `code`.
-
-    The interpreter's own way out takes down what threads of the communication may still hold, and now and then aborts.
-    """
-    leave()
     if launched():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -247,12 +243,6 @@ def _backend() -> str:
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
-def _cpu() -> torch.device:
-    import torch
-
-    return torch.device("cpu")
-
-
 def _store() -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
 
@@ -262,7 +252,7 @@ def _store() -> Any:
 def _dead(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except OSError:  # gone, or a system without /proc
         return not _exists(pid)
     return stat.rpartition(")")[2].split()[0] in "ZX"
 
@@ -273,5 +263,5 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # another user's
     return True
