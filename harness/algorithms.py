@@ -23,7 +23,6 @@ from harness.submission import Submission
 from harness.training import Training, needs_of
 from harness.workload import Workload
 
-START = "<!-- The rest is made by `python scripts/algorithms.py`; a test compares it with the YAMLs. -->"
 STEPS = 3
 """After so many, every submission holds all that it will hold."""
 SMALL_BATCH = ["workload=gpt2", "workload.nominal_batch=8", "workload.micro_batch=8"]
@@ -135,11 +134,3 @@ def _escaped(text: str) -> str:
 
 def _linked(paper: str) -> str:
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
-
-
-def renewed(document: str, made: str) -> str:
-    """The document with `made` in the place of what follows START."""
-    before, mark, _ = document.partition(START)
-    if not mark:
-        raise UserError(f"the document has no line {START}; put one where the tables should stand")
-    return f"{before}{START}\n\n{made}"

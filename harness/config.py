@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.choices import BASE, CONFIG_DIR, GROUPS, VARIANT_GROUP, check, target_file, unmeasured
+from harness.choices import BASE, CONFIG_DIR, GROUPS, VARIANT_GROUP, check, choices, target_file, unmeasured
 from harness.needs import Need
 from harness.problems import UserError, did_you_mean
 from harness.schedules import Schedule
@@ -239,10 +239,22 @@ def expand(arguments: list[str]) -> list[list[str]]:
     """The runs of a sweep: every combination of `a=1,2` style arguments, in order."""
     combinations: list[list[str]] = [[]]
     for override in _parse(arguments):
-        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+        values = _swept(override) if override.is_sweep_override() else None
         lines = [override.input_line] if values is None else [f"{override.key_or_group}={v}" for v in values]
         combinations = [[*combination, str(line)] for combination in combinations for line in lines]
     return combinations
+
+
+def _swept(override: Override) -> list[str]:
+    value = override.value()
+    if not isinstance(value, Glob):
+        return list(override.sweep_string_iterator())
+    known = choices(override.key_or_group) if override.key_or_group in GROUPS else []
+    found: list[str] = value.filter(known)
+    if not found:
+        there = f"there are {', '.join(known)}" if known else "glob chooses files of configs/, such as optimizers"
+        raise UserError(f"{override.input_line}: matches nothing; {there}")
+    return found
 
 
 def load(arguments: list[str]) -> Run:

@@ -9,17 +9,16 @@ the document is not what the YAMLs give. About a minute: every submission is bui
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
 
 import torch
 
-from harness.algorithms import algorithms, read_times, renewed, tables
+from harness import generated
+from harness.algorithms import algorithms, read_times, tables
 from harness.problems import reporting
 
 ROOT = Path(__file__).parents[1]
-DOCUMENT = ROOT / "docs" / "algorithms.md"
 
 
 def main() -> int:
@@ -29,18 +28,8 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     times = read_times(options.times)
-    committed = DOCUMENT.read_text()
-    made = renewed(committed, tables(list(algorithms()), times))
-    if not options.check:
-        DOCUMENT.write_text(made)
-        print(f"written: {DOCUMENT.relative_to(ROOT)}")
-        return 0
-    differing = list(difflib.unified_diff(committed.splitlines(), made.splitlines(), "docs", "YAMLs", lineterm="", n=0))
-    print("\n".join(differing))
-    print("docs/algorithms.md", "differs from" if differing else "is", "what the YAMLs give")
-    if differing:
-        print("run: python scripts/algorithms.py")
-    return 1 if differing else 0
+    made = tables(list(algorithms()), times)
+    return generated.renew(ROOT / "docs" / "algorithms.md", made, "python scripts/algorithms.py", check=options.check)
 
 
 if __name__ == "__main__":

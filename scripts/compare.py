@@ -2,8 +2,10 @@
 
     python scripts/compare.py A B [--records DIR...] [--timing FILE | --time] [--scale mini] [--ruleset quick]
 
-Compares in nominal steps, which hold on any machine, and in seconds from a timing run on one machine: of a file of
-scripts/timing.py, or measured now with --time (about a minute a workload). Exit status 0 whatever the verdict.
+Looks in your records and in the committed ones: of recipes as they are (ruleset quick), or with --ruleset external of
+tuned submissions. Compares in nominal steps, which hold on any machine, and in seconds from a timing run on one
+machine: of a file of scripts/timing.py, or measured now with --time (about a minute a workload). Exit status 0
+whatever the verdict.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from harness import leaderboard, reading, timing
 from harness.problems import UserError, did_you_mean, reporting
 from harness.uncertainty import Uncertainty
 
-HERE = (Path("results/records"), Path("results/untuned/records"))
+HERE = (Path("results/records"), Path("results/untuned/records"), Path("results/external/records"))
 
 
 def main() -> int:
@@ -35,6 +37,8 @@ def main() -> int:
     options = parser.parse_args()
     if not options.records:
         raise UserError(f"no records in {' or '.join(map(str, HERE))}; give their folders with --records")
+    if options.records is there and options.ruleset is None:
+        options.ruleset = "quick"  # the committed ones are of several
     records = reading.read(options.records, scale=options.scale, ruleset=options.ruleset)
     known = sorted(records.trials["submission"].unique())
     problems = [

@@ -45,14 +45,6 @@ def test_a_row() -> None:
     assert "not timed" in algorithms.tables([ONE], times.rename(index={"mine": "other"}))
 
 
-def test_prose_stays_and_tables_are_replaced() -> None:
-    assert (
-        algorithms.renewed(f"# Prose\n{algorithms.START}\n\nold\n", "new\n") == f"# Prose\n{algorithms.START}\n\nnew\n"
-    )
-    with pytest.raises(UserError, match="has no line"):
-        algorithms.renewed("# Prose\n", "new\n")
-
-
 def test_a_file_without_times_is_refused(tmp_path: Path) -> None:
     (tmp_path / "times.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="make it with"):

@@ -124,6 +124,16 @@ def test_what_a_submission_does_not_use_is_not_part_of_its_identity() -> None:
     }  # fmt: skip
 
 
+def test_a_sweep_takes_all_that_a_glob_matches() -> None:
+    runs = expand(["workload=gpt2", "optimizer=glob([*lion*,mu*],exclude=lion)"])
+    found = [run[1] for run in runs]
+    assert {"optimizer=cautious_lion", "optimizer=lion_k", "optimizer=muon"} < set(found)
+    assert "optimizer=lion" not in found and found == sorted(found)
+    for argument in ("optimizer=glob(none*)", "seed=glob(*)"):
+        with pytest.raises(UserError, match="matches nothing"):
+            expand([argument])
+
+
 def test_sweeps_expand_in_order() -> None:
     runs = expand(["workload=gpt2,vit", "optimizer=adamw", "seed=range(0,2)"])
     assert runs == [

@@ -1,0 +1,36 @@
+"""The table of recipes: what every submission did on every workload as shipped, with one seed and no tuning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from harness.reading import Records
+
+
+def table(records: Records) -> str:
+    """Markdown, a row per submission: most targets reached first, then the smallest share of the budget."""
+    trials, targets = records.trials, records.targets
+    shares = (trials["steps"] / trials["limit_steps"].groupby(trials["workload"]).transform("max")).to_numpy()
+    trials = trials.assign(share=shares)
+    by_name = trials.groupby("submission")["share"].agg(["count", "mean"]).reset_index()
+    order = by_name.sort_values(by=["count", "mean", "submission"], ascending=[False, True, True])["submission"]
+    cells = {(row["submission"], row["workload"]): _cell(row) for row in trials.to_dict("records")}
+    head = ["submission", *(f"{w}: {targets.targets[w].metric} {targets.targets[w].value:g}" for w in targets.base)]
+    rows = [[f"`{name}`", *(cells.get((name, workload), "not run") for workload in targets.base)] for name in order]
+    reached = [f"{(trials.loc[trials['workload'] == w, 'status'] == 'reached').sum()}" for w in targets.base]
+    summary = ", ".join(f"{count} `{w}`'s" for count, w in zip(reached, targets.base, strict=True))
+    lines = [head, ["---"] * len(head), *rows]
+    return f"Of {len(order)} submissions {summary} target was reached.\n\n" + "".join(
+        f"| {' | '.join(line)} |\n" for line in lines
+    )
+
+
+def _cell(row: dict[Any, Any]) -> str:
+    if row["status"] == "reached":
+        return f"{row['steps']:.0f} ({100 * row['share']:.0f}%)"
+    if pd.isna(row["best"]):
+        return str(row["status"])
+    best = f"missed, best {row['best']:.4g}"
+    return best if row["status"] == "exhausted" else f"{best} ({row['status']} at step {row['limit_steps']:.0f})"
