@@ -5,7 +5,8 @@ compilation, preparing the weights for an evaluation, whatever a submission does
 model and data, warming up the fixed model, evaluation, logging, checkpoints.
 
 The device is synchronised where a segment starts and where it ends and nowhere inside, so that the clock does not slow
-what it measures. Time is monotonic (time.perf_counter).
+what it measures. After an exception it is not: it may be waiting for a rank that is gone. Time is monotonic
+(time.perf_counter).
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class Clock:
         cpu, start = time.process_time(), time.perf_counter()
         try:
             yield
-        finally:
             synchronize(self.device)
+        finally:
             seconds = time.perf_counter() - start
             compiling = self._compile.seconds - compile_before
             if charge_compile:
@@ -99,8 +100,8 @@ class Clock:
         start = time.perf_counter()
         try:
             yield
-        finally:
             synchronize(self.device)
+        finally:
             self._add(column, time.perf_counter() - start)
 
     def data_wait(self, seconds: float) -> None:

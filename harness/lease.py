@@ -65,9 +65,9 @@ class Lease:
         holder = Holder(
             number=last.number + 1 if last else 1,
             token=uuid.uuid4().hex,
-            host=_host(),
+            host=host_id(),
             pid=os.getpid(),
-            started=_start_of(os.getpid()) or "",
+            started=start_of(os.getpid()) or "",
             executor=executor,
         )
         lease = cls(folder, holder)
@@ -127,9 +127,9 @@ def holder_of(folder: Path) -> Holder | None:
 
 
 def is_alive(folder: Path, holder: Holder) -> bool:
-    if holder.host == _host():
+    if holder.host == host_id():
         # On this machine there is no need to wait.
-        start = _start_of(holder.pid)
+        start = start_of(holder.pid)
         return start is not None and (not holder.started or start == holder.started)
     try:
         touched = (folder / f".lease.{holder.number}").stat().st_mtime
@@ -173,7 +173,7 @@ def _last(folder: Path) -> Holder | None:
         return Holder(number, "", "", 0, "")
 
 
-def _host() -> str:
+def host_id() -> str:
     """This machine, as far as process numbers are its own."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
@@ -183,7 +183,7 @@ def _host() -> str:
     return " ".join(parts)
 
 
-def _start_of(pid: int) -> str | None:
+def start_of(pid: int) -> str | None:
     """When the process `pid` of this machine began; None if there is none, empty where it cannot be told."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from harness.lease import host_id, start_of
 from harness.problems import UserError
 
 if TYPE_CHECKING:
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PARTED = "pacemark/parted"
+"""Key of the launcher's store: there once any rank has ended before its time."""
 _PARTING = "pacemark/parting/{rank}"
+_LOOK_EVERY_SECONDS = 1.0
 _PATIENCE_SECONDS = 3.0
-"""How long a rank that ends before its time waits to learn what became of the others."""
+"""How long a rank that ends before its time waits to learn what became of the others, and how long one that has lost
+another may take to find its own way out. Together far below the 30 seconds after which torchrun kills."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Ranks:
     local_rank: int = 0
     """Number among the ranks of this machine: which of its GPUs."""
     processes: tuple[tuple[str, int], ...] = ()
-    """Host and process id of each rank."""
+    """Host (as harness.lease.host_id has it) and process id of each rank."""
 
     @property
     def first(self) -> bool:
@@ -147,18 +152,19 @@ class Ranks:
         Returns (status, text) by rank, None for a process of this machine that went without a word; ranks that are
         still at work are absent. The launcher's signals are ignored from here on: this process is ending already.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        with suppress(ValueError):  # not in the main thread, which hears no signal then
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
         found: dict[int, tuple[str, str] | None] = {}
         waiting = {rank for rank in range(self.size) if rank != self.rank}
         deadline = time.monotonic() + _PATIENCE_SECONDS
         with suppress(RuntimeError):  # the launcher's store is gone
             store = _store()
             store.set(_PARTING.format(rank=self.rank), json.dumps([status, text]))
+            store.set(_PARTED, "")
             while waiting and time.monotonic() < deadline:
                 for rank in sorted(waiting):
-                    host, process = self.processes[rank]
-                    dead = host == socket.gethostname() and _dead(process)
+                    dead = self._dead(rank)
                     if store.check([_PARTING.format(rank=rank)]):
                         said = json.loads(store.get(_PARTING.format(rank=rank)))
                         found[rank] = (said[0], said[1])
@@ -167,6 +173,56 @@ class Ranks:
                     waiting -= found.keys()
                 time.sleep(0.05)
         return found
+
+    @contextmanager
+    def watched(self, give_up: Callable[[], int]) -> Iterator[None]:
+        """Within it, no rank waits for one that is gone until the launcher kills it.
+
+        A rank that waits for its GPU, and the GPU for a sum that a lost rank never joins, hears neither signals nor
+        exceptions. So a thread looks whether any rank has parted or died; if this one does not leave the body by itself
+        within seconds, `give_up` is called in that thread, and the process ends with the status that it returns. It
+        must not touch the device.
+        """
+        if self.size == 1:
+            yield
+            return
+        left, ending = threading.Event(), threading.Lock()
+
+        # A store takes one caller at a time, and the communication may be waiting for an answer.
+        store = _store().clone()
+
+        def watch() -> None:
+            while not self._one_is_gone(store):
+                if left.wait(_LOOK_EVERY_SECONDS):
+                    return
+            if left.wait(_PATIENCE_SECONDS) or not ending.acquire(blocking=False):
+                return
+            code = 1
+            try:
+                code = give_up()
+            except Exception:
+                traceback.print_exc()
+            finally:
+                end(code, wait=False)
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            left.set()
+            ending.acquire()  # for good, if the thread has begun to end this process
+
+    def _one_is_gone(self, store: Any) -> bool:
+        try:
+            parted = store.check([_PARTED])
+        except RuntimeError:  # the launcher's store is gone
+            parted = True
+        return parted or any(self._dead(rank) for rank in range(self.size))
+
+    def _dead(self, rank: int) -> bool:
+        """Whether the process of `rank` is known to be gone; of another machine's it is not."""
+        host, process = self.processes[rank]
+        return host == host_id() and start_of(process) is None
 
 
 ALONE = Ranks()
@@ -213,7 +269,7 @@ def join() -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group(_backend())
     rank, size = dist.get_rank(), dist.get_world_size()
-    known = Ranks(rank, size, local_rank()).of_all((socket.gethostname(), os.getpid()))
+    known = Ranks(rank, size, local_rank()).of_all((host_id(), os.getpid()))
     return Ranks(rank, size, local_rank(), tuple(known))
 
 
@@ -247,21 +303,3 @@ def _store() -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
-
-
-def _dead(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # gone, or a system without /proc
-        return not _exists(pid)
-    return stat.rpartition(")")[2].split()[0] in "ZX"
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True

@@ -104,6 +104,7 @@ class Evaluator:
         self.counters = Counters()
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.buffers = [buffer for buffer in model.buffers() if buffer.numel()]
+        self.packed_buffers = _Packed(self.buffers)
         self._label_generator: torch.Generator | None = None
 
     def fetch(self, selection: Selection) -> NominalBatch:
@@ -307,7 +308,8 @@ class StepContext:
         without a graph."""
         evaluator, workload, whole = self._evaluator, self._evaluator.workload, self._batch
         keep_buffers = self._forwards > 1 and evaluator.buffers
-        initial = [b.detach().clone() for b in evaluator.buffers] if keep_buffers or whole.count > 1 else []
+        packed = evaluator.packed_buffers
+        initial = packed.split(packed.read()) if keep_buffers or whole.count > 1 else []
         final: list[list[Tensor]] = []
         part: Tensor | None = None
         # Whoever owns the communication averages over the ranks, so its gradients are means over this rank's examples.
@@ -324,9 +326,10 @@ class StepContext:
                 use(loss, weight)
             weighted = loss.detach() if weight == 1 else loss.detach() * weight
             part = weighted if part is None else part + weighted
+            del outputs, loss  # logits are large, and the next forward needs room
             if initial:
-                final.append([b.detach().clone() for b in evaluator.buffers])
-                _set_buffers(evaluator.buffers, initial)
+                final.append(packed.read())
+                packed.write(initial)
         evaluator.counters.forward_examples += whole.size
         evaluator.counters.backward_examples += backwards * whole.size * (use is not None)
         if initial and not keep_buffers:
@@ -341,14 +344,14 @@ class StepContext:
 
     def _combine_buffers(self, final: Sequence[Sequence[Tensor]]) -> None:
         """Set the buffers to the mean over the micro-batches of all ranks, in their order."""
-        evaluator, whole = self._evaluator, self._batch
-        mine = [_rows([] if whole.idle else [one[i] for one in final], b) for i, b in enumerate(evaluator.buffers)]
+        whole, packed = self._batch, self._evaluator.packed_buffers
+        mine = [torch.stack(rows)[: 0 if whole.idle else None] for rows in zip(*final, strict=True)]
         # Counters (each advanced once from the same start) agree, so the largest is the one.
-        values = [
+        means = [
             rows.mean(0) if rows.is_floating_point() else rows.amax(0)
-            for rows in evaluator.ranks.in_order(mine, whole.shares)
+            for rows in self._evaluator.ranks.in_order(mine, whole.shares)
         ]
-        _set_buffers(evaluator.buffers, values)
+        packed.write(packed.split(means))
 
     def _added_up(self, loss: Tensor, gradients: Sequence[Tensor] = ()) -> Tensor:
         """The mean loss over all ranks; the gradients become those of it, in place."""
@@ -411,11 +414,29 @@ class WrappedContext:
         return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in self.ctx.parameters]
 
 
-def _set_buffers(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    # Through .data: BatchNorm saves its statistics for the backward pass without reading them, and a counted in-place
-    # write would make autograd refuse a graph that is still in use.
-    for buffer, value in zip(buffers, values, strict=True):
-        buffer.data.copy_(value)
+class _Packed:
+    """A model's buffers, read and written in a few operations: a step does both for every micro-batch."""
+
+    def __init__(self, buffers: Sequence[Tensor]) -> None:
+        # Through .data: BatchNorm saves its statistics for the backward pass without reading them, and a counted
+        # in-place write would make autograd refuse a graph that is still in use.
+        data = [buffer.data for buffer in buffers]
+        self._by_dtype = [[b for b in data if b.dtype == dtype] for dtype in dict.fromkeys(b.dtype for b in data)]
+
+    def read(self) -> list[Tensor]:
+        """Copies, end to end: [elements] for each dtype."""
+        return [torch.cat([buffer.reshape(-1) for buffer in same]) for same in self._by_dtype]
+
+    def split(self, packed: Sequence[Tensor]) -> list[list[Tensor]]:
+        """What `read` returned, shaped like the buffers, for `write`."""
+        return [
+            [piece.view(b.shape) for piece, b in zip(one.split([b.numel() for b in same]), same, strict=True)]
+            for one, same in zip(packed, self._by_dtype, strict=True)
+        ]
+
+    def write(self, values: Sequence[Sequence[Tensor]]) -> None:
+        for same, new in zip(self._by_dtype, values, strict=True):
+            torch._foreach_copy_(same, list(new))
 
 
 def _rows(values: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -131,27 +131,33 @@ class Training:
 
     def segment(self, goal: int, charge_compile: bool) -> Tensor:
         """Train until `goal` examples are done; the mean of the steps' losses. Nothing here waits for the device."""
-        submission, stream, counters = self.submission, self.stream, self.evaluator.counters
-        name, nominal = self.run.optimizer.name, self.facts.nominal_batch
+        counters, nominal = self.evaluator.counters, self.facts.nominal_batch
         before, first = self.clock.elapsed.submission, counters.update_steps
         examples_before = counters.examples
         total = torch.zeros((), device=self.device)
         with self.clock.submission(charge_compile=charge_compile):
             while counters.examples < goal:
-                start = perf_counter()
-                selection = submission.select(stream)
-                self._read_ahead()
-                batch = self.evaluator.fetch(selection)
-                self.clock.data_wait(perf_counter() - start)
-                ctx = StepContext(self.evaluator, batch, counters.examples / nominal, self.needs, name)
-                submission.step(ctx)
-                counters.update_steps += 1
-                counters.examples += len(selection.indices)
-                if ctx.first_loss is not None:
-                    total += ctx.first_loss
+                loss = self._step()
+                if loss is not None:
+                    total += loss
         nominal_steps = (counters.examples - examples_before) / nominal
         self.disturbance.add(self.clock.elapsed.submission - before, nominal_steps)
         return total / (counters.update_steps - first)
+
+    def _step(self) -> Tensor | None:
+        """One step; its first loss. When it returns the batch is free, before the next one needs room."""
+        counters = self.evaluator.counters
+        start = perf_counter()
+        selection = self.submission.select(self.stream)
+        self._read_ahead()
+        batch = self.evaluator.fetch(selection)
+        self.clock.data_wait(perf_counter() - start)
+        position = counters.examples / self.facts.nominal_batch
+        ctx = StepContext(self.evaluator, batch, position, self.needs, self.run.optimizer.name)
+        self.submission.step(ctx)
+        counters.update_steps += 1
+        counters.examples += len(selection.indices)
+        return ctx.first_loss
 
     def _read_ahead(self) -> None:
         """Tell the workload which batches come next, unless the submission chooses them itself."""

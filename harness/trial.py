@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -150,7 +151,7 @@ class _Trial:
     def run(self, checkpoint: dict[str, Any] | None) -> tuple[Status, dict[str, Any]]:
         error: str | None = None
         try:
-            with private_compiler_cache(Need.OWN_COMPILATION in self.training.needs):
+            with self.ranks.watched(self._give_up), private_compiler_cache(Need.OWN_COMPILATION in self.training.needs):
                 self.training.build(charge_compile=checkpoint is None)
                 if checkpoint is not None:
                     self.training.load_state_dict(checkpoint["training"])
@@ -175,7 +176,17 @@ class _Trial:
             self.stop_reason = self._how_to_need_less()
         if self.ranks.size > 1 and (status.crashed or status is Status.STOPPED):
             status, error = self._parted(status, error)
-        return status, self._final_figures(error)
+        return status, self._final_figures(status, error)
+
+    def _give_up(self) -> int:
+        """The record's end while this rank waits for one that is gone (see Ranks.watched); the exit status."""
+        self.stop_reason = "interrupted; the same command continues it"
+        status, error = self._parted(Status.STOPPED, None)
+        self.record.finish(status, self._final_figures(status, error))
+        self.record.close()
+        if self.ranks.first:
+            print(f"{status}: {self.stop_reason or error}", file=sys.stderr)
+        return int(status.crashed) or 130
 
     def _parted(self, status: Status, error: str | None) -> tuple[Status, str | None]:
         """How the trial ended, with what the other ranks say: the launcher stops all when one of them ends."""
@@ -336,7 +347,7 @@ class _Trial:
             "optimizer_state_bytes": self.state_bytes,
         }
 
-    def _final_figures(self, error: str | None) -> dict[str, Any]:
+    def _final_figures(self, status: Status, error: str | None) -> dict[str, Any]:
         facts, rows = self.facts, self.record.rows
         final: dict[str, Any] = {"stop_reason": self.stop_reason}
         if self.lost_ranks:
@@ -362,9 +373,10 @@ class _Trial:
             "optimizer_state_bytes_per_parameter": self.state_bytes / parameters,
             "data_wait_share": elapsed.data_wait / elapsed.submission if elapsed.submission else 0.0,
             "evaluation_share": elapsed.evaluation / elapsed.total if elapsed.total else 0.0,
-            "weights_sha256": _weights_hash(self.training.evaluator.model),
             **self.training.disturbance.summary(elapsed, self.training.device),
         }
+        if status.finished and not status.crashed:  # else the weights are of no step, and the device may never answer
+            final["weights_sha256"] = _weights_hash(self.training.evaluator.model)
         if self.reached_row is not None and self.reached_row < len(rows):
             reached = rows[self.reached_row]
             before = rows[self.reached_row - 1] if self.reached_row else {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness import timing
 from harness.config import load
@@ -19,9 +20,12 @@ from harness.problems import UserError
 from harness.ranks import end, join
 from harness.recalibration import recalibrate
 from harness.seeding import Selection
+from harness.step import Evaluator
+from harness.submission import OptimizerSubmission
 from harness.trial import run_trial
 from tests.conftest import TINY_GPT2, TINY_RESNET, TINY_VIT
 from tests.harness.problem import context, make
+from tests.submissions.parity import setup_of
 
 FRAGILE = ["optimizer=any", "optimizer.class_path=tests.harness.seams.Fragile", "schedule.shape=constant"]
 TRIALS = {
@@ -58,7 +62,19 @@ def what_a_step_offers(examples: int) -> dict[str, Any]:
     found["mean of the ranks' own gradients"] = mine
     recalibrate(evaluator, [Selection(torch.arange(examples), torch.arange(examples))])
     found["buffers recalibrated"] = [b.clone() for b in evaluator.buffers]
+    found["weights after closures"] = what_closures_make(evaluator, examples)
     return found
+
+
+def what_closures_make(evaluator: Evaluator, examples: int) -> list[Tensor]:
+    """The weights after steps of an optimizer that evaluates each batch several times and keeps what it found."""
+    named = dict(evaluator.model.named_parameters())
+    optimizer = torch.optim.LBFGS(named.values(), lr=0.1, max_iter=4)
+    submission = OptimizerSubmission(setup_of(named), [optimizer], closure=True)
+    for _ in range(3):
+        submission.step(context(evaluator, Need.RE_EVALUATE, examples=examples))
+        evaluator.counters.update_steps += 1
+    return [parameter.detach() for parameter in named.values()]
 
 
 def what_one_rank_finds(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -224,14 +225,21 @@ class Deadly(_Sgd):
 
 
 class Fragile(_Sgd):
-    """At the eighth step of rank 1: what PACEMARK_TEST_FAULT says, and nothing if that is not set."""
+    """At the eighth step of rank 1: what PACEMARK_TEST_FAULT says, and nothing if that is not set.
+
+    `... and deaf`: rank 0 waits then as it would for a GPU that waits for rank 1.
+    """
 
     def step(self, ctx: StepContext) -> None:
-        fault = os.environ.get("PACEMARK_TEST_FAULT")
+        fault = os.environ.get("PACEMARK_TEST_FAULT", "")
+        if ctx.step >= 7 and os.environ.get("RANK") == "0" and fault.endswith("deaf"):
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            for _ in range(2):  # the second time never returns, whatever signals come
+                libc.pthread_mutex_lock(mutex)
         if ctx.step >= 7 and os.environ.get("RANK") == "1":
-            if fault == "killed":
+            if fault.startswith("killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if fault == "broken":
+            if fault.startswith("broken"):
                 raise ArithmeticError("only here")
         super().step(ctx)
 

@@ -102,13 +102,19 @@ def test_a_lost_rank_ends_the_trial_as_failed_and_the_same_command_continues_to_
     rows, manifest = read(tmp_path)
     assert first.returncode != 0 and manifest["status"] == "failed", first.stderr
     assert manifest["final"]["lost_ranks"] == [1] and len(rows) == 2
-    second = launch(2, *command)
-    assert second.returncode == 0, second.stderr
+    # The same where rank 0 hears neither signals nor exceptions, as under NCCL.
+    second = launch(2, *command, PACEMARK_TEST_FAULT="killed and deaf")
+    rows, manifest = read(tmp_path)
+    assert second.returncode != 0 and manifest["status"] == "failed", second.stderr
+    assert manifest["final"]["lost_ranks"] == [1] and "failed: lost rank 1; the same command" in second.stderr
+    assert len(rows) == 2 and not list(tmp_path.rglob(".lease.*"))
+    third = launch(2, *command)
+    assert third.returncode == 0, third.stderr
     rows, manifest = read(tmp_path)
     undisturbed, expected = read(found[2] / "gpt2")
     assert rows == undisturbed
     assert manifest["final"]["weights_sha256"] == expected["final"]["weights_sha256"]
-    assert len(manifest["failures"]) == 1
+    assert len(manifest["failures"]) == 2
 
 
 def test_an_exception_on_one_rank_is_told_by_the_record_and_stops_no_sweep_for_good(tmp_path: Path) -> None:
