@@ -25,6 +25,8 @@ MATRIX_ROLES = frozenset({Role.HIDDEN_MATRIX, Role.CONVOLUTION})
 class MatrixRule(Rule):
     """A rule for parameters of two dimensions. A subclass defines `batch_direction` in the place of `direction`."""
 
+    block = math.inf  # or matrices of one shape would be several batches
+
     def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
         """What `lr` multiplies, [n, rows, columns], from the gradients [n, rows, columns] of the n matrices `at`."""
         raise NotImplementedError
