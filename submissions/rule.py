@@ -127,7 +127,8 @@ class Rule(torch.optim.Optimizer):
             state["step"] += 1
             elements += parameter.numel()
             block = int(elements // self.block) if parameter.device.type == "cpu" else 0
-            alike.setdefault((parameter.dtype, parameter.device, state["step"], block), []).append((parameter, g, state))
+            key = parameter.dtype, parameter.device, state["step"], block
+            alike.setdefault(key, []).append((parameter, g, state))
         slices = []
         for (dtype, _, age, _), rows in alike.items():
             parameters, g, states = (list(column) for column in zip(*rows, strict=True))
