@@ -8,7 +8,8 @@ workload gpt2. A step is all that the submission does besides the model's own pa
 (gradients, Hessian-vector products, gradients of micro-batches) is handed to it. So the forward and backward passes
 that an algorithm adds are not in these numbers; nor is clipping, which is switched off.
 
-Submission, torch's fused AdamW, and the best library's implementation of the same rule (where there is one) alternate:
+Submission, torch's fused AdamW, and the best library's implementation of the same rule (where there is one), with the
+submission's weight decay and a momentum where it has one, alternate:
 `--steps` steps each per round, after two that are not counted. Means over all rounds, so that work that is done
 every tenth or fiftieth step counts by its share; a contestant stops early when it has used `--seconds`. On a machine
 that others use too, `--clock cpu --threads 1` counts the processor's time instead of the wall's. The library's
@@ -76,7 +77,7 @@ LIBRARY: dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
     "schedule_free_sgd": library.ScheduleFreeSGD,
     "sgd_sai": library.SGDSaI,
     "sgdp": library.SGDP,
-    "sgdw": library.SGDW,
+    "sgdw": lambda p: library.SGDW(p, momentum=0.9),
     "shampoo": lambda p: library.Shampoo(p, preconditioning_compute_steps=10),
     "soap": lambda p: library.SOAP(p, precondition_frequency=10),
 }
@@ -159,11 +160,20 @@ class Ours(Contestant):
 class Theirs(Contestant):
     """A library's optimizer for all parameters, or for matrices alone with fused AdamW for the rest."""
 
-    def __init__(self, model: nn.Module, make: Callable[[Sequence[nn.Parameter]], Optimizer], names: set[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        make: Callable[[Sequence[nn.Parameter]], Optimizer],
+        names: set[str],
+        decay: float | None = None,
+    ) -> None:
         super().__init__(model)
         own = [p for name, p in model.named_parameters() if name in names]
         rest = [p for name, p in model.named_parameters() if name not in names]
         self.optimizers = [make(own)] + ([torch.optim.AdamW(rest, fused=True)] if rest else [])
+        if decay is not None:
+            for group in self.optimizers[0].param_groups:
+                group["weight_decay"] = decay
 
     def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -193,7 +203,9 @@ def contestants(name: str, set_: str) -> dict[str, Contestant]:
         if issubclass(training.cls, MatrixSubmission):
             roles = training.submission.setup._roles
             names = {name for name in every if roles[name] in MATRIX_ROLES}
-        found["library"] = Theirs(copy.deepcopy(model), LIBRARY[name], names)
+        optimizers: list[Optimizer] = getattr(training.submission, "optimizers", [])
+        decay = max((group.get("weight_decay", 0.0) for group in optimizers[0].param_groups), default=0.0)
+        found["library"] = Theirs(copy.deepcopy(model), LIBRARY[name], names, decay)
     return {"ours": Ours(training)} | found
 
 

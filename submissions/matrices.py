@@ -33,7 +33,8 @@ class MatrixRule(Rule):
         directions = list(at.theta)  # stays so where it is empty
         for places in by_shape(at.theta):
             batch = at.part(places)
-            for place, found in zip(places, self.batch_direction(batch, torch.stack(batch.g)).unbind(), strict=True):
+            g = torch.stack(batch.g) if len(places) > 1 else batch.g[0].unsqueeze(0)
+            for place, found in zip(places, self.batch_direction(batch, g).unbind(), strict=True):
                 directions[place] = found
         return directions
 
@@ -129,22 +130,29 @@ def square(theta: Tensor, side: int) -> Tensor:
 
 
 def tall(matrix: Tensor) -> tuple[Tensor, bool]:
-    """[n, rows, columns] with rows ≥ columns, and whether it was transposed for that."""
+    """[..., rows, columns] with rows ≥ columns, and whether it was transposed for that."""
     transposed = matrix.shape[-2] < matrix.shape[-1]
     return (matrix.mT if transposed else matrix), transposed
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """[n, rows, columns]: nearly U Vᵀ of the singular value decompositions U S Vᵀ, by five Newton-Schulz steps of
+def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
+    """[n, rows, columns]: nearly U Vᵀ of the singular value decompositions U S Vᵀ, by Newton-Schulz steps of
     Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), which bring the singular values near 1. Float32 is
     taken to bfloat16 for them, as its authors do."""
+    x = matrix.bfloat16() if matrix.dtype == torch.float32 else matrix
+    # A batch saves calls, which is much for small matrices; of large ones the products alone are faster.
+    alone = x[0].numel() >= 2**16
+    return (torch.stack([_newton_schulz(one, steps) for one in x]) if alone else _newton_schulz(x, steps)).to(matrix)
+
+
+def _newton_schulz(matrix: Tensor, steps: int) -> Tensor:
     x, transposed = tall(matrix)
-    x = x.mT / torch.linalg.matrix_norm(x)[:, None, None].clamp_min(torch.finfo(x.dtype).tiny)
-    x = x.bfloat16() if x.dtype == torch.float32 else x
-    for _ in range(5):
+    x = x.mT / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    product = torch.addmm if x.ndim == 2 else torch.baddbmm
+    for _ in range(steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return (x if transposed else x.mT).to(matrix.dtype)
+        x = product(x, product(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x if transposed else x.mT
 
 
 def leading_right_vectors(matrix: Tensor, rank: int) -> Tensor:

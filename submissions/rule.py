@@ -31,7 +31,9 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Slice:
-    """Parameters of one group that are updated together: all have a gradient, one dtype and one age."""
+    """Parameters of one group that are updated together: all have a gradient, one dtype and one age.
+
+    On a CPU large groups are several slices."""
 
     parameters: list[Tensor]
     """Themselves, as keys of what a submission hands to its rule. Not to be written to."""
@@ -67,6 +69,9 @@ class Rule(torch.optim.Optimizer):
 
     buffers: ClassVar[tuple[str, ...]] = ()
     """State of the parameter's shape that starts at zero."""
+    block: ClassVar[float] = 2**18
+    """About how many elements a CPU updates together: so few that what one operation has written is still in its cache
+    when the next one reads it."""
 
     def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
         super().__init__(params, hyperparameters)
@@ -108,24 +113,29 @@ class Rule(torch.optim.Optimizer):
         return tensor
 
     def _slices(self, group: dict[str, Any]) -> list[Slice]:
-        alike: dict[tuple[torch.dtype, torch.device, int], list[Tensor]] = {}
+        alike: dict[tuple[torch.dtype, torch.device, int, int], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
+        elements = 0
         for parameter in group["params"]:
-            if parameter.grad is None:
+            g = parameter.grad
+            if g is None:
                 continue
-            if parameter.grad.is_sparse:
+            if g.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
             state = self.state[parameter]
             if not state:
-                state |= {"step": 0} | self.initial_state(wide(parameter), wide(parameter.grad), group)
+                state |= {"step": 0} | self.initial_state(wide(parameter), wide(g), group)
             state["step"] += 1
-            alike.setdefault((parameter.dtype, parameter.device, state["step"]), []).append(parameter)
-        return [
-            Slice(
-                parameters, [wide(p) for p in parameters], [wide(p.grad) for p in parameters if p.grad is not None],
-                age, [self.state[p] for p in parameters], group,
-            )
-            for (_, _, age), parameters in alike.items()
-        ]  # fmt: skip
+            elements += parameter.numel()
+            block = int(elements // self.block) if parameter.device.type == "cpu" else 0
+            key = parameter.dtype, parameter.device, state["step"], block
+            alike.setdefault(key, []).append((parameter, g, state))
+        slices = []
+        for (dtype, _, age, _), rows in alike.items():
+            parameters, g, states = (list(column) for column in zip(*rows, strict=True))
+            narrow = dtype.itemsize < 4
+            theta = [wide(parameter) for parameter in parameters] if narrow else parameters
+            slices.append(Slice(parameters, theta, [wide(x) for x in g] if narrow else g, age, states, group))
+        return slices
 
 
 def wide(tensor: Tensor) -> Tensor:

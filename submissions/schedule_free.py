@@ -48,7 +48,8 @@ class ScheduleFreeSGD(Rule):
     def apply(self, at: Slice, direction: Tensors) -> None:
         lr, beta, z = at["lr"], self.interpolation(at.group), at.state("fast")
         c = at["largest_lr"] ** 2 / at["weight_sum"] if at["weight_sum"] else 0.0
-        u = torch._foreach_add(direction, at.theta, alpha=at["weight_decay"])
+        decay = at["weight_decay"]
+        u = torch._foreach_add(direction, at.theta, alpha=decay) if decay else direction
         # y of the new x and z, out of the old y and z.
         torch._foreach_lerp_(at.theta, z, c)
         torch._foreach_add_(at.theta, u, alpha=lr * (beta * (1 - c) - 1))

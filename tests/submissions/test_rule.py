@@ -46,3 +46,23 @@ def test_sparse_gradients_are_refused_with_the_remedy() -> None:
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse=False"):
         Lion(embedding.parameters()).step()
+
+
+def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(block: float) -> tuple[list[Tensor], list[int]]:
+        monkeypatch.setattr(Lion, "block", block)
+        generator = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(n, generator=generator)) for n in (3, 5, 0, 40, 2, 7)]
+        optimizer = Lion(parameters, lr=0.1, weight_decay=0.1)
+        sizes = []
+        for step in range(3):
+            for place, p in enumerate(parameters):
+                p.grad = None if place == step else torch.randn(p.shape, generator=generator)
+            sizes.append(len(optimizer._slices(optimizer.param_groups[0])))
+            optimizer.step()
+        return [p.detach() for p in parameters], sizes
+
+    whole, one = trained(float("inf"))
+    blocks, several = trained(8)
+    assert max(one) < max(several)
+    assert all(torch.equal(a, b) for a, b in zip(whole, blocks, strict=True))
