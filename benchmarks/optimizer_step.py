@@ -204,7 +204,8 @@ def contestants(name: str, set_: str) -> dict[str, Contestant]:
             roles = training.submission.setup._roles
             names = {name for name in every if roles[name] in MATRIX_ROLES}
         optimizers: list[Optimizer] = getattr(training.submission, "optimizers", [])
-        decay = max((group.get("weight_decay", 0.0) for group in optimizers[0].param_groups), default=0.0)
+        groups = optimizers[0].param_groups if optimizers else []
+        decay = max((group.get("weight_decay", 0.0) for group in groups), default=0.0)
         found["library"] = Theirs(copy.deepcopy(model), LIBRARY[name], names, decay)
     return {"ours": Ours(training)} | found
 

@@ -135,21 +135,21 @@ def tall(matrix: Tensor) -> tuple[Tensor, bool]:
     return (matrix.mT if transposed else matrix), transposed
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """[n, rows, columns]: nearly U Vᵀ of the singular value decompositions U S Vᵀ, by Newton-Schulz steps of
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """[n, rows, columns]: nearly U Vᵀ of the singular value decompositions U S Vᵀ, by five Newton-Schulz steps of
     Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/), which bring the singular values near 1. Float32 is
     taken to bfloat16 for them, as its authors do."""
     x = matrix.bfloat16() if matrix.dtype == torch.float32 else matrix
     # A batch saves calls, which is much for small matrices; of large ones the products alone are faster.
     alone = x[0].numel() >= 2**16
-    return (torch.stack([_newton_schulz(one, steps) for one in x]) if alone else _newton_schulz(x, steps)).to(matrix)
+    return (torch.stack([_newton_schulz(one) for one in x]) if alone else _newton_schulz(x)).to(matrix)
 
 
-def _newton_schulz(matrix: Tensor, steps: int) -> Tensor:
+def _newton_schulz(matrix: Tensor) -> Tensor:
     x, transposed = tall(matrix)
     x = x.mT / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     product = torch.addmm if x.ndim == 2 else torch.baddbmm
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.mT
         x = product(x, product(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x if transposed else x.mT

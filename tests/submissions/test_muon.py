@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from harness.roles import Role
-from submissions.muon import Muon, MuonRule
+from submissions.muon import Muon
 from tests.submissions.parity import setup_of
 
 
@@ -41,27 +41,6 @@ def test_muon_treats_convolutions_as_matrices_in_any_layout(layout: torch.memory
     # torch.optim.Muon orthogonalises in bfloat16, whose rounding does depend on the order.
     assert torch.allclose(weight.detach().reshape(8, -1), matrix.detach(), atol=0.02)
     assert (bias != 0).all()
-
-
-@pytest.mark.parametrize("adjust_lr_fn", ["original", "match_rms_adamw"])
-@pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_is_torchs_up_to_rounding(adjust_lr_fn: str, nesterov: bool) -> None:
-    shapes = [(6, 10), (10, 6), (6, 10), (7, 7), (12, 4), (10, 6), (260, 256)]
-    start = [torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in shapes]
-    ours, theirs = ([nn.Parameter(values.clone()) for values in start] for _ in range(2))
-    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "ns_steps": 4}
-    options |= {"nesterov": nesterov, "adjust_lr_fn": adjust_lr_fn}
-    muon = MuonRule(ours, options)
-    reference = torch.optim.Muon(theirs, **options)
-    for step in range(10):
-        generator = torch.Generator().manual_seed(step)
-        for a, b in zip(ours, theirs, strict=True):
-            a.grad = torch.randn(a.shape, generator=generator)
-            b.grad = a.grad.clone()
-        muon.step()
-        reference.step()
-    # The weights moved by about 0.5. The products of a batch of odd sizes are rounded to bfloat16 in another order.
-    assert all(torch.allclose(a, b, atol=0.01) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_muon_claims_every_parameter_once() -> None:
