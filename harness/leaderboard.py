@@ -73,8 +73,9 @@ def score(
     taken = trials[trials["status"] != "duplicate"].rename(columns={"seconds": "raw_seconds"})
     if timings is None or algoperf:
         taken = taken.assign(
-            seconds=taken["raw_seconds"], resolution=taken["resolution_seconds"], limit=taken["limit_seconds"]
-        )
+            seconds=taken["raw_seconds"], resolution=taken["resolution_seconds"], limit=taken["limit_seconds"],
+            budget=taken.groupby("workload")["limit_seconds"].transform("max"),
+        )  # fmt: skip
         if not (algoperf or mix_machines):
             _refuse_mixed_machines(taken)
     else:
@@ -160,7 +161,7 @@ def _by_machine(taken: pd.DataFrame, timings: Timings | None, further: Sequence[
         return pd.Series(table.stack(future_stack=True))
 
     if timings is not None:
-        plain = taken.drop(columns=["seconds", "resolution", "limit"])
+        plain = taken.drop(columns=["seconds", "resolution", "limit", "budget"])
         columns = {one.machine: column(one.apply(plain), "seconds") for one in further}
     else:
         machines = taken["machine"].dropna().unique()
@@ -189,14 +190,14 @@ def _algoperf(taken: pd.DataFrame, targets: Targets) -> pd.Series:
 def _study_details(taken: pd.DataFrame, studies: pd.DataFrame, column: str, targets: Targets) -> pd.DataFrame:
     """What uncertainty.estimate asks for: of the base workloads, a row per study."""
     resolution, limit = ("resolution_steps", "limit_steps") if column == "steps" else ("resolution", "limit")
+    longest = taken.groupby("workload")[limit].transform("max") if column == "steps" else taken["budget"]
     # A trial that broke down had no chance after that, so it does not shorten how long its study has tried; where all
     # broke down, the study failed for as long as anyone tried.
-    longest = taken.groupby("workload")[limit].max()
     tried = taken[limit].where(~taken["status"].isin(BROKEN))
     shortest = tried.groupby([taken["submission"], taken["workload"], taken["study"]]).min().rename("limit")
     table = studies.rename(columns={column: "time"}).assign(resolution=taken.loc[studies["row"], resolution].to_numpy())
+    table["budget"] = longest.loc[table["row"]].to_numpy()
     table = table.join(shortest, on=["submission", "workload", "study"]).drop(columns="row")
-    table["budget"] = table["workload"].map(longest)
     table["limit"] = table["limit"].fillna(table["budget"])
     return table[table["workload"].isin(targets.base)].reset_index(drop=True)
 

@@ -121,8 +121,11 @@ def tabulate(studies: pd.DataFrame) -> Table:
     np.maximum.at(longest, w, known)
     limit = np.where(np.isfinite(limit), limit, np.where(np.isfinite(longest[w]), longest[w], 1.0))
     budget = studies["budget"].to_numpy(dtype=float) if "budget" in studies else np.full(len(studies), np.nan)
-    most = np.full(shape[:2], -np.inf)
-    np.maximum.at(most, (s, w), np.where(hit, np.where(np.isfinite(budget), np.maximum(budget, time), -np.inf), limit))
+    most, missed = np.full(shape[:2], -np.inf), np.zeros(shape[:2], dtype=bool)
+    missed[s[~hit], w[~hit]] = True
+    # Where studies missed, what they trained is what the cell could have.
+    could = np.where(missed[s, w], time, np.where(np.isfinite(budget), np.maximum(budget, time), -np.inf))
+    np.maximum.at(most, (s, w), np.where(hit, could, limit))
     log_time, log_limit, relative = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape)
     log_time[s[hit], w[hit], k[hit]] = np.log(time[hit])
     log_limit[s[~hit], w[~hit], k[~hit]] = np.log(limit[~hit])

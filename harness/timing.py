@@ -62,8 +62,8 @@ class Timings:
         )
 
     def apply(self, trials: pd.DataFrame) -> pd.DataFrame:
-        """`trials` with seconds, resolution and limit in seconds of this timing run. UserError names what it lacks, or
-        the studies that were pruned."""
+        """`trials` with seconds, resolution, limit and budget (of as many steps as anyone trained on the workload) in
+        seconds of this timing run. UserError names what it lacks, or the studies that were pruned."""
         _refuse_pruned(trials)
         keys = pd.MultiIndex.from_frame(trials[["submission", "workload"]])
         lacking = sorted(set(keys) - set(self.costs.index))
@@ -76,6 +76,7 @@ class Timings:
             seconds=trials["steps"] * rate + once,
             resolution=trials["resolution_steps"] * rate,
             limit=trials["limit_steps"] * rate + once,
+            budget=trials.groupby("workload")["limit_steps"].transform("max") * rate + once,
         )
 
 

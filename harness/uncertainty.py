@@ -66,8 +66,8 @@ def estimate(
 
     `studies` has a row per (submission, workload, study) with the study's best trial: `time` to the target (infinite:
     missed), `limit` (how long it trained, read for misses only), `resolution` (time from the evaluation before to the
-    one at the target; NaN: unknown), and optionally `budget` (how long it could have trained; NaN: unknown), without
-    which a cell that met its target in every study is taken to meet it in the median. One unit for all of these. Base
+    one at the target; NaN: unknown), and optionally `budget` (how long it could have trained; NaN: unknown), read where
+    every study of a cell met the target; without it the median is taken to meet it too. One unit for all of these. Base
     workloads only. Does not depend on the order of rows or on the submissions' names.
     """
     table = tabulate(studies)

@@ -316,6 +316,17 @@ def test_a_miss_among_hits_leaves_the_time_open() -> None:
     assert np.isinf(found["high"]) and 8.5 < found["low"] < 9.9
 
 
+def test_where_studies_missed_their_own_length_counts_and_not_what_others_could_train() -> None:
+    log_times = _noisy(TIED, 3)
+    log_times[0, 0] = [np.log(8.0), NEVER, NEVER]
+    studies = _studies(log_times)
+    other = estimate(studies.assign(budget=1.3 * BUDGET), baseline="s1")
+    found = estimate(studies, baseline="s1")
+    assert other.times.iloc[0].equals(found.times.iloc[0]) and np.isinf(found.times["high"][0])
+    assert found.scores.loc["s0", "low"] < 0.7
+    assert other.scores.loc["s0", "low"] == pytest.approx(found.scores.loc["s0", "low"], abs=1e-3)
+
+
 def test_crossings_at_the_same_evaluation_have_width() -> None:
     found = estimate(_studies(np.repeat(TIED[..., None], 5, axis=-1), resolution=0.05), baseline="s0")
     assert found.sigma == pytest.approx(0.05 / np.sqrt(12))
