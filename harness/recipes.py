@@ -19,12 +19,11 @@ def table(records: Records) -> str:
     cells = {(row["submission"], row["workload"]): _cell(row) for row in trials.to_dict("records")}
     head = ["submission", *(f"{w}: {targets.targets[w].metric} {targets.targets[w].value:g}" for w in targets.base)]
     rows = [[f"`{name}`", *(cells.get((name, workload), "not run") for workload in targets.base)] for name in order]
-    reached = [f"{(trials.loc[trials['workload'] == w, 'status'] == 'reached').sum()}" for w in targets.base]
-    summary = ", ".join(f"{count} `{w}`'s" for count, w in zip(reached, targets.base, strict=True))
+    run = trials.groupby("workload")["share"].agg(["count", "size"])
+    summary = ", ".join(f"`{w}` by {run.at[w, 'count']} of {run.at[w, 'size']}" for w in targets.base)
     lines = [head, ["---"] * len(head), *rows]
-    return f"Of {len(order)} submissions {summary} target was reached.\n\n" + "".join(
-        f"| {' | '.join(line)} |\n" for line in lines
-    )
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"Targets reached: {summary}.\n\n{table}"
 
 
 def _cell(row: dict[Any, Any]) -> str:

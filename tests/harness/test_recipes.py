@@ -17,7 +17,7 @@ def test_a_row_says_how_much_of_the_budget_was_needed_or_how_close_it_came(tmp_p
     own_trial(tmp_path, [4.0, 3.5], submission="gone", status="diverged")
     own_trial(tmp_path, [4.0, 3.0, 2.0, 1.8], submission="slow", workload="other")
     lines = recipes.table(reading.read([tmp_path])).splitlines()
-    assert lines[0] == "Of 4 submissions 2 `lm`'s, 1 `other`'s target was reached."
+    assert lines[0] == "Targets reached: `lm` by 2 of 4, `other` by 1 of 1."
     assert lines[2].startswith("| submission | lm: loss 2 | other: loss 2 |")
     assert lines[4:] == [
         "| `slow` | 300 (75%) | 300 (75%) |",
