@@ -19,8 +19,9 @@ def table(records: Records) -> str:
     cells = {(row["submission"], row["workload"]): _cell(row) for row in trials.to_dict("records")}
     head = ["submission", *(f"{w}: {targets.targets[w].metric} {targets.targets[w].value:g}" for w in targets.base)]
     rows = [[f"`{name}`", *(cells.get((name, workload), "not run") for workload in targets.base)] for name in order]
-    run = trials.groupby("workload")["share"].agg(["count", "size"])
-    summary = ", ".join(f"`{w}` by {run.at[w, 'count']} of {run.at[w, 'size']}" for w in targets.base)
+    run = trials.groupby("workload")["share"]
+    reached, of = run.count(), run.size()
+    summary = ", ".join(f"`{w}` by {reached[w]} of {of[w]}" for w in targets.base)
     lines = [head, ["---"] * len(head), *rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"Targets reached: {summary}.\n\n{table}"
