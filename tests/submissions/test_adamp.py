@@ -57,7 +57,7 @@ def test_the_length_of_scale_invariant_weights_does_not_grow_by_momentum() -> No
             x = torch.randn(32, 16)
             F.mse_loss(F.normalize(w, dim=1) @ x.T, torch.randn(8, 32)).backward()
             optimizer.step()
-        return float(w.norm())
+        return float(w.detach().norm())
 
     plain = final_norm(lambda p: torch.optim.SGD(p, lr=5.0, momentum=0.9, nesterov=True))
     projected = final_norm(lambda p: SGDP(p, lr=5.0))
