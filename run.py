@@ -30,6 +30,7 @@ Measures how fast a training algorithm reaches a fixed validation target.
   python run.py workload=NAME optimizer=NAME [KEY=VALUE ...]     one trial, or all that ruleset= asks for
   python run.py workload=NAME optimizer=NAME variant=NAME ...    on a held-out variant of the workload
   python run.py -m workload=gpt2,vit optimizer=adamw,lion ...    every combination, as one pool of trials
+  python run.py -m workload=gpt2 'optimizer=glob(*lion*)'        the same for all optimizers of such a name
   python run.py --show workload=NAME optimizer=NAME ...          print the configuration, train nothing
 
 {choices}

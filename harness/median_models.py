@@ -24,8 +24,8 @@ from scipy import special, stats
 MIN_DOF = 4
 """Pooled degrees of freedom below which there is no interval: a t quantile above 2.8 says little."""
 PAIRING_LEVEL = 0.01
-"""Pairing by seed is used where a one-sided F test finds the common correlation above zero at this level. Where it is
-found by chance the paired variance is too small: at .05 that makes 5.4% of false alarms out of 5%, at .01 5.1%."""
+"""Pairing by seed is used where a one-sided F test finds the common correlation above zero at this level,
+a strict one: where it is found by chance, the paired variance is too small and equals differ too often."""
 DRAWS = 2000
 SIGMA_POINTS = 48
 MEDIAN_POINTS = 128
