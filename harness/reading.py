@@ -201,6 +201,8 @@ def _of_one_kind(
                             f"choose one with --{key}")  # fmt: skip
         if wanted is not None:
             left_out = [trial for trial in found if trial.manifest and _name(trial, key) != wanted]
+            if left_out and len(left_out) == len(found):
+                raise UserError(f"no record is of {key}={wanted}; there are: {', '.join(sorted(kinds))}")
             if left_out:
                 problems.append(Problem(f"{key}={wanted}", f"{len(left_out)} trials of another {key} left out"))
             found = [trial for trial in found if not trial.manifest or _name(trial, key) == wanted]

@@ -151,6 +151,8 @@ def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
     records = reading.read([tmp_path], ruleset="quick")
     assert records.trials["submission"].tolist() == ["a"]
     assert any("overridden" in p.what for p in records.problems)
+    with pytest.raises(UserError, match="no record is of ruleset=extrnal; there are: external, quick"):
+        reading.read([tmp_path], ruleset="extrnal")
     own_trial(tmp_path, [1.0], submission="d", workload_version=2)
     with pytest.raises(UserError, match="no table mixes versions"):
         reading.read([tmp_path], ruleset="quick")

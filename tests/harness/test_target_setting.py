@@ -104,9 +104,40 @@ def test_what_is_written_is_what_was_measured(base: Measured) -> None:
     written = yaml.safe_load(target_file("gpt2", "mini").read_text())
     assert written["target"] == base.target and written["target_provenance"] == base.provenance
     assert base.accepted and base.quiet and base.verdict == "accepted"
-    assert len(base.provenance["grid"]) == 4 and base.provenance["hits"] == "10/10"
+    assert len(base.provenance["grid"]) == 4 and base.provenance["hits"] == "30/30"
     best = list(base.provenance["grid"])[:2]
     assert set(base.provenance["finalists"]) == set(best) and base.provenance["winner"] in best
+
+
+@pytest.mark.parametrize(
+    ("misses", "spread", "verdict"),
+    [(0, 4, "accepted"), (0, 6, "NOT quiet"), (1, 4, "NOT quiet"), (3, 4, "NOT quiet"), (4, 4, "REJECTED")],
+)
+def test_what_a_workload_must_show(
+    tiny: Procedure, misses: int, spread: int, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thirty, at most three may miss; an instrument has no miss and varies by at most 5%."""
+
+    def curve(entry: Entry) -> list[dict[str, str]]:
+        number = entry.seed - target_setting.CONFIRM_SEED
+        step = 100 + (spread if number % 2 else -spread)  # so they deviate by spread %, and a little for the 29
+        value = 9.9 if number < misses else 1.0
+        return [
+            {
+                "accumulated_eval_time": "1",
+                "total_duration": "4",
+                "global_step": f"{step}",
+                "validation/loss": f"{value}",
+            }
+        ]
+
+    monkeypatch.setattr(target_setting, "_finish", lambda runs, machine, say: ledger.plan(runs, machine))
+    monkeypatch.setattr(target_setting, "_final", lambda entry, facts: 1.2)
+    monkeypatch.setattr(target_setting, "_curve", curve)
+    measured = measure("gpt2", *tiny)
+    assert verdict in measured.verdict and (verdict == "accepted") == measured.quiet
+    assert measured.accepted == (misses <= 3)
+    assert measured.provenance["hits"] == f"{30 - misses}/30"
 
 
 def test_a_variant_takes_the_finalists_of_its_workload(tiny: Procedure, base: Measured, tmp_path: Path) -> None:
