@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy.stats import chi2
 
 from harness import executors, ledger, study
 from harness.choices import BASE
@@ -157,13 +158,13 @@ def measure(workload: str, scale: str, arguments: Sequence[str], machine: str, s
     curves = [_curve(e) for e in entries]
     steps = [_steps_to(curve, facts, target) for curve in curves]
     hits = [step for step in steps if step is not None]
-    variation = statistics.stdev(hits) / statistics.mean(hits) if len(hits) > 1 else float("nan")
+    variation, between = _variation(hits)
     shares = [float(curve[-1]["accumulated_eval_time"]) / float(curve[-1]["total_duration"]) for curve in curves]
     quiet = len(hits) == len(steps) and variation <= LARGEST_VARIATION
     job.tell(
         "confirm",
         f"{len(hits)} of {len(steps)} reach {target}; steps-to-target {steps}, "
-        f"coefficient of variation {100 * variation:.1f}%; "
+        f"coefficient of variation {variation:.1%} (95% interval {between[0]:.1%} to {between[1]:.1%}); "
         f"evaluation {100 * statistics.median(shares):.0f}% of the wall time",
     )
     provenance = {
@@ -177,6 +178,7 @@ def measure(workload: str, scale: str, arguments: Sequence[str], machine: str, s
         "steps_to_target": steps,
         "hits": f"{len(hits)}/{len(steps)}",
         "coefficient_of_variation": round(variation, 4),
+        "coefficient_of_variation_interval": [round(end, 4) for end in between],
         "evaluations_to_target": statistics.median(hits) / facts.eval_every if hits else None,
         "evaluation_share_of_wall_time": round(statistics.median(shares), 2),
     }
@@ -294,6 +296,16 @@ def _final(entry: Entry, facts: Facts) -> float:
 def _steps_to(curve: list[dict[str, str]], facts: Facts, target: float) -> int | None:
     met = facts.model_copy(update={"target": target}).meets_target
     return next((int(row["global_step"]) for row in curve if met(float(row[f"validation/{facts.metric}"]))), None)
+
+
+def _variation(steps: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """The coefficient of variation with its 95% interval, from the deviation's, as if `steps` were normal."""
+    freedom = len(steps) - 1
+    if freedom < 1:
+        return float("nan"), (float("nan"), float("nan"))
+    variation = statistics.stdev(steps) / statistics.mean(steps)
+    low, high = (variation * (freedom / float(chi2.ppf(share, freedom))) ** 0.5 for share in (0.975, 0.025))
+    return variation, (low, high)
 
 
 def _rounded(value: Any) -> Any:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -138,6 +139,12 @@ def test_what_a_workload_must_show(
     assert verdict in measured.verdict and (verdict == "accepted") == measured.quiet
     assert measured.accepted == (misses <= 3)
     assert measured.provenance["hits"] == f"{30 - misses}/30"
+
+
+def test_the_interval_of_the_variation_covers_it() -> None:
+    draws = np.random.default_rng(0).normal(100, 5, (2000, 30))
+    ends = [target_setting._variation(list(row))[1] for row in draws]
+    assert 0.93 < np.mean([low < 0.05 < high for low, high in ends]) < 0.97
 
 
 def test_a_variant_takes_the_finalists_of_its_workload(tiny: Procedure, base: Measured, tmp_path: Path) -> None:
