@@ -23,7 +23,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
@@ -278,8 +278,9 @@ def _in_processes(
 ) -> None:
     # spawn: the parent may hold threads (of pyarrow, of torch), which a fork would leave locked.
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with ProcessPoolExecutor(min(workers, len(pending)), context, end_with_parent, (stop,)) as pool:
+    # A pipe to be closed, not an Event, whose `set` waits for all who wait for it: for ever, if one is killed meanwhile.
+    stop, running = context.Pipe(duplex=False)
+    with stop, running, ProcessPoolExecutor(min(workers, len(pending)), context, end_with_parent, (stop,)) as pool:
         futures: dict[Future[dict[str, Any]], Unit] = {pool.submit(_do, folder, u, work): u for u in pending}
         waiting: set[Future[dict[str, Any]]] = set(futures)
         try:
@@ -290,12 +291,13 @@ def _in_processes(
                 report(len(futures) - sum(not future.done() for future in futures))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            stop.set()  # a unit takes minutes, and nobody waits for it any more
+            running.close()  # a unit takes minutes, and nobody waits for it any more
             raise
 
 
-def end_with_parent(stop: Event | None = None) -> None:
-    """In a worker process: end at once when the parent does, however that ended, or says so; leave Ctrl-C to it."""
+def end_with_parent(stop: Connection | None = None) -> None:
+    """In a worker process: end at once when the parent does, however that ended, or closes the other end of `stop`;
+    leave Ctrl-C to it."""
     import signal
     import threading
     from multiprocessing.connection import wait as wait_for
@@ -303,14 +305,13 @@ def end_with_parent(stop: Event | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
+    ends: list[Any] = [parent.sentinel, *([stop] if stop else [])]
 
-    def after(wait: Callable[[], object]) -> None:
-        wait()
+    def watch() -> None:
+        wait_for(ends)
         os._exit(1)
 
-    threading.Thread(target=after, args=[lambda: wait_for([parent.sentinel])], daemon=True).start()
-    if stop is not None:
-        threading.Thread(target=after, args=[stop.wait], daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _remove_leftovers(folder: Path) -> None:
