@@ -278,7 +278,7 @@ def _in_processes(
 ) -> None:
     # spawn: the parent may hold threads (of pyarrow, of torch), which a fork would leave locked.
     context = multiprocessing.get_context("spawn")
-    # A pipe to be closed, not an Event, whose `set` waits for all who wait for it: for ever, if one is killed meanwhile.
+    # A pipe to be closed, not an Event: its `set` waits for all who wait for it, for ever if one is killed meanwhile.
     stop, running = context.Pipe(duplex=False)
     with stop, running, ProcessPoolExecutor(min(workers, len(pending)), context, end_with_parent, (stop,)) as pool:
         futures: dict[Future[dict[str, Any]], Unit] = {pool.submit(_do, folder, u, work): u for u in pending}
