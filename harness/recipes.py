@@ -12,8 +12,9 @@ from harness.reading import Records
 def table(records: Records) -> str:
     """Markdown, a row per submission: most targets reached first, then the smallest share of the budget."""
     trials, targets = records.trials, records.targets
-    shares = (trials["steps"] / trials["limit_steps"].groupby(trials["workload"]).transform("max")).to_numpy()
-    trials = trials.assign(share=shares)
+    # Not how far a trial went: batches of its own size may overshoot the budget.
+    budgets = [records.manifests[label]["identity"]["workload"]["max_steps"] for label in trials.index]
+    trials = trials.assign(share=trials["steps"] / budgets)
     by_name = trials.groupby("submission")["share"].agg(["count", "mean"]).reset_index()
     order = by_name.sort_values(by=["count", "mean", "submission"], ascending=[False, True, True])["submission"]
     cells = {(row["submission"], row["workload"]): _cell(row) for row in trials.to_dict("records")}

@@ -31,6 +31,7 @@ def own_trial(
     root: Path,
     values: Sequence[float],
     seconds: float = 10.0,
+    steps: int = 100,
     *,
     submission: str = "a",
     workload: str = "lm",
@@ -41,11 +42,11 @@ def own_trial(
 ) -> Path:
     """Below root/mini/<ruleset>/machine, with a manifest whose keys `manifest` replaces."""
     where = {"submission": submission, "workload": workload, "study": study, "trial": trial}
-    path = algoperf_trial(root / "mini" / ruleset / "machine", values, seconds, **where)  # type: ignore[arg-type]
+    path = algoperf_trial(root / "mini" / ruleset / "machine", values, seconds, steps, **where)  # type: ignore[arg-type]
     content: dict[str, Any] = {
         "status": "exhausted", "modified": [], "metric": "validation/loss", "direction": "min", "target": 2.0,
         "workload_version": 1, "target_version": 1, "machine": {"cpu": "x"}, "hyperparameters": {"lr": 0.1},
-        "identity": {"scale": {"name": "mini"}, "ruleset": {"name": ruleset}},
+        "identity": {"scale": {"name": "mini"}, "ruleset": {"name": ruleset}, "workload": {"max_steps": 400}},
         "config": {"optimizer": {"description": "an optimizer"}}, "final": {"disturbed": False},
     }  # fmt: skip
     (path / "manifest.json").write_text(json.dumps(content | manifest))
