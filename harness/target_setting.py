@@ -164,6 +164,7 @@ def measure(workload: str, scale: str, arguments: Sequence[str], machine: str, s
     job.tell(
         "confirm",
         f"{len(hits)} of {len(steps)} reach {target}; steps-to-target {steps}, "
+        f"mean {statistics.mean(hits) if hits else float('nan'):.0f}, "
         f"coefficient of variation {variation:.1%} (95% interval {between[0]:.1%} to {between[1]:.1%}); "
         f"evaluation {100 * statistics.median(shares):.0f}% of the wall time",
     )
