@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from harness.choices import BASE, CONFIG_DIR, GROUPS, choices, target_file, variants
-from harness.config import Run, expand, load
-from harness.problems import UserError
-from harness.ranks import end, is_first, launched, local_rank, met
+from harness.config.choices import BASE_VARIANT, CONFIG_DIR, GROUPS, list_choices, list_variants, target_file
+from harness.config.compose import expand_sweep, load_run
+from harness.config.schema import Run
+from harness.errors import UserError
+from harness.processes import is_launched, is_main_process, local_rank
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+# Modules that bring torch are imported inside the functions below: --help need not wait for it, and its thread pools
+# are sized on import, after OMP_NUM_THREADS is set.
 
 USAGE = """\
 Measures how fast a training algorithm reaches a fixed validation target.
@@ -53,49 +57,84 @@ Keys that are often set (all of them: --show)
   data=/path/to/folder                   where the data lie, if not where the workload looks
   records=FOLDER label=NAME overwrite=true
 
-Running a command again continues what was interrupted and leaves finished trials as they are. Running it twice at once,
-on this machine or on another that sees the same records, makes the two share the trials. scripts/status.py lists them.
+Running a command again continues what was interrupted and leaves finished trials as they are. Running it twice at the
+same time, on this machine or on another that sees the same records, makes the two share the trials. scripts/status.py
+lists them.
 Exit status: 0 the trial ended with a result, 1 it failed, 2 bad input, 130 interrupted.
 """
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     if not arguments or "-h" in arguments or "--help" in arguments:
         print(USAGE.format(choices=_describe_choices()))
         return 0
     debug = "debug=true" in (argument.lower() for argument in arguments)
     try:
         if arguments[0] in ("-m", "--multirun"):
-            return _run(_load_all(arguments[1:]))
+            return _run(_load_sweep(arguments[1:]))
         if arguments[0] == "--show":
-            return _show(load(arguments[1:]))
-        if unknown := [a for a in arguments if a.startswith("-")]:
+            return _show(load_run(arguments[1:]))
+        if unknown := [argument for argument in arguments if argument.startswith("-")]:
             raise UserError(f"{unknown[0]}: no such option; there are --help, --show and -m, each in first place")
-        return _run([load(arguments)])
+        return _run([load_run(arguments)])
     except UserError as error:
         if debug:
             traceback.print_exc()
-        if is_first() or (local_rank() == 0 and not met()):  # the ranks agree on what is wrong: one says it
-            for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr)
+        if _prints_errors():
+            for message in error.messages:
+                print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if is_first():
+        if is_main_process():
             print("interrupted; the same command continues", file=sys.stderr)
         return 130
 
 
+def _prints_errors() -> bool:
+    """Whether this process prints what is wrong. Once the ranks are connected they agree on it, and rank 0 prints it;
+    before that, the first process of each machine does."""
+    if is_main_process():
+        return True
+    from harness.trial.distributed import is_initialized
+
+    return local_rank() == 0 and not is_initialized()
+
+
 def _run(runs: list[Run]) -> int:
-    # Before torch is loaded: its thread pools are sized on import.
     os.environ["OMP_NUM_THREADS"] = str(runs[0].threads)
     from rich.console import Console
 
-    from harness import executors, ledger, machine, study
-    from harness.environment import device_of
-    from harness.progress import PoolProgress, print_studies
+    from harness.records.status import CRASHED
+    from harness.study import executors, ledger
+    from harness.study.progress import PoolProgress, print_studies
+    from harness.trial.environment import select_device
+    from harness.trial.hardware import machine_folder
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is like Ctrl-C
-    console = Console(highlight=False, quiet=not is_first())
+    # A scheduler's stop is like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console(highlight=False, quiet=not is_main_process())
+    _check_runs(runs)
+    machine = machine_folder(select_device(runs[0]), runs[0].threads)
+    if is_launched():
+        return _run_on_ranks(runs, machine, console)
+    if runs[0].executor.name == "local":
+        trials = ledger.enumerate_trials(runs, machine)
+        if len(trials) == 1:
+            code, _ = _run_here(trials[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)
+            return code
+        _check_data(runs)
+    trials = ledger.plan(runs, machine)
+    with PoolProgress(console, trials):
+        executors.execute(trials, lambda line: console.print(line, style="yellow", markup=False))
+    states = print_studies(console, trials)
+    return int(any(state.name in CRASHED for state in states))
+
+
+def _check_runs(runs: list[Run]) -> None:
+    """Raise UserError for what no executor can run."""
+    from harness.config.study_trials import TARGET_SEEDS, list_trials
+
     if len({str(run.executor) for run in runs}) > 1:
         raise UserError("executor: one for all runs of a sweep; it cannot be swept")
     if runs[0].executor.name != "local" and runs[0].machine == "auto":
@@ -104,100 +143,89 @@ def _run(runs: list[Run]) -> int:
             "name its folder of records with machine=NAME"
         )
     for run in runs:
-        if any(seed in study.TARGET_SEEDS for seed, _ in study.trials_of(run)):
-            first, last = study.TARGET_SEEDS[0], study.TARGET_SEEDS[-1]
+        if any(seed in TARGET_SEEDS for seed, _ in list_trials(run)):
             raise UserError(
-                f"seed={run.seed}: the seeds {first} to {last} serve the measurement of targets; take another"
+                f"seed={run.seed}: the seeds {TARGET_SEEDS[0]} to {TARGET_SEEDS[-1]} serve the measurement of targets; "
+                "take another"
             )
-    folder = machine.folder_of(device_of(runs[0]), runs[0].threads)
-    if launched():
-        return _run_together(runs, folder, console)
-    if runs[0].executor.name == "local":
-        entries = ledger.trials_of(runs, folder)
-        if len(entries) == 1:
-            return _run_here(entries[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)[0]
-        _check_data(runs)
-    entries = ledger.plan(runs, folder)
-    with PoolProgress(console, entries):
-        executors.execute(entries, lambda line: console.print(line, style="yellow", markup=False))
-    states = print_studies(console, entries)
-    return 1 if any(state in ("failed", "out_of_memory") for state in states) else 0
 
 
-def _run_together(runs: list[Run], folder: str, console: Console) -> int:
-    """One process of several that a launcher started: one trial after the other, each shared by all."""
-    from harness import ledger
-    from harness.progress import print_studies
+def _run_on_ranks(runs: list[Run], machine: str, console: Console) -> int:
+    """In one process of several that a launcher started: one trial after the other, each shared by all."""
+    from harness.study import ledger
+    from harness.study.progress import print_studies
+    from harness.trial.distributed import shutdown
 
     if runs[0].executor.name != "local" or runs[0].executor.workers > 1:
         raise UserError("executor: several processes share one trial at a time; leave executor= and its keys out")
-    entries = ledger.trials_of(runs, folder)
-    if len(entries) > 1 and is_first():
-        ledger.plan(runs, folder)
+    trials = ledger.enumerate_trials(runs, machine)
+    if len(trials) > 1 and is_main_process():
+        ledger.plan(runs, machine)
     code = 0
-    for entry in entries:
-        ended, ran = _run_here(entry.run.model_copy(update={"overwrite": runs[0].overwrite}), console)
-        if ran and ended:
+    for trial in trials:
+        trial_code, ran = _run_here(trial.run.model_copy(update={"overwrite": runs[0].overwrite}), console)
+        if ran and trial_code:
             # The ranks have lost each other; nothing that waits for them could come to an end.
-            if entry is not entries[-1]:
+            if trial is not trials[-1]:
                 console.print("The same command goes on with the trials that are left.", style="yellow")
-            return end(ended, wait=False)
-        code = max(code, ended)
-    if len(entries) > 1 and is_first():
-        print_studies(console, entries)
-    return end(code)
+            return shutdown(trial_code, wait=False)
+        code = max(code, trial_code)
+    if len(trials) > 1 and is_main_process():
+        print_studies(console, trials)
+    return shutdown(code)
 
 
 def _check_data(runs: list[Run]) -> None:
-    """Load the data of every workload once, so that what is missing is said before anything is planned."""
-    from harness.environment import device_of
-    from harness.trial import load_workload
+    """Load the data of every workload once, so that missing data are reported before anything is planned."""
+    from harness.trial.environment import select_device
+    from harness.trial.trial import load_workload
 
     checked: list[tuple[str, object, str]] = []
     for run in runs:
-        what = (run.facts.class_path, run.facts.data, run.data)
-        if what not in checked:
-            load_workload(run, device_of(run))
-            checked.append(what)
+        data = (run.spec.class_path, run.spec.data, run.data)
+        if data not in checked:
+            load_workload(run, select_device(run))
+            checked.append(data)
 
 
 def _run_here(run: Run, console: Console) -> tuple[int, bool]:
-    """The exit status for how the trial ended, and whether it ended now rather than before."""
-    from harness.progress import ProgressLine, print_summary
-    from harness.record import Status
-    from harness.tracker import make_tracker
-    from harness.trial import Observer, run_trial
+    """Run a trial in this process; the exit status for how it ended, and whether it ended now rather than before."""
+    from harness.records.status import Status
+    from harness.study.stop_rule import make_should_stop
+    from harness.trial.progress import ProgressLine, print_summary
+    from harness.trial.trackers import make_tracker
+    from harness.trial.trial import Observer, run_trial
 
     line = ProgressLine(console)
     tracker = make_tracker(run)
 
-    def observers() -> list[Observer]:
+    def make_observers() -> list[Observer]:
         return [line] if tracker is None else [line, tracker]
 
     try:
-        record, ran = run_trial(run, observers)
+        record, ran = run_trial(run, make_observers, make_should_stop=make_should_stop)
     finally:
         line.close()
     if not ran:
         console.print("This trial is finished already; nothing was changed (overwrite=true replaces it).")
-    if is_first():
+    if is_main_process():
         print_summary(console, record)
     if record.status is Status.STOPPED:
         return 130, ran
-    return int(record.status in (Status.FAILED, Status.OUT_OF_MEMORY)), ran
+    return int(record.status is not None and record.status.is_crash), ran
 
 
-def _load_all(arguments: list[str]) -> list[Run]:
-    """The runs of a sweep; UserError with the problems of all."""
+def _load_sweep(arguments: list[str]) -> list[Run]:
+    """The runs of a sweep; raises UserError with the problems of all."""
     runs: list[Run] = []
-    problems: list[str] = []
-    for one in expand(arguments):
+    messages: list[str] = []
+    for combination in expand_sweep(arguments):
         try:
-            runs.append(load(one))
+            runs.append(load_run(combination))
         except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(dict.fromkeys(problems))
+            messages += error.messages
+    if messages:
+        raise UserError(dict.fromkeys(messages))
     return runs
 
 
@@ -205,8 +233,8 @@ def _show(run: Run) -> int:
     shown = run.model_dump(mode="json", exclude={"modified", "shipped"})
     shown["optimizer"]["hyperparameters"] = run.optimizer.effective_hyperparameters
     print(OmegaConf.to_yaml(shown), end="")
-    known = ", ".join([BASE, *variants(run.facts.name, run.scale.name)])
-    print(f"# variant={run.facts.variant or BASE}, of {known}")
+    known = ", ".join([BASE_VARIANT, *list_variants(run.spec.name, run.scale.name)])
+    print(f"# variant={run.spec.variant or BASE_VARIANT}, of {known}")
     return 0
 
 
@@ -214,23 +242,22 @@ def _describe_choices() -> str:
     lines = []
     for group in GROUPS:
         lines.append(f"{group}=")
-        for choice in choices(group):
+        for choice in list_choices(group):
             lines.append(f"  {choice:<23}{_description(CONFIG_DIR / group / f'{choice}.yaml')}")
         if group == "scale":
-            lines += [
-                "variant=",
-                f"  {BASE:<23}the workload itself; the others change it, most are held out",
-            ]
-            for workload, scale in itertools.product(choices("workload"), choices("scale")):
-                for variant in variants(workload, scale):
+            lines.append("variant=")
+            lines.append(f"  {BASE_VARIANT:<23}the workload itself; the others change it, most are held out")
+            for workload, scale in itertools.product(list_choices("workload"), list_choices("scale")):
+                for variant in list_variants(workload, scale):
                     text = _description(target_file(workload, scale, variant))
                     lines.append(f"  {variant:<23}{workload} at scale={scale}: {text}")
     return "\n".join(lines) + "\n"
 
 
 def _description(path: Path) -> str:
-    found = re.search(r"^(?:description:|#) *(.*)$", path.read_text(), re.MULTILINE)
-    return found.group(1) if found else ""
+    """The description of a config file, or the comment in its place."""
+    match = re.search(r"^(?:description:|#) *(.*)$", path.read_text(), re.MULTILINE)
+    return match.group(1) if match else ""
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from harness.errors import PreparationError
 from workloads.data import bpe, decoding, kjv
 from workloads.data.decoding import DRAWS, Augmentation, Blob, Decoders
 from workloads.data.device_images import DeviceImages
 from workloads.data.openwebtext import Tokens
-from workloads.data.prepared import PreparationError
 from workloads.data.streamed_images import uniform
 
 ROUNDS = 5

@@ -1,4 +1,4 @@
-"""What the ledger costs, and what a second worker brings.
+"""What the ledger costs, and how much a second worker speeds up a study.
 
 python benchmarks/ledger.py take [--trials 400] [--workers 1 2 8]     empty trials taken per second
 python benchmarks/ledger.py list [--trials 100000]                    listing a folder of finished trials
@@ -8,7 +8,6 @@ python benchmarks/ledger.py workers [--steps 300] [--rounds 3]        one study 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import subprocess
@@ -19,35 +18,38 @@ from time import perf_counter
 
 import pandas as pd
 
-from harness import ledger
-from harness.config import Run, load
-from harness.lease import Lease
-from harness.ledger import Entry
-from harness.record import replace
-from harness.status import survey
-from harness.worker import Worker
+from harness.config.compose import load_run
+from harness.config.schema import Run
+from harness.files import write_atomically
+from harness.records.lease import Lease
+from harness.study import ledger
+from harness.study.ledger import PlannedTrial
+from harness.study.status import survey_records
+from harness.study.worker import Worker
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
+FINISHED = max((ROOT / "results").rglob("manifest.json"), key=lambda path: path.stat().st_size).read_bytes()
+"""The manifest of a finished trial, the largest of the committed ones."""
 
 
 class Empty(Worker):
     """Takes trials as a worker does, and ends each at once."""
 
-    def _run(self, entry: Entry, lease: Lease) -> None:
-        with (entry.base.records / "taken").open("a") as file:
-            file.write(entry.name + "\n")
-        replace(entry.folder / "manifest.json", json.dumps({"status": "exhausted"}).encode())
+    def _run(self, trial: PlannedTrial, lease: Lease) -> None:
+        with (trial.path.records / "taken").open("a") as file:
+            file.write(trial.name + "\n")
+        write_atomically(trial.path.manifest, FINISHED)
 
 
 def work(records: Path, begin: multiprocessing.synchronize.Barrier) -> None:
-    entries, _ = ledger.listed(records)
+    trials, _ = ledger.list_all_trials(records)
     begin.wait()
-    Empty(entries).work()
+    Empty(trials).work()
 
 
 def study(records: Path, trials: int, *arguments: str) -> Run:
     keys = ["workload=gpt2", "optimizer=adamw", "ruleset=external", "ruleset.studies=1", f"ruleset.trials={trials}"]
-    return load([*keys, "machine=here", f"records={records}", *arguments])
+    return load_run([*keys, "machine=here", f"records={records}", *arguments])
 
 
 def take(trials: int, workers: list[int]) -> None:
@@ -73,16 +75,17 @@ def take(trials: int, workers: list[int]) -> None:
 def listing(trials: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder)
-        manifest = max((ROOT / "results").rglob("manifest.json"), key=lambda path: path.stat().st_size).read_bytes()
-        for entry in ledger.plan([study(records, trials)], "unused"):
-            entry.folder.mkdir(parents=True)
-            (entry.folder / "manifest.json").write_bytes(manifest)
+        for trial in ledger.plan([study(records, trials)], "unused"):
+            trial.path.folder.mkdir(parents=True)
+            trial.path.manifest.write_bytes(FINISHED)
         start = perf_counter()
-        found, problems = survey(records)
+        surveyed, messages = survey_records(records)
         seconds = perf_counter() - start
-        assert len(found) == trials and not problems
-    print(f"{trials:,} trials with manifests of {len(manifest):,} bytes: {seconds:.1f} s, "
-          f"{1e6 * seconds / trials:.0f} µs each")  # fmt: skip
+        assert len(surveyed) == trials and not messages
+    print(
+        f"{trials:,} trials with manifests of {len(FINISHED):,} bytes: {seconds:.1f} s, "
+        f"{1e6 * seconds / trials:.0f} µs each"
+    )
 
 
 def workers(steps: int, rounds: int) -> None:
@@ -109,19 +112,19 @@ def workers(steps: int, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True)
-    one = commands.add_parser("take")
-    one.add_argument("--trials", type=int, default=400)
-    one.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8])
-    two = commands.add_parser("list")
-    two.add_argument("--trials", type=int, default=100_000)
-    three = commands.add_parser("workers")
-    three.add_argument("--steps", type=int, default=300)
-    three.add_argument("--rounds", type=int, default=3)
+    commands = parser.add_subparsers(dest="command", required=True)
+    taking = commands.add_parser("take")
+    taking.add_argument("--trials", type=int, default=400)
+    taking.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8])
+    listing_ = commands.add_parser("list")
+    listing_.add_argument("--trials", type=int, default=100_000)
+    comparing = commands.add_parser("workers")
+    comparing.add_argument("--steps", type=int, default=300)
+    comparing.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    if options.what == "take":
+    if options.command == "take":
         take(options.trials, options.workers)
-    elif options.what == "list":
+    elif options.command == "list":
         listing(options.trials)
     else:
         workers(options.steps, options.rounds)

@@ -33,12 +33,12 @@ import pytorch_optimizer as library
 import torch
 from torch import Tensor, nn
 
-from harness.choices import choices
-from harness.config import load
-from harness.hyperparameters import import_class
-from harness.submission import tensors_in
-from harness.training import Training
-from harness.workload import Workload
+from harness.config.choices import list_choices
+from harness.config.compose import load_run
+from harness.config.hyperparameters import import_class
+from harness.interface.submission import collect_tensors
+from harness.interface.workload import Workload
+from harness.trial.training import Training
 from submissions.matrices import MATRIX_ROLES, MatrixSubmission
 
 SETS = {
@@ -86,7 +86,7 @@ if torch.backends.opt_einsum.is_available():  # without it the library's product
 
 
 class Given:
-    """A step context whose answers are ready: stands for harness.step.StepContext."""
+    """A step context whose answers are ready: stands for harness.interface.step.StepContext."""
 
     batch_size = label_count = 32
 
@@ -146,7 +146,7 @@ class Contestant:
 
 class Ours(Contestant):
     def __init__(self, training: Training) -> None:
-        super().__init__(training.evaluator.model)
+        super().__init__(training.runner.model)
         self.training = training
 
     def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
@@ -181,20 +181,20 @@ class Theirs(Contestant):
         return lambda: [optimizer.step() for optimizer in self.optimizers]
 
     def state_bytes(self) -> int:
-        return sum(t.nbytes for optimizer in self.optimizers for t in tensors_in(dict(optimizer.state)))
+        return sum(t.nbytes for optimizer in self.optimizers for t in collect_tensors(dict(optimizer.state)))
 
 
 def contestants(name: str, set_: str) -> dict[str, Contestant]:
     few = ["workload.nominal_batch=1", "workload.micro_batch=1"] if set_ == "gpt" else []
-    run = load(
+    run = load_run(
         ["workload=gpt2", f"optimizer={name}", "optimizer.clip_norm=null", *SETS[set_], *few, *AT_ONCE.get(name, [])]
     )
-    facts = run.facts
-    workload: Workload = import_class(facts.class_path, "workload.class_path")(facts)
+    spec = run.spec
+    workload: Workload = import_class(spec.class_path, "workload.class_path")(spec)
     workload.load("auto", torch.device("cpu"))
     training = Training(run, workload, torch.device("cpu"))
     training.build()
-    model = training.evaluator.model
+    model = training.runner.model
     every = {name for name, _ in model.named_parameters()}
     found: dict[str, Contestant] = {}
     found["AdamW"] = Theirs(copy.deepcopy(model), lambda p: torch.optim.AdamW(p, fused=True), every)
@@ -227,7 +227,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [name for name in choices("optimizer") if name != "any"]
+    every = [name for name in list_choices("optimizer") if name != "any"]
     parser.add_argument("--names", nargs="+", choices=every, default=every, metavar="NAME")
     parser.add_argument("--set", choices=[*SETS, "both"], default="gpt")
     parser.add_argument("--rounds", type=int, default=5)

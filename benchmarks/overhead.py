@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from harness.config import Run, load
-from harness.hyperparameters import import_class, own
-from harness.trial import run_trial
-from harness.workload import Workload
+from harness.config.compose import load_run
+from harness.config.hyperparameters import import_class, select_arguments
+from harness.config.schema import Run
+from harness.interface.workload import Workload
+from harness.trial.trial import run_trial
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     for name in options.workloads:
         with tempfile.TemporaryDirectory() as folder:
             changes = [f"workload.max_steps={options.steps}", f"workload.eval_every={options.steps}"]
-            run = load([f"workload={name}", "optimizer=adamw", f"records={folder}", "run_to_end=true", *changes])
+            run = load_run([f"workload={name}", "optimizer=adamw", f"records={folder}", "run_to_end=true", *changes])
             ratios = [_ratio(run, round_) for round_ in range(options.rounds)]
         listed = " ".join(f"{ratio:.3f}" for ratio in ratios)
         print(
@@ -56,28 +57,30 @@ def _ratio(run: Run, round_: int) -> float:
 
 def _bare_loop(run: Run) -> float:
     """Seconds of the loop one would write by hand."""
-    facts = run.facts
-    workload: Workload = import_class(facts.class_path, "workload.class_path")(facts)
+    spec = run.spec
+    workload: Workload = import_class(spec.class_path, "workload.class_path")(spec)
     workload.load("auto", torch.device("cpu"))
     torch.set_num_threads(run.threads)
     torch.manual_seed(0)
     model = workload.build_model()
-    if facts.memory_format == "channels_last":
+    if spec.memory_format == "channels_last":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, **own(torch.optim.AdamW, run.optimizer.effective_hyperparameters))
-    factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: run.schedule.factor(step, facts.max_steps))
+    optimizer = torch.optim.AdamW(
+        groups, **select_arguments(torch.optim.AdamW, run.optimizer.effective_hyperparameters)
+    )
+    factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: run.schedule.factor(step, spec.max_steps))
     order = torch.randperm(workload.train_size)
-    batch = facts.nominal_batch
+    batch = spec.nominal_batch
 
     def step(k: int) -> None:
         chosen = order[k * batch : (k + 1) * batch]
         examples = workload.batch(chosen, torch.randint(2**62, (len(chosen),)))
         optimizer.zero_grad()
-        pieces = {name: tensor.split(facts.micro_batch) for name, tensor in examples.items()}
+        pieces = {name: tensor.split(spec.micro_batch) for name, tensor in examples.items()}
         for part in (dict(zip(pieces, values, strict=True)) for values in zip(*pieces.values(), strict=True)):
             loss = workload.loss(workload.forward(model, part), part)
             (loss * (len(part["labels"]) / batch)).backward()
@@ -85,9 +88,9 @@ def _bare_loop(run: Run) -> float:
         optimizer.step()
         factor.step()
 
-    step(facts.max_steps)  # warm-up, as in the harness
+    step(spec.max_steps)  # warm-up, as in the harness
     start = perf_counter()
-    for k in range(facts.max_steps):
+    for k in range(spec.max_steps):
         step(k)
     return perf_counter() - start
 

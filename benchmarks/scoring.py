@@ -1,7 +1,7 @@
 """How long scoring takes and how much memory, from files on disk to scores.
 
     python benchmarks/scoring.py --algoperf FOLDER --targets FILE       AlgoPerf's v0.5 external records, unpacked
-    python benchmarks/scoring.py --synthetic 10000 100000 1000000       consolidated tables of so many trials
+    python benchmarks/scoring.py --synthetic 10000 100000 1000000       tables of so many trials
 
 Each measurement is a process of its own; prints wall seconds of reading and scoring, of the whole process with its
 imports, and the process's peak memory. AlgoPerf's own scorer needs 13.3 s and 205 MiB for its records on a machine of
@@ -21,10 +21,10 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 
-from harness import consolidated, reading, scoring
-from harness import targets as targets_module
-from harness.reading import Records
-from harness.targets import Target, Targets
+from harness.scoring.benchmark_score import benchmark_scores, qualified, study_times, times_to_target
+from harness.scoring.load_records import Records, load_records
+from harness.scoring.targets import Target, Targets, read_targets
+from harness.scoring.trials_table import read_trials_table
 
 WORKLOADS = [f"w{i}" for i in range(20)]
 SYNTHETIC = Targets(tuple(WORKLOADS), (), {name: Target("loss", "min", 1.0) for name in WORKLOADS})
@@ -36,10 +36,10 @@ def main() -> None:
     parser.add_argument("--targets", type=Path)
     parser.add_argument("--synthetic", type=int, nargs="+", default=[])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--single", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        _one(options.one, options.targets)
+    if options.single:
+        _measure(options.single, options.targets)
         return
     if options.algoperf:
         for _ in range(options.rounds):
@@ -53,22 +53,22 @@ def main() -> None:
 
 def _process(name: str, path: Path, arguments: list[str]) -> None:
     start = perf_counter()
-    command = [sys.executable, __file__, "--one", str(path), *arguments]
+    command = [sys.executable, __file__, "--single", str(path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     print(f"{name:24} {done.stdout.strip()}, whole process {perf_counter() - start:.2f} s", flush=True)
 
 
-def _one(path: Path, targets: Path | None) -> None:
+def _measure(path: Path, targets: Path | None) -> None:
     start = perf_counter()
     records: Records
     if targets is not None:
-        records = reading.read([path], targets_module.read(targets), trust_clock=True)
+        records = load_records([path], read_targets(targets), trust_clock=True)
     else:
-        records = consolidated.read(path, SYNTHETIC)
+        records = read_trials_table(path, SYNTHETIC)
     read = perf_counter() - start
     for column in ("seconds", "steps"):
-        times = scoring.times_to_target(scoring.study_times(records.trials, column), column)
-        scores = scoring.benchmark_scores(scoring.qualified(times, records.targets).to_numpy())
+        times = times_to_target(study_times(records.trials, column), column)
+        scores = benchmark_scores(qualified(times, records.targets).to_numpy())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     total = perf_counter() - start
     print(f"{len(scores)} scores: reading {read:.2f} s, with scoring {total:.2f} s, peak memory {peak:.0f} MiB", end="")

@@ -24,15 +24,17 @@ from time import perf_counter
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import machine
-from harness.config import Run, load
-from harness.environment import configure_torch, device_of
-from harness.problems import reporting
-from harness.ranks import Ranks, end, is_first, join
-from harness.seeding import Selection
-from harness.step import NominalBatch
-from harness.training import Training
-from harness.trial import load_workload
+from harness.config.compose import load_run
+from harness.config.schema import Run
+from harness.errors import run_script
+from harness.interface.data_order import Selection
+from harness.interface.model_runner import StepBatch
+from harness.interface.ranks import Ranks
+from harness.trial.distributed import init_distributed, shutdown
+from harness.trial.environment import configure_torch, select_device
+from harness.trial.hardware import PeakMemory, machine_folder
+from harness.trial.training import Training
+from harness.trial.trial import load_workload
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bf16 FLOP/s by part of the GPU's name (NVIDIA's data sheets; H100: the SXM form)."""
@@ -48,65 +50,65 @@ def main() -> int:
     parser.add_argument("--peak", type=float, help="TFLOP/s of one GPU or CPU process")
     options, further = parser.parse_known_args()
     further += [argument for argument in options.workloads if "=" in argument]
-    ranks = join()
+    ranks = init_distributed()
     for name in (argument for argument in options.workloads if "=" not in argument):
         variant = [] if options.variant == "base" else [f"variant={options.variant}"]
-        run = load([f"workload={name}", f"scale={options.scale}", "optimizer=adamw", "workload.target=0", *variant,
+        run = load_run([f"workload={name}", f"scale={options.scale}", "optimizer=adamw", "workload.target=0", *variant,
                     *further])  # fmt: skip
         line = _measure(run, ranks, options.steps, options.rounds, options.peak)
-        if is_first():
+        if ranks.is_main:
             print(line, flush=True)
-    return end(0)
+    return shutdown(0)
 
 
 def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None) -> str:
-    device = device_of(run)
+    device = select_device(run)
     configure_torch(run, device)
     workload = load_workload(run, device)
-    memory = machine.PeakMemory(device)
+    memory = PeakMemory(device)
     training = Training(run, workload, device, ranks)
     training.build()
-    evaluator, nominal = training.evaluator, workload.facts.nominal_batch
-    selection = Selection(training.stream.indices_at(0, nominal), training.stream.keys_at(0, nominal))
-    held = evaluator.fetch(selection)
+    runner, nominal = training.runner, workload.spec.nominal_batch
+    held = runner.load_batch(training.stream.peek(0, nominal))
     flops = _flops(training, held)
     labels = sum(batch["labels"].numel() for batch in held.micro_batches.values()) * ranks.size
     rates: dict[str, list[float]] = {"real": [], "held": []}
     waits: list[float] = []
-    fetch = evaluator.fetch
+    load_batch = runner.load_batch
 
-    def keep(_: Selection) -> NominalBatch:
+    def keep_batch(_: Selection) -> StepBatch:
         return held
 
     elapsed = training.clock.elapsed
     for number in range(rounds + 1):
         for kind in ("real", "held") if number % 2 else ("held", "real"):
-            evaluator.fetch = fetch if kind == "real" else keep  # type: ignore[method-assign, assignment]
+            runner.load_batch = load_batch if kind == "real" else keep_batch  # type: ignore[method-assign, assignment]
             seconds, waited = elapsed.submission, elapsed.data_wait
-            training.segment(evaluator.counters.examples + steps * nominal, charge_compile=False)
-            if number:  # the first round warms up
+            training.segment(runner.counters.examples + steps * nominal, charge_compile=False)
+            # The first round warms up.
+            if number:
                 rates[kind].append((elapsed.submission - seconds) / steps)
                 if kind == "real":
                     waits.append((elapsed.data_wait - waited) / (elapsed.submission - seconds))
     best = {kind: min(values) for kind, values in rates.items()}
     limit = (peak * 1e12 if peak else _peak(device)) * ranks.size
     used = {kind: f"{100 * flops / value / limit:.1f}%" for kind, value in best.items()}
-    facts = workload.facts
     return (
-        f"{facts.full_name:16} {nominal / best['real']:10.0f} examples/s {labels / best['real']:12.0f} labels/s   "
-        f"MFU {used['real']} of {limit / 1e12:.3g} TFLOP/s, held {used['held']}   data wait {100 * min(waits):.2f}%   "
-        f"peak memory {memory.bytes() / 2**30:.2f} GiB   {machine.folder_of(device, run.threads)}, {run.precision}"
+        f"{workload.spec.full_name:16} {nominal / best['real']:10.0f} examples/s "
+        f"{labels / best['real']:12.0f} labels/s   MFU {used['real']} of {limit / 1e12:.3g} TFLOP/s, "
+        f"held {used['held']}   data wait {100 * min(waits):.2f}%   "
+        f"peak memory {memory.bytes() / 2**30:.2f} GiB   {machine_folder(device, run.threads)}, {run.precision}"
         f"{', compiled' if run.compile else ''}; slowest round x {max(rates['real']) / best['real']:.2f}"
     )
 
 
-def _flops(training: Training, batch: NominalBatch) -> float:
-    """Of one nominal step: forward and backward of all its micro-batches."""
-    model, workload = training.evaluator.model, training.workload
+def _flops(training: Training, batch: StepBatch) -> float:
+    """FLOPs of one nominal step: forward and backward of all its micro-batches."""
+    model, workload = training.runner.model, training.workload
     one = next(iter(batch.micro_batches.values()))
     with FlopCounterMode(display=False) as counter:
         loss = workload.loss(workload.forward(model, one), one)
-        torch.autograd.grad(loss, training.evaluator.parameters, allow_unused=True)
+        torch.autograd.grad(loss, training.runner.parameters, allow_unused=True)
     return counter.get_total_flops() * math.ceil(batch.size / len(one["labels"]))
 
 
@@ -127,4 +129,4 @@ def _peak(device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

@@ -14,23 +14,28 @@ from pathlib import Path
 
 import torch
 
-from harness import generated
-from harness.algorithms import algorithms, read_times, tables
-from harness.problems import reporting
+from harness.board.algorithm_table import describe_algorithm, format_algorithms, read_times
+from harness.board.generated_docs import update_document
+from harness.config.choices import list_choices
+from harness.errors import run_script
+from harness.trial.state_size import count_state
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the document instead of writing it")
     parser.add_argument("--times", type=Path, default=ROOT / "benchmarks" / "optimizer_step_mini.csv", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
     times = read_times(options.times)
-    made = tables(list(algorithms()), times)
-    return generated.renew(ROOT / "docs" / "algorithms.md", made, "python scripts/algorithms.py", check=options.check)
+    names = [name for name in list_choices("optimizer") if name != "any"]
+    algorithms = [describe_algorithm(run, state) for run, state in count_state(names)]
+    tables = format_algorithms(algorithms, times)
+    return update_document(ROOT / "docs" / "algorithms.md", tables, "python scripts/algorithms.py", check=options.check)
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

@@ -17,57 +17,66 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness import leaderboard, reading, timing
-from harness.problems import UserError, did_you_mean, reporting
-from harness.uncertainty import Uncertainty
+from harness.errors import UserError, did_you_mean, run_script
+from harness.scoring.leaderboard import score
+from harness.scoring.load_records import Records, load_records
+from harness.scoring.timings import Timings, read_timings
+from harness.scoring.uncertainty import Uncertainty
 
-HERE = (Path("results/records"), Path("results/untuned/records"), Path("results/external/records"))
+DEFAULT_RECORDS = (Path("results/records"), Path("results/untuned/records"), Path("results/external/records"))
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a")
     parser.add_argument("b")
-    there = [path for path in HERE if path.is_dir()]
-    parser.add_argument("--records", nargs="+", type=Path, default=there, help="default: yours and the committed ones")
+    existing = [path for path in DEFAULT_RECORDS if path.is_dir()]
+    parser.add_argument(
+        "--records", nargs="+", type=Path, default=existing, help="default: yours and the committed ones"
+    )
     parser.add_argument("--scale")
     parser.add_argument("--ruleset")
     parser.add_argument("--timing", type=Path, help="a file of scripts/timing.py that holds both")
     parser.add_argument("--time", action="store_true", help="time both on this machine now")
     options = parser.parse_args()
     if not options.records:
-        raise UserError(f"no records in {' or '.join(map(str, HERE))}; give their folders with --records")
-    if options.records is there and options.ruleset is None:
-        options.ruleset = "quick"  # the committed ones are of several
-    records = reading.read(options.records, scale=options.scale, ruleset=options.ruleset)
-    known = sorted(records.trials["submission"].unique())
-    problems = [
-        f"{name}: no such submission; {did_you_mean(name, known)}"
-        for name in (options.a, options.b)
-        if name not in known
-    ]
-    if options.a == options.b:
-        problems.append(f"{options.a} and {options.b} are the same submission; name two")
-    if problems:
-        raise UserError(problems)
+        raise UserError(f"no records in {' or '.join(map(str, DEFAULT_RECORDS))}; give their folders with --records")
+    if options.records is existing and options.ruleset is None:
+        # The committed records are of several rulesets.
+        options.ruleset = "quick"
+    records = load_records(options.records, scale=options.scale, ruleset=options.ruleset)
+    _check_names(records, options.a, options.b)
     records.trials = records.trials[records.trials["submission"].isin([options.a, options.b])]
     # Of this board only the steps are taken, which hold on any machine.
-    board = leaderboard.score(records, baseline=options.b, mix_machines=True)
+    board = score(records, baseline=options.b, mix_machines=True)
     _report("nominal steps", board.steps_uncertainty, board.times, "steps", options)
-    timings = timing.read(options.timing) if options.timing else None
+    timings = read_timings(options.timing) if options.timing else None
     by_submission = records.trials.groupby("submission")["workload"].unique()
     shared = sorted(set(by_submission[options.a]) & set(by_submission[options.b]))
     if shared and (options.time or (timings is None and _wants_timing())):
-        timings = timing.Timings.of(timing.measure_records(records, shared, [options.a, options.b]))
+        # Brings torch, which a comparison in steps need not wait for.
+        from harness.study.timing_run import time_records
+
+        timings = Timings.from_rows(time_records(records, shared, [options.a, options.b]))
     if timings is None or not shared:
         print(
             "\nIn seconds: not compared, since clocks of different runs do not compare; --time measures both here now."
         )
         return 0
-    board = leaderboard.score(records.only(shared), baseline=options.b, timings=timings)
+    board = score(records.select_workloads(shared), baseline=options.b, timings=timings)
     print(f"\n{timings.sentence}")
     _report("seconds", board.uncertainty, board.times, "seconds", options)
     return 0
+
+
+def _check_names(records: Records, a: str, b: str) -> None:
+    known = sorted(records.trials["submission"].unique())
+    messages = [f"{name}: no such submission; {did_you_mean(name, known)}" for name in (a, b) if name not in known]
+    if a == b:
+        messages.append(f"{a} and {b} are the same submission; name two")
+    if messages:
+        raise UserError(messages)
 
 
 def _wants_timing() -> bool:
@@ -79,30 +88,29 @@ def _wants_timing() -> bool:
     )
 
 
-def _report(unit: str, sure: Uncertainty, times: pd.DataFrame, column: str, options: argparse.Namespace) -> None:
-    print(f"\nIn {unit}, {options.a} against {options.b} (ratio below 1: {options.a} is faster)\n{sure.method}")
+def _report(unit: str, uncertainty: Uncertainty, times: pd.DataFrame, column: str, options: argparse.Namespace) -> None:
+    print(f"\nIn {unit}, {options.a} against {options.b} (ratio below 1: {options.a} is faster)\n{uncertainty.method}")
     cells = times.set_index(["workload", "submission"])
     workloads = cells.index.get_level_values("workload").unique()
     width = max(10, *map(len, workloads))
     for workload in workloads:
-        mine, other = (cells.loc[(workload, name)] for name in (options.a, options.b))
-        values = ", ".join(_value(name, cell, column) for name, cell in ((options.a, mine), (options.b, other)))
-        row = _pair(sure.pairs_by_workload[sure.pairs_by_workload["workload"] == workload], options)
-        verdict = "held out, no part of the verdict" if mine["held_out"] else _verdict(row, options)
+        of_a, of_b = (cells.loc[(workload, name)] for name in (options.a, options.b))
+        values = ", ".join(_value(name, cell, column) for name, cell in ((options.a, of_a), (options.b, of_b)))
+        row = _only_row(uncertainty.pairs_by_workload[uncertainty.pairs_by_workload["workload"] == workload])
+        verdict = "held out, no part of the verdict" if of_a["held_out"] else _verdict(row, options)
         print(f"  {workload:{width}} {values}: {verdict}")
-    print(f"  {'overall':{width}} {_verdict(_pair(sure.pairs, options), options)}")
-    if np.isfinite(sure.detectable):
-        print(
-            f"  A difference of {100 * (sure.detectable - 1):.0f}% overall would have been detected four times in five."
-        )
+    print(f"  {'overall':{width}} {_verdict(_only_row(uncertainty.pairs), options)}")
+    if np.isfinite(uncertainty.detectable):
+        percent = 100 * (uncertainty.detectable - 1)
+        print(f"  A difference of {percent:.0f}% overall would have been detected four times in five.")
 
 
 def _value(name: str, cell: pd.Series, column: str) -> str:
-    said = f"{cell[column]:,.1f}".removesuffix(".0") if np.isfinite(cell[column]) else str(cell["status"])
-    return f"{name} {said} ({cell['studies_reached']} of {cell['studies']} studies)"
+    value = f"{cell[column]:,.1f}".removesuffix(".0") if np.isfinite(cell[column]) else str(cell["status"])
+    return f"{name} {value} ({cell['studies_reached']} of {cell['studies']} studies)"
 
 
-def _pair(pairs: pd.DataFrame, options: argparse.Namespace) -> pd.Series | None:
+def _only_row(pairs: pd.DataFrame) -> pd.Series | None:
     return None if pairs.empty else pairs.iloc[0]
 
 
@@ -124,4 +132,4 @@ def _verdict(row: pd.Series | None, options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

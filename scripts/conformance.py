@@ -3,7 +3,7 @@
     python scripts/conformance.py [NAME ...] [KEY=VALUE ...]
 
 NAME: of configs/optimizer/, your own included; all of them by default. KEY=VALUE as for run.py.
-The checks are harness/conformance.py. Exit status: 0 all passed, 1 something failed, 2 bad input.
+The checks are in harness/trial/conformance.py. Exit status: 0 all passed, 1 something failed, 2 bad input.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from harness.choices import choices
-from harness.conformance import CHECKS, failures, subject
-from harness.problems import reporting
+from harness.config.choices import list_choices
+from harness.errors import run_script
+from harness.trial.conformance import CHECKS, make_subject, run_checks
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arguments", nargs="*", metavar="NAME or KEY=VALUE")
     arguments = parser.parse_args().arguments
     settings = [argument for argument in arguments if "=" in argument]
     names = [argument for argument in arguments if "=" not in argument]
-    names = names or [name for name in choices("optimizer") if name != "any"]
-    subjects = {name: subject(name, *settings) for name in names}
+    names = names or [name for name in list_choices("optimizer") if name != "any"]
+    subjects = {name: make_subject(name, *settings) for name in names}
     table = Table(box=None, pad_edge=False)
-    for head in ("submission", *CHECKS):
-        table.add_column(head, no_wrap=True)
-    found = {name: failures(one) for name, one in subjects.items()}
-    for name, failed in found.items():
+    for heading in ("submission", *CHECKS):
+        table.add_column(heading, no_wrap=True)
+    failures = {name: run_checks(subject) for name, subject in subjects.items()}
+    for name, failed in failures.items():
         table.add_row(name, *("[red]failed[/red]" if check in failed else "ok" for check in CHECKS))
     console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 120))
     console.print(table)
-    for name, failed in found.items():
+    for name, failed in failures.items():
         for check, message in failed.items():
             console.print(f"{name}, {check}: {message}", markup=False)
-    return 1 if any(found.values()) else 0
+    return 1 if any(failures.values()) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

@@ -16,11 +16,17 @@ import shlex
 import sys
 from pathlib import Path
 
-from harness import consolidated, leaderboard, publish, reading, targets, timing
-from harness.problems import UserError, reporting
+from harness.board.files import compare_board, write_board
+from harness.errors import UserError, run_script
+from harness.scoring.leaderboard import score
+from harness.scoring.load_records import load_records
+from harness.scoring.targets import read_targets
+from harness.scoring.timings import read_timings
+from harness.scoring.trials_table import read_trials_table, write_trials_table
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -37,18 +43,23 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with --out instead of writing")
     parser.add_argument("--consolidate", type=Path, help="also write the trials as one table to this file")
     options = parser.parse_args()
-    wanted = targets.read(options.targets) if options.targets else None
-    records = consolidated.read(options.records[0], wanted) if options.records[0].suffix == ".csv" else reading.read(
-        options.records, wanted, scale=options.scale, ruleset=options.ruleset, trust_clock=options.mode == "algoperf"
-    )  # fmt: skip
-    if options.records[0].suffix == ".csv" and len(options.records) > 1:
-        raise UserError("one consolidated table at a time")
+    targets = read_targets(options.targets) if options.targets else None
+    if options.records[0].suffix == ".csv":
+        if len(options.records) > 1:
+            raise UserError("one table of trials at a time")
+        records = read_trials_table(options.records[0], targets)
+    else:
+        # AlgoPerf keeps trials whose clock runs backwards.
+        trust_clock = options.mode == "algoperf"
+        records = load_records(
+            options.records, targets, scale=options.scale, ruleset=options.ruleset, trust_clock=trust_clock
+        )
     if options.workloads:
-        records = records.only(options.workloads)
+        records = records.select_workloads(options.workloads)
     if options.consolidate:
-        consolidated.write(records, options.consolidate)
-    timings = [timing.read(path) for path in options.timing]
-    board = leaderboard.score(
+        write_trials_table(records, options.consolidate)
+    timings = [read_timings(path) for path in options.timing]
+    board = score(
         records,
         mode=options.mode,
         baseline=options.baseline,
@@ -60,12 +71,12 @@ def main() -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
     commands = [shlex.join(["python", "scripts/leaderboard.py", *arguments])]
     if options.check:
-        differing = publish.differences(board, options.out, options.title, commands)
+        differing = compare_board(board, options.out, options.title, commands)
         for line in differing:
             print(line)
         print(f"{options.out}: {'differs from' if differing else 'is'} what the records give")
         return 1 if differing else 0
-    publish.write(board, options.out, options.title, commands)
+    write_board(board, options.out, options.title, commands)
     print("\n".join(board.notes))
     for row in board.scores.itertuples():
         print(f"{row.score:.4f}  {row.submission!s:.60}")
@@ -74,4 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

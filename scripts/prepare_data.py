@@ -4,7 +4,7 @@ fashion_mnist: whatever the machine offers: data that are there already, Debian'
 Ubuntu), the Hugging Face hub.
 
 cifar10, imagenet, openwebtext (scale=full): from the hub or from a local copy into --root, where runs look for them.
-Interrupted, the same command goes on where it stopped. docs/full_scale.md tells what each needs.
+If it is interrupted, the same command goes on where it stopped. docs/full_scale.md says what each needs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from harness.errors import PreparationError, WorkloadError
 from workloads.data import cifar10, imagenet, openwebtext, prepared
-from workloads.data.prepared import PreparationError, Prepared, Report
+from workloads.data.prepared import Prepared, Report
 
 DATASETS = {"cifar10": cifar10.prepare, "imagenet": imagenet.prepare, "openwebtext": openwebtext.prepare}
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=["fashion_mnist", *DATASETS])
     parser.add_argument("--source", default="hub", help="hub (the default), or a folder with a local copy")
@@ -56,16 +58,16 @@ def main() -> int:
 def _prepare(options: argparse.Namespace) -> int:
     root = (options.root or prepared.default_root()).expanduser()
     folder = root / options.dataset
-    before = _already(folder, options)
+    before = _read_prepared(folder, options.dataset)
     if before is not None:
         if not options.check and (damage := prepared.damage(before)):
             print(f"{damage}; preparing it again", file=sys.stderr)
         elif options.check and (damage := prepared.damage(before, thorough=True)):
             raise PreparationError(f"--check: {damage}; the same command without --check prepares it again")
         elif options.check:
-            return _say(prepared.checked(before), "prepared before, every hash is right")
+            return _report(prepared.checked(before), "prepared before, every hash is right")
         elif before.complete or options.partial:
-            return _say(before, "prepared before")
+            return _report(before, "prepared before")
     if options.check:
         raise PreparationError(
             f"--check: {folder} holds no prepared {options.dataset}; leave --check out to prepare it"
@@ -75,8 +77,8 @@ def _prepare(options: argparse.Namespace) -> int:
         prepare = partial(openwebtext.prepare, vocabulary=options.vocabulary)
     workers = options.workers or len(os.sched_getaffinity(0))
     with _progress(options.dataset) as report:
-        found = prepare(options.source, root, partial=options.partial, workers=workers, report=report)
-    return _say(found, "prepared")
+        result = prepare(options.source, root, partial=options.partial, workers=workers, report=report)
+    return _report(result, "prepared")
 
 
 @contextmanager
@@ -101,25 +103,25 @@ def _progress(name: str) -> Iterator[Report]:
     yield line
 
 
-def _already(folder: Path, options: argparse.Namespace) -> Prepared | None:
+def _read_prepared(folder: Path, dataset: str) -> Prepared | None:
     try:
-        return prepared.read(folder, options.dataset)
+        return prepared.read(folder, dataset)
     except PreparationError:
         return None
 
 
-def _say(found: Prepared, how: str) -> int:
-    counts = ", ".join(f"{count:,} {name}" for name, count in found.counts.items())
-    print(f"{found.dataset}, {how} in {found.folder}: {counts}; content {found.content}")
-    if not found.complete:
-        print(f"not the whole published data set ({found.lacks}): runs on it are marked as modified")
-    if os.environ.get(prepared.ROOT_VARIABLE) is None and found.folder.parent != prepared.default_root():
-        print(f"add data={found.folder.parent} to run.py's arguments, or set {prepared.ROOT_VARIABLE}")
+def _report(data: Prepared, outcome: str) -> int:
+    counts = ", ".join(f"{count:,} {name}" for name, count in data.counts.items())
+    print(f"{data.dataset}, {outcome} in {data.folder}: {counts}; content {data.content}")
+    if not data.complete:
+        print(f"not the whole published data set ({data.missing_data}): runs on it are marked as modified")
+    if os.environ.get(prepared.ROOT_VARIABLE) is None and data.folder.parent != prepared.default_root():
+        print(f"add data={data.folder.parent} to run.py's arguments, or set {prepared.ROOT_VARIABLE}")
     return 0
 
 
 def _fashion_mnist() -> int:
-    from harness.workload import WorkloadError  # with torch, which the others need not wait for
+    # Brings torch, which the others need not wait for.
     from workloads.data import fashion_mnist
 
     if not fashion_mnist.DEBIAN.is_dir() and shutil.which("apt-get") and os.geteuid() == 0:

@@ -1,11 +1,11 @@
-"""Make a learning-rate schedule from the gradient norms of one run (harness/refined_schedule.py says how and why).
+"""Make a learning-rate schedule from the gradient norms of one run (how and why: harness/trial/refined_schedule.py).
 
     python scripts/refine_schedule.py NAME workload=gpt2 optimizer=adamw [--weights adam | sgd] [--smoothing 0.1]
                                       [KEY=VALUE ...]
 
 Trains the workload once, with linear decay over the whole budget, and writes configs/schedule/NAME.yaml; then
-`python run.py workload=gpt2 optimizer=adamw schedule=NAME` uses it. That run is tuning and no record of it is kept:
-count it where the number of trials matters. `seed=` should be one that serves no study.
+`python run.py workload=gpt2 optimizer=adamw schedule=NAME` uses it. That run is tuning, and no record of it is kept:
+count it where the number of trials matters. Give a `seed=` that serves no study.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness.choices import CONFIG_DIR
-from harness.config import load
-from harness.environment import configure_torch, device_of
-from harness.hyperparameters import import_class
-from harness.problems import UserError, reporting
-from harness.refined_schedule import gradient_norms, refined
-from harness.training import Training
+from harness.config.choices import CONFIG_DIR
+from harness.config.compose import load_run
+from harness.errors import UserError, run_script
+from harness.trial.environment import configure_torch, select_device
+from harness.trial.refined_schedule import gradient_norms, refine_schedule
+from harness.trial.training import Training
+from harness.trial.trial import load_workload
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--weights", choices=("adam", "sgd"), default="adam")
@@ -34,27 +35,24 @@ def main() -> int:
         raise UserError(f"{path} exists; choose another name or remove it")
     if not 0 < options.smoothing < 1:
         raise UserError(f"--smoothing {options.smoothing}: must lie in (0, 1), the median's share of the run")
-    run = load(["schedule=linear", "schedule.horizon_fraction=1.0", *options.settings])
-    device = device_of(run)
+    run = load_run(["schedule=linear", "schedule.horizon_fraction=1.0", *options.settings])
+    device = select_device(run)
     configure_torch(run, device)
-    workload = import_class(run.facts.class_path, "workload.class_path")(run.facts)
-    workload.load(run.data, device)
-    training = Training(run, workload, device)
+    training = Training(run, load_workload(run, device), device)
     training.build()
-    factors = refined(gradient_norms(training, options.weights), options.weights, options.smoothing)
+    factors = refine_schedule(gradient_norms(training, options.weights), options.weights, options.smoothing)
     lines = [", ".join(f"{factor:g}" for factor in factors[k : k + 16]) for k in range(0, len(factors), 16)]
     path.write_text(
-        f"# refined from the gradient norms of {run.optimizer.name} on {run.facts.full_name}, seed {run.seed}\n"
+        f"# refined from the gradient norms of {run.optimizer.name} on {run.spec.full_name}, seed {run.seed}\n"
         "shape: table\n"
         "warmup_fraction: 0.0\n"
         "horizon_fraction: 1.0\n"
         "table: [\n    " + ",\n    ".join(lines) + ",\n]\n"
     )
-    print(
-        f"wrote {path}; the largest factor stands at {factors.index(max(factors)) / (len(factors) - 1):.0%} of the run"
-    )
+    position = factors.index(max(factors)) / (len(factors) - 1)
+    print(f"written: {path}; the largest factor is at {position:.0%} of the run")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

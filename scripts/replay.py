@@ -15,16 +15,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness import reading, targets
-from harness.problems import UserError, reporting
-from harness.pruning import Futility
-from harness.replay import Replay, replay
+from harness.errors import UserError, run_script
+from harness.scoring.load_records import load_records
+from harness.scoring.targets import read_targets
+from harness.study.pruning_replay import Replay, replay
+from harness.study.pruning_rules import Futility
 
-HEADS = f"{'policy':<9}{'margin':>7}{'at once':>8}{'seconds':>9}{'steps':>8}{'stopped':>13}{'max error':>11}"
-HEADS += f"{'by steps':>10}{'ranks':>7}{'flipped':>9}{'lost':>6}{'changed':>9}"
+HEADINGS = f"{'policy':<9}{'margin':>7}{'at once':>8}{'seconds':>9}{'steps':>8}{'stopped':>13}{'max error':>11}"
+HEADINGS += f"{'by steps':>10}{'ranks':>7}{'flipped':>9}{'lost':>6}{'changed':>9}"
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--targets", type=Path, help="AlgoPerf's targets JSON; default: what the manifests declare")
@@ -42,10 +44,10 @@ def main() -> int:
         raise UserError("--half: chooses --stop and --look-at by itself; give one or the other")
     if min(options.parallel) < 1 or min(options.margins) <= 0:
         raise UserError("--parallel must be at least 1, --margins above 0")
-    wanted = targets.read(options.targets) if options.targets else None
-    # AlgoPerf keeps trials whose clock runs backwards, and so do its scores.
-    records = reading.read(
-        options.records, wanted, scale=options.scale, ruleset=options.ruleset, trust_clock=wanted is not None
+    targets = read_targets(options.targets) if options.targets else None
+    # AlgoPerf's scores count trials whose clock runs backwards.
+    records = load_records(
+        options.records, targets, scale=options.scale, ruleset=options.ruleset, trust_clock=targets is not None
     )
     stop, look_at = options.stop, options.look_at
     if options.half:
@@ -53,16 +55,16 @@ def main() -> int:
         stop = names[options.half - 1 :: 2]
         look_at = stop if options.half == 1 else None
     print(f"stopped are trials of {', '.join(stop) if stop else 'all submissions'}")
-    print(HEADS)
+    print(HEADINGS)
     for policy in options.policies:
         for margin in options.margins if policy == "futility" else [None]:
             for parallel in options.parallel:
                 rule = Futility(margin=margin) if margin else None
-                done = replay(records, policy, parallel=parallel, rule=rule, stop=stop, look_at=look_at)
+                result = replay(records, policy, parallel=parallel, rule=rule, stop=stop, look_at=look_at)
                 shown = "" if margin is None else f"{margin:g}"
-                print(f"{policy:<9}{shown:>7}{parallel:>8}{_line(done)}", flush=True)
+                print(f"{policy:<9}{shown:>7}{parallel:>8}{_line(result)}", flush=True)
                 if options.cells:
-                    _changes(done)
+                    _print_changes(result)
     print(
         "seconds, steps: share of the compute that is left. max error: of a benchmark score, by steps: of a score by "
         "steps.\nflipped: cells (submission, workload) reached before and no longer; lost: those that gave a score; "
@@ -71,23 +73,23 @@ def main() -> int:
     return 0
 
 
-def _line(done: Replay) -> str:
+def _line(result: Replay) -> str:
     return (
-        f"{done.seconds_share:>9.1%}{done.steps_share:>8.1%}{f'{done.stopped} of {done.trials}':>13}{done.error:>11.4f}"
-        f"{done.steps_error:>10.4f}{done.ranks_changed:>7}{done.flipped:>9}{done.lost:>6}{len(done.cells):>9}"
+        f"{result.seconds_share:>9.1%}{result.steps_share:>8.1%}{f'{result.stopped} of {result.trials}':>13}"
+        f"{result.error:>11.4f}{result.steps_error:>10.4f}{result.ranks_changed:>7}{result.flipped:>9}{result.lost:>6}{len(result.cells):>9}"
     )
 
 
-def _changes(done: Replay) -> None:
-    for name, now in done.scores.to_dict("index").items():
+def _print_changes(result: Replay) -> None:
+    for name, now in result.scores.to_dict("index").items():
         if abs(now["score"] - now["score_before"]) > 5e-5 or now["rank"] != now["rank_before"]:
             score = f"{now['score_before']:.4f} -> {now['score']:.4f}"
             print(f"    {name!s:.60}: score {score}, rank {now['rank_before']} -> {now['rank']}")
-    for cell in done.cells.to_dict("records"):
+    for cell in result.cells.to_dict("records"):
         time = f"{cell['seconds_before']:.1f} -> {cell['seconds']:.1f} s"
         mark = "" if cell["counted"] else " (did not count)"
         print(f"    {cell['submission']!s:.60} on {cell['workload']!s:.60}: {time}{mark}")
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

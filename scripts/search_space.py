@@ -14,13 +14,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness import search_space, study
-from harness.config import Run, load
-from harness.problems import reporting
-from harness.search_space import SearchSpace
+from harness.config.compose import load_run
+from harness.config.schema import Run
+from harness.config.search_space import SearchSpace, parse_search_space
+from harness.config.study_trials import configure_trial, list_trials
+from harness.errors import run_script
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("optimizer")
     parser.add_argument("--study", type=int, default=0, help="study seed")
@@ -29,9 +31,11 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     settings = [*options.settings, f"optimizer={options.optimizer}", f"seed={options.study}"]
     if not any(setting.startswith("workload=") for setting in settings):
-        settings.append("workload=gpt2")  # any will do: a space knows nothing of workloads
-    run = load([*settings, "ruleset=external", f"ruleset.trials={options.trials}", "ruleset.studies=1"])
-    space = search_space.parse(run.optimizer.search_space)  # harness.config has refused a submission without one
+        # Any will do: a search space is independent of the workload.
+        settings.append("workload=gpt2")
+    run = load_run([*settings, "ruleset=external", f"ruleset.trials={options.trials}", "ruleset.studies=1"])
+    # A submission without one was refused by load_run.
+    space = parse_search_space(run.optimizer.search_space)
     console = Console(highlight=False, soft_wrap=True)
     for dimension in space.dimensions:
         values = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in dimension.values)
@@ -39,9 +43,9 @@ def main() -> int:
     if space.points:
         console.print(f"a list of {len(space.points)} points, in another order in every study")
     table = Table(box=None, pad_edge=False)
-    rows = [_shown(study.trial_of(run, seed, number), space) for seed, number in study.trials_of(run)]
-    for head in ("trial", *rows[0]):
-        table.add_column(head)
+    rows = [_drawn_values(configure_trial(run, seed, number), space) for seed, number in list_trials(run)]
+    for heading in ("trial", *rows[0]):
+        table.add_column(heading)
     for number, row in enumerate(rows, 1):
         table.add_row(str(number), *row.values())
     console.print(f"study {options.study} of {run.optimizer.name}")
@@ -49,14 +53,14 @@ def main() -> int:
     return 0
 
 
-def _shown(trial: Run, space: SearchSpace) -> dict[str, str]:
-    """What the trial runs with, of all that the space has a say in."""
-    own = {str(dimension.path[1]) for dimension in space.dimensions if dimension.path[0] == "hyperparameters"}
-    own |= {name for point in space.points for name in point.get("hyperparameters", {})}
+def _drawn_values(trial: Run, space: SearchSpace) -> dict[str, str]:
+    """The trial's values of all that the space sets."""
+    names = {str(dimension.path[1]) for dimension in space.dimensions if dimension.path[0] == "hyperparameters"}
+    names |= {name for point in space.points for name in point.get("hyperparameters", {})}
     parts = {dimension.path[0] for dimension in space.dimensions} | {part for point in space.points for part in point}
     hyperparameters = trial.optimizer.effective_hyperparameters
     others = trial.schedule.model_dump() | {"clip_norm": trial.optimizer.clip_norm}
-    values = {name: hyperparameters[name] for name in sorted(own)}
+    values = {name: hyperparameters[name] for name in sorted(names)}
     values |= {str(part): others[str(part)] for part in sorted(parts - {"hyperparameters"})}
     return {name: _text(value) for name, value in values.items()}
 
@@ -68,4 +72,4 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

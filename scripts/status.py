@@ -2,7 +2,7 @@
 
     python scripts/status.py [RECORDS] [--every]
 
-Reads only, so it can be asked while workers run. Exit status 1 if a trial failed.
+Reads only, so it can be run while workers run. Exit status 1 if a trial failed.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.problems import reporting
-from harness.status import print_status, survey
+from harness.errors import run_script
+from harness.records.status import CRASHED
+from harness.study.status import print_status, survey_records
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="?", type=Path, default=Path("results/records"))
     parser.add_argument("--every", action="store_true", help="a line for every trial")
     options = parser.parse_args()
-    trials, problems = survey(options.records)
+    trials, messages = survey_records(options.records)
     print_status(Console(highlight=False, soft_wrap=True), trials, options.every)
-    for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
-    return 1 if any(trial.state.name in ("failed", "out_of_memory") for trial in trials) else 0
+    for message in messages:
+        print(f"warning: {message}", file=sys.stderr)
+    return int(any(trial.state.name in CRASHED for trial in trials))
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

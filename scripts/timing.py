@@ -13,13 +13,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.problems import UserError, reporting
-from harness.ranks import end, is_first
-from harness.reading import read
-from harness.timing import measure_records
+from harness.errors import UserError, run_script
+from harness.processes import is_main_process
+from harness.scoring.load_records import load_records
+from harness.study.timing_run import time_records
+from harness.trial.distributed import shutdown
 
 
 def main() -> int:
+    """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -34,14 +36,14 @@ def main() -> int:
         raise UserError(f"--out {options.out} exists; add --overwrite to replace it")
     if options.rounds < 3:
         raise UserError(f"--rounds {options.rounds}: at least 3, or there is no uncertainty")
-    records = read(options.records, scale=options.scale, ruleset=options.ruleset)
-    rows = measure_records(records, options.workloads, options.submissions, options.rounds)
-    if is_first():
+    records = load_records(options.records, scale=options.scale, ruleset=options.ruleset)
+    rows = time_records(records, options.workloads, options.submissions, options.rounds)
+    if is_main_process():
         options.out.parent.mkdir(parents=True, exist_ok=True)
         rows.to_csv(options.out, index=False)
         print(f"written: {options.out}")
-    return end(0)
+    return shutdown(0)
 
 
 if __name__ == "__main__":
-    sys.exit(reporting(main))
+    sys.exit(run_script(main))

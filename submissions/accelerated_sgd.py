@@ -19,7 +19,7 @@ from annotated_types import Ge, Interval
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors
+from submissions.rule import Bucket, Rule, Tensors
 
 
 class AcceleratedSGD(Rule):
@@ -40,13 +40,13 @@ class AcceleratedSGD(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"long_sequence": theta.clone()}
 
-    def direction(self, at: Slice) -> Tensors:
-        return torch._foreach_add(at.g, at.theta, alpha=at["weight_decay"])
+    def direction(self, bucket: Bucket) -> Tensors:
+        return torch._foreach_add(bucket.g, bucket.theta, alpha=bucket["weight_decay"])
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        lr, kappa, delta, w = at["lr"], at["long_step"], at["delta"], at.state("long_sequence")
-        pull = at["advantage"] * delta**2 / kappa  # 1 - α
-        torch._foreach_lerp_(w, at.theta, pull)
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        lr, kappa, delta, w = bucket["lr"], bucket["long_step"], bucket["delta"], bucket.state("long_sequence")
+        pull = bucket["advantage"] * delta**2 / kappa  # 1 - α
+        torch._foreach_lerp_(w, bucket.theta, pull)
         torch._foreach_add_(w, direction, alpha=-pull * kappa * lr / delta)
-        torch._foreach_add_(at.theta, direction, alpha=-lr)
-        torch._foreach_lerp_(at.theta, w, pull / (delta + pull))
+        torch._foreach_add_(bucket.theta, direction, alpha=-lr)
+        torch._foreach_lerp_(bucket.theta, w, pull / (delta + pull))

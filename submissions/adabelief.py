@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
 
 class AdaBelief(Rule):
@@ -30,10 +30,12 @@ class AdaBelief(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def direction(self, at: Slice) -> Tensors:
-        beta1, beta2 = at["betas"]
-        momentum, variance = at.state("momentum"), at.state("variance")
-        average_(momentum, at.g, beta1)
-        average_square_(variance, torch._foreach_sub(at.g, momentum), beta2)
-        torch._foreach_add_(variance, at["eps"])
-        return torch._foreach_div(momentum, root(variance, 1 - beta2**at.t, at["eps"], scale=1 - beta1**at.t))
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta1, beta2 = bucket["betas"]
+        momentum, variance = bucket.state("momentum"), bucket.state("variance")
+        average_(momentum, bucket.g, beta1)
+        average_square_(variance, torch._foreach_sub(bucket.g, momentum), beta2)
+        torch._foreach_add_(variance, bucket["eps"])
+        return torch._foreach_div(
+            momentum, root(variance, 1 - beta2**bucket.t, bucket["eps"], scale=1 - beta1**bucket.t)
+        )

@@ -15,7 +15,7 @@ import torch
 from pydantic import PositiveFloat
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
 
 class AdaBound(Rule):
@@ -34,19 +34,19 @@ class AdaBound(Rule):
         hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "final_lr": final_lr}
         super().__init__(params, hyperparameters | {"gamma": gamma, "amsbound": amsbound})
 
-    def direction(self, at: Slice) -> Tensors:
-        beta1, beta2 = at["betas"]
-        momentum, second_moment = at.state("momentum"), at.state("second_moment")
-        average_(momentum, at.g, beta1)
-        average_square_(second_moment, at.g, beta2)
-        if at["amsbound"]:
-            torch._foreach_maximum_(at.state("largest"), second_moment)
-            second_moment = at.state("largest")
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta1, beta2 = bucket["betas"]
+        momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")
+        average_(momentum, bucket.g, beta1)
+        average_square_(second_moment, bucket.g, beta2)
+        if bucket["amsbound"]:
+            torch._foreach_maximum_(bucket.state("largest"), second_moment)
+            second_moment = bucket.state("largest")
         # Relative to η, which may be zero at the end of a schedule.
-        final = at["final_lr"] / self.defaults["lr"]
-        rates = torch._foreach_reciprocal(root(second_moment, 1.0, at["eps"]))
-        torch._foreach_mul_(rates, (1 - beta2**at.t) ** 0.5 / (1 - beta1**at.t))
-        torch._foreach_clamp_min_(rates, final * (1 - 1 / (at["gamma"] * at.t + 1)))
-        torch._foreach_clamp_max_(rates, final * (1 + 1 / (at["gamma"] * at.t)))
+        final = bucket["final_lr"] / self.defaults["lr"]
+        rates = torch._foreach_reciprocal(root(second_moment, 1.0, bucket["eps"]))
+        torch._foreach_mul_(rates, (1 - beta2**bucket.t) ** 0.5 / (1 - beta1**bucket.t))
+        torch._foreach_clamp_min_(rates, final * (1 - 1 / (bucket["gamma"] * bucket.t + 1)))
+        torch._foreach_clamp_max_(rates, final * (1 + 1 / (bucket["gamma"] * bucket.t)))
         torch._foreach_mul_(rates, momentum)
         return rates

@@ -22,11 +22,8 @@ import torch
 from pydantic import PositiveFloat
 from torch.optim.optimizer import ParamsT
 
-from harness.needs import Need
-from harness.seeding import ExampleStream, Selection
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors, inner_product
+from harness.interface import ExampleStream, Need, OptimizerSubmission, Selection, Setup, StepContext
+from submissions.rule import Bucket, Rule, Tensors, inner_product
 from submissions.vrgd import Pieces, mean_and_squares
 
 
@@ -117,17 +114,17 @@ class AdaGradNormRule(Rule):
     def __init__(self, params: ParamsT, lr: float, eps: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
-    def survey(self, slices: Sequence[Slice]) -> None:
-        gradients = [torch._foreach_add(at.g, at.theta, alpha=at["weight_decay"]) for at in slices]
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
+        gradients = [torch._foreach_add(bucket.g, bucket.theta, alpha=bucket["weight_decay"]) for bucket in buckets]
         if gradients:
             squared = torch.stack([inner_product(g, g) for g in gradients]).sum()
             total = self.shared("squares", lambda: torch.zeros_like(squared)).add_(squared)
-        for at, g in zip(slices, gradients, strict=True):
-            at.notes["direction"] = torch._foreach_div(g, total.sqrt() + at["eps"])
+        for bucket, g in zip(buckets, gradients, strict=True):
+            bucket.scratch["direction"] = torch._foreach_div(g, total.sqrt() + bucket["eps"])
 
-    def direction(self, at: Slice) -> Tensors:
-        direction: Tensors = at.notes["direction"]
+    def direction(self, bucket: Bucket) -> Tensors:
+        direction: Tensors = bucket.scratch["direction"]
         return direction
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])

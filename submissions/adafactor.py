@@ -23,7 +23,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors
+from submissions.rule import Bucket, Rule, Tensors
 
 
 class Adafactor(Rule):
@@ -45,10 +45,10 @@ class Adafactor(Rule):
         rows, columns = theta.flatten(1).shape
         return {"rows": theta.new_zeros(rows, 1), "columns": theta.new_zeros(1, columns)}
 
-    def direction(self, at: Slice) -> Tensors:
-        beta, (eps1, eps2) = 1 - at.t ** at["beta2_exponent"], at["eps"]
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta, (eps1, eps2) = 1 - bucket.t ** bucket["beta2_exponent"], bucket["eps"]
         directions = []
-        for theta, g, state in zip(at.theta, at.g, at.states, strict=True):
+        for theta, g, state in zip(bucket.theta, bucket.g, bucket.states, strict=True):
             square = g.square() + eps1
             if "rows" in state:
                 square = square.flatten(1)
@@ -59,14 +59,14 @@ class Adafactor(Rule):
                 u = g * scale.reshape(g.shape)
             else:
                 u = g * state["second_moment"].lerp_(square, 1 - beta).rsqrt()
-            u = u / (_rms(u) / at["clip_rms"]).clamp(min=1.0)
+            u = u / (_rms(u) / bucket["clip_rms"]).clamp(min=1.0)
             directions.append(u * _rms(theta).clamp(min=eps2))
         return directions
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        rate = min(at["lr"], at.t**-0.5)
-        torch._foreach_mul_(at.theta, 1 - rate * at["weight_decay"])
-        torch._foreach_add_(at.theta, direction, alpha=-rate)
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        rate = min(bucket["lr"], bucket.t**-0.5)
+        torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])
+        torch._foreach_add_(bucket.theta, direction, alpha=-rate)
 
 
 def _rms(tensor: Tensor) -> Tensor:

@@ -25,10 +25,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from harness.needs import Need
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors, average_, wide
+from harness.interface import Need, OptimizerSubmission, Setup, StepContext
+from submissions.rule import Bucket, Rule, Tensors, average_, upcast
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, *_BATCH_NORMS)
@@ -64,7 +62,7 @@ class AdaFisher(OptimizerSubmission):
             weight = layer.weight
             owner = names[weight]
             columns = (1 if weight.ndim == 1 else weight[0].numel()) + (layer.bias is not None)
-            self.factors[owner] = [wide(weight.detach()).new_ones(n) for n in (columns, len(weight))]
+            self.factors[owner] = [upcast(weight.detach()).new_ones(n) for n in (columns, len(weight))]
             self._owners[weight] = (owner, False)
             if layer.bias is not None:
                 self._owners[layer.bias] = (owner, True)
@@ -101,8 +99,8 @@ class AdaFisher(OptimizerSubmission):
     def _watch(self, owner: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if self._collected is not None and output.requires_grad:
             statistics = self._collected.setdefault(owner, _Statistics(layer))
-            statistics.add_inputs(wide(inputs[0].detach()))
-            output.register_hook(lambda gradient: statistics.add_output_gradients(wide(gradient.detach())))
+            statistics.add_inputs(upcast(inputs[0].detach()))
+            output.register_hook(lambda gradient: statistics.add_output_gradients(upcast(gradient.detach())))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"factors": self.factors, "updates": self.updates}
@@ -127,15 +125,15 @@ class FisherRule(Rule):
         super().__init__(params, hyperparameters)
         self.factors_of = factors_of
 
-    def direction(self, at: Slice) -> Tensors:
-        momentum = at.state("momentum")
-        average_(momentum, at.g, at["beta"])
+    def direction(self, bucket: Bucket) -> Tensors:
+        momentum = bucket.state("momentum")
+        average_(momentum, bucket.g, bucket["beta"])
         fisher = []
-        for parameter in at.parameters:
+        for parameter in bucket.parameters:
             columns, rows = self.factors_of(parameter)
             fisher.append(torch.outer(rows, columns).view(parameter.shape))
-        torch._foreach_add_(fisher, at["damping"])
-        torch._foreach_mul_(fisher, 1 - at["beta"] ** at.t)
+        torch._foreach_add_(fisher, bucket["damping"])
+        torch._foreach_mul_(fisher, 1 - bucket["beta"] ** bucket.t)
         return torch._foreach_div(momentum, fisher)
 
 

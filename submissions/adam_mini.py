@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.needs import Need
-from harness.roles import Role
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors, average_, root
+from harness.interface import Need, OptimizerSubmission, Role, Setup
+from submissions.rule import Bucket, Rule, Tensors, average_, root
 
 _BY_ROW = {Role.HIDDEN_MATRIX, Role.CONVOLUTION, Role.STEM, Role.EMBEDDING, Role.HEAD}
 
@@ -50,11 +48,11 @@ class AdamMiniRule(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"momentum": torch.zeros_like(theta), "block_moment": torch.zeros_like(_block_means(g, group["by_row"]))}
 
-    def direction(self, at: Slice) -> Tensors:
-        (beta1, beta2), momentum, blocks = at["betas"], at.state("momentum"), at.state("block_moment")
-        average_(momentum, at.g, beta1)
-        average_(blocks, [_block_means(g, at["by_row"]) for g in torch._foreach_mul(at.g, at.g)], beta2)
-        denominator = root(blocks, 1 - beta2**at.t, at["eps"], scale=1 - beta1**at.t)
+    def direction(self, bucket: Bucket) -> Tensors:
+        (beta1, beta2), momentum, blocks = bucket["betas"], bucket.state("momentum"), bucket.state("block_moment")
+        average_(momentum, bucket.g, beta1)
+        average_(blocks, [_block_means(g, bucket["by_row"]) for g in torch._foreach_mul(bucket.g, bucket.g)], beta2)
+        denominator = root(blocks, 1 - beta2**bucket.t, bucket["eps"], scale=1 - beta1**bucket.t)
         return torch._foreach_div(momentum, denominator)
 
 

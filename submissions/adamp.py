@@ -17,23 +17,23 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, adam
+from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class _Projecting(Rule):
-    def apply(self, at: Slice, direction: Tensors) -> None:
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
         moves, factors = list(direction), [1.0] * len(direction)
-        matrices = [k for k, theta in enumerate(at.theta) if theta.ndim > 1 and theta.numel()]
+        matrices = [k for k, theta in enumerate(bucket.theta) if theta.ndim > 1 and theta.numel()]
         if matrices:
-            found = torch.stack([_invariant(at.theta[k], at.g[k], at["delta"]) for k in matrices]).tolist()
+            found = torch.stack([_invariant(bucket.theta[k], bucket.g[k], bucket["delta"]) for k in matrices]).tolist()
             for k, (by_channel, as_a_whole) in zip(matrices, found, strict=True):
                 if by_channel or as_a_whole:
-                    moves[k] = _tangential(at.theta[k], moves[k], len(at.theta[k]) if by_channel else 1)
-                    factors[k] = at["wd_ratio"]
-        if at["weight_decay"]:
-            rate = at["lr"] * at["weight_decay"] / (1 - at.group.get("momentum", 0.0))
-            torch._foreach_mul_(at.theta, [1 - rate * factor for factor in factors])
-        torch._foreach_add_(at.theta, moves, alpha=-at["lr"])
+                    moves[k] = _tangential(bucket.theta[k], moves[k], len(bucket.theta[k]) if by_channel else 1)
+                    factors[k] = bucket["wd_ratio"]
+        if bucket["weight_decay"]:
+            rate = bucket["lr"] * bucket["weight_decay"] / (1 - bucket.group.get("momentum", 0.0))
+            torch._foreach_mul_(bucket.theta, [1 - rate * factor for factor in factors])
+        torch._foreach_add_(bucket.theta, moves, alpha=-bucket["lr"])
 
 
 def _invariant(theta: Tensor, g: Tensor, delta: float) -> Tensor:
@@ -69,8 +69,8 @@ class AdamP(_Projecting):
         hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, hyperparameters | {"delta": delta, "wd_ratio": wd_ratio})
 
-    def direction(self, at: Slice) -> Tensors:
-        return adam(at)
+    def direction(self, bucket: Bucket) -> Tensors:
+        return adam(bucket)
 
 
 class SGDP(_Projecting):
@@ -89,8 +89,8 @@ class SGDP(_Projecting):
         hyperparameters = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         super().__init__(params, hyperparameters | {"delta": delta, "wd_ratio": wd_ratio})
 
-    def direction(self, at: Slice) -> Tensors:
-        velocity = at.state("velocity")
-        torch._foreach_mul_(velocity, at["momentum"])
-        torch._foreach_add_(velocity, at.g)
-        return torch._foreach_add(at.g, velocity, alpha=at["momentum"]) if at["nesterov"] else velocity
+    def direction(self, bucket: Bucket) -> Tensors:
+        velocity = bucket.state("velocity")
+        torch._foreach_mul_(velocity, bucket["momentum"])
+        torch._foreach_add_(velocity, bucket.g)
+        return torch._foreach_add(bucket.g, velocity, alpha=bucket["momentum"]) if bucket["nesterov"] else velocity

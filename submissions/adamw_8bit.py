@@ -21,10 +21,8 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from harness.needs import Need
-from harness.roles import Role
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors, adam_direction
+from harness.interface import Need, OptimizerSubmission, Role, Setup
+from submissions.rule import Bucket, Rule, Tensors, adam_direction
 
 MOMENTS = {"momentum": True, "second_moment": False}
 """Whether it has a sign."""
@@ -68,24 +66,24 @@ class AdamW8bitRule(Rule):
             state[f"{name}_scale"] = theta.new_zeros(blocks, 1)
         return state
 
-    def direction(self, at: Slice) -> Tensors:
-        size, counts = at["block_size"], [len(stored) for stored in at.state("momentum")]
+    def direction(self, bucket: Bucket) -> Tensors:
+        size, counts = bucket["block_size"], [len(stored) for stored in bucket.state("momentum")]
         # All blocks of all tensors are one matrix [blocks, B].
-        padded = [F.pad(g.reshape(-1), (0, n * size - g.numel())) for g, n in zip(at.g, counts, strict=True)]
+        padded = [F.pad(g.reshape(-1), (0, n * size - g.numel())) for g, n in zip(bucket.g, counts, strict=True)]
         gradient = torch.cat(padded).view(-1, size)
-        stored = {name: torch.cat(at.state(name)) for name in MOMENTS}
-        scales = {name: torch.cat(at.state(f"{name}_scale")) for name in MOMENTS}
+        stored = {name: torch.cat(bucket.state(name)) for name in MOMENTS}
+        scales = {name: torch.cat(bucket.state(f"{name}_scale")) for name in MOMENTS}
         moments = {name: _restored(stored[name], signed, gradient) * scales[name] for name, signed in MOMENTS.items()}
         m, v = [moments["momentum"]], [moments["second_moment"]]
-        (direction,) = adam_direction(m, v, [gradient], at["betas"], at["eps"], at.t)
+        (direction,) = adam_direction(m, v, [gradient], bucket["betas"], bucket["eps"], bucket.t)
         for name, signed in MOMENTS.items():
             scale = moments[name].abs().amax(1, keepdim=True)
             indices = _nearest(moments[name] / scale.clamp_min(torch.finfo(scale.dtype).tiny), signed)
-            torch._foreach_copy_(at.state(name), indices.split(counts))
-            torch._foreach_copy_(at.state(f"{name}_scale"), scale.split(counts))
+            torch._foreach_copy_(bucket.state(name), indices.split(counts))
+            torch._foreach_copy_(bucket.state(f"{name}_scale"), scale.split(counts))
         return [
             piece.reshape(-1)[: theta.numel()].view(theta.shape)
-            for theta, piece in zip(at.theta, direction.split(counts), strict=True)
+            for theta, piece in zip(bucket.theta, direction.split(counts), strict=True)
         ]
 
 

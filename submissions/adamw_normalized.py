@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.needs import Need
-from harness.submission import OptimizerSubmission, Setup
+from harness.interface import Need, OptimizerSubmission, Setup
 
 
 class AdamWNormalized(OptimizerSubmission):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
 
 class Adan(Rule):
@@ -38,22 +38,22 @@ class Adan(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"last_gradient": g.clone()}
 
-    def direction(self, at: Slice) -> Tensors:
-        beta1, beta2, beta3 = at["betas"]
-        m, v, n, last = (at.state(name) for name in ("momentum", "difference", "second_moment", "last_gradient"))
-        average_(m, at.g, beta1)
-        torch._foreach_sub_(last, at.g)  # -δ, in the place of the last gradient
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta1, beta2, beta3 = bucket["betas"]
+        m, v, n, last = (bucket.state(name) for name in ("momentum", "difference", "second_moment", "last_gradient"))
+        average_(m, bucket.g, beta1)
+        torch._foreach_sub_(last, bucket.g)  # -δ, in the place of the last gradient
         torch._foreach_mul_(v, beta2)
         torch._foreach_add_(v, last, alpha=beta2 - 1)
         torch._foreach_mul_(last, -beta2)
-        torch._foreach_add_(last, at.g)
+        torch._foreach_add_(last, bucket.g)
         average_square_(n, last, beta3)
-        torch._foreach_copy_(last, at.g)
-        first = 1 - beta1**at.t
-        direction = torch._foreach_add(m, v, alpha=beta2 * first / (1 - beta2**at.t))
-        torch._foreach_div_(direction, root(n, 1 - beta3**at.t, at["eps"], scale=first))
+        torch._foreach_copy_(last, bucket.g)
+        first = 1 - beta1**bucket.t
+        direction = torch._foreach_add(m, v, alpha=beta2 * first / (1 - beta2**bucket.t))
+        torch._foreach_div_(direction, root(n, 1 - beta3**bucket.t, bucket["eps"], scale=first))
         return direction
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
-        torch._foreach_div_(at.theta, 1 + at["lr"] * at["weight_decay"])
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])
+        torch._foreach_div_(bucket.theta, 1 + bucket["lr"] * bucket["weight_decay"])

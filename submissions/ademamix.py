@@ -19,9 +19,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch.optim.optimizer import ParamsT
 
-from harness.needs import Need
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+from harness.interface import Need, OptimizerSubmission, Setup
+from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
 
 class AdEMAMix(OptimizerSubmission):
@@ -52,15 +51,15 @@ class AdEMAMixRule(Rule):
         hyperparameters = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, hyperparameters | {"warmup_steps": warmup_steps})
 
-    def direction(self, at: Slice) -> Tensors:
-        beta1, beta2, beta3 = at["betas"]
-        done = min(1.0, at.t / at["warmup_steps"])
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta1, beta2, beta3 = bucket["betas"]
+        done = min(1.0, bucket.t / bucket["warmup_steps"])
         first, last = math.log(beta1), math.log(beta3)
-        fast, slow, second_moment = (at.state(name) for name in self.buffers)
-        average_(fast, at.g, beta1)
-        average_(slow, at.g, math.exp(first * last / ((1 - done) * last + done * first)))
-        average_square_(second_moment, at.g, beta2)
-        correction = 1 - beta1**at.t
-        direction = torch._foreach_add(fast, slow, alpha=correction * at["alpha"] * done)
-        torch._foreach_div_(direction, root(second_moment, 1 - beta2**at.t, at["eps"], scale=correction))
+        fast, slow, second_moment = (bucket.state(name) for name in self.buffers)
+        average_(fast, bucket.g, beta1)
+        average_(slow, bucket.g, math.exp(first * last / ((1 - done) * last + done * first)))
+        average_square_(second_moment, bucket.g, beta2)
+        correction = 1 - beta1**bucket.t
+        direction = torch._foreach_add(fast, slow, alpha=correction * bucket["alpha"] * done)
+        torch._foreach_div_(direction, root(second_moment, 1 - beta2**bucket.t, bucket["eps"], scale=correction))
         return direction

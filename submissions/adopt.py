@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_, average_square_
+from submissions.rule import Bucket, Rule, Tensors, average_, average_square_
 
 
 class Adopt(Rule):
@@ -36,19 +36,19 @@ class Adopt(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"second_moment": g.square()}
 
-    def direction(self, at: Slice) -> Tensors:
-        beta1, beta2 = at["betas"]
-        momentum, second_moment = at.state("momentum"), at.state("second_moment")
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta1, beta2 = bucket["betas"]
+        momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")
         denominator = torch._foreach_sqrt(second_moment)
-        torch._foreach_clamp_min_(denominator, at["eps"])
-        normalised = torch._foreach_div(at.g, denominator)
-        bound = (at.t - 1) ** 0.25
+        torch._foreach_clamp_min_(denominator, bucket["eps"])
+        normalised = torch._foreach_div(bucket.g, denominator)
+        bound = (bucket.t - 1) ** 0.25
         torch._foreach_clamp_min_(normalised, -bound)
         torch._foreach_clamp_max_(normalised, bound)
         average_(momentum, normalised, beta1)  # with zeros at the first step, whose bound is 0
-        average_square_(second_moment, at.g, beta2)
+        average_square_(second_moment, bucket.g, beta2)
         return momentum
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        if at.t > 1:
-            super().apply(at, direction)
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        if bucket.t > 1:
+            super().apply(bucket, direction)

@@ -26,10 +26,8 @@ from annotated_types import Interval
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from harness.needs import Need
-from harness.step import StepContext, swapped
-from harness.submission import Setup, Submission, Wrapper
-from submissions.rule import wide
+from harness.interface import Need, Setup, StepContext, Submission, Wrapper, swapped
+from submissions.rule import upcast
 
 
 class Average(Wrapper):
@@ -40,7 +38,7 @@ class Average(Wrapper):
     def __init__(self, setup: Setup, inner: Submission) -> None:
         super().__init__(setup, inner)
         self.count = 0
-        self.average = [wide(tensor).clone() for tensor in self._averaged()]
+        self.average = [upcast(tensor).clone() for tensor in self._averaged()]
 
     def weight(self, t: int) -> float | None:
         raise NotImplementedError
@@ -50,7 +48,7 @@ class Average(Wrapper):
         self.count += 1
         weight = self.weight(self.count)
         if weight is not None:
-            torch._foreach_lerp_(self.average, [wide(tensor) for tensor in self._averaged()], weight)
+            torch._foreach_lerp_(self.average, [upcast(tensor) for tensor in self._averaged()], weight)
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from submissions.lion import Lion
-from submissions.rule import Rule, Slice, Tensors, adam
+from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 def cautious(direction: Tensors, g: Tensors) -> Tensors:
@@ -37,10 +37,10 @@ class CautiousAdamW(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def direction(self, at: Slice) -> Tensors:
-        return cautious(adam(at), at.g)
+    def direction(self, bucket: Bucket) -> Tensors:
+        return cautious(adam(bucket), bucket.g)
 
 
 class CautiousLion(Lion):
-    def direction(self, at: Slice) -> Tensors:
-        return cautious(super().direction(at), at.g)
+    def direction(self, bucket: Bucket) -> Tensors:
+        return cautious(super().direction(bucket), bucket.g)

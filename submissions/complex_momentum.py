@@ -17,7 +17,7 @@ import torch
 from annotated_types import Interval
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors
+from submissions.rule import Bucket, Rule, Tensors
 
 
 class ComplexMomentum(Rule):
@@ -33,13 +33,13 @@ class ComplexMomentum(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "angle": angle, "weight_decay": weight_decay})
 
-    def direction(self, at: Slice) -> Tensors:
-        along, across = at["momentum"] * math.cos(at["angle"]), at["momentum"] * math.sin(at["angle"])
-        real, imaginary = at.state("real"), at.state("imaginary")
+    def direction(self, bucket: Bucket) -> Tensors:
+        along, across = bucket["momentum"] * math.cos(bucket["angle"]), bucket["momentum"] * math.sin(bucket["angle"])
+        real, imaginary = bucket.state("real"), bucket.state("imaginary")
         turned = torch._foreach_mul(imaginary, along)
         torch._foreach_add_(turned, real, alpha=across)
         torch._foreach_mul_(real, along)
         torch._foreach_sub_(real, imaginary, alpha=across)
-        torch._foreach_sub_(real, at.g)
+        torch._foreach_sub_(real, bucket.g)
         torch._foreach_copy_(imaginary, turned)
         return torch._foreach_neg(real)

@@ -13,8 +13,7 @@ from typing import Annotated, cast
 from annotated_types import Interval
 from torch import Tensor
 
-from harness.step import StepContext, WrappedContext
-from harness.submission import Setup, Submission, Wrapper
+from harness.interface import Setup, StepContext, Submission, WrappedContext, Wrapper
 
 
 class CoordinateClipping(Wrapper):

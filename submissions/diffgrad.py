@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, adam
+from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class DiffGrad(Rule):
@@ -28,10 +28,10 @@ class DiffGrad(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def direction(self, at: Slice) -> Tensors:
-        last = at.state("last_gradient")
-        friction = torch._foreach_sub(last, at.g)
-        torch._foreach_copy_(last, at.g)
+    def direction(self, bucket: Bucket) -> Tensors:
+        last = bucket.state("last_gradient")
+        friction = torch._foreach_sub(last, bucket.g)
+        torch._foreach_copy_(last, bucket.g)
         torch._foreach_abs_(friction)
         torch._foreach_sigmoid_(friction)
-        return torch._foreach_mul(adam(at), friction)
+        return torch._foreach_mul(adam(bucket), friction)

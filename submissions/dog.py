@@ -20,7 +20,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors
+from submissions.rule import Bucket, Rule, Tensors
 
 
 class DoG(Rule):
@@ -38,26 +38,28 @@ class DoG(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"start": theta.clone()}
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         first = self.param_groups[0]
-        if not slices:
+        if not buckets:
             return
-        gradients = first["gradients"] + float(_sum([torch._foreach_norm(_gradient(at)) for at in slices]))
+        gradients = first["gradients"] + float(_sum([torch._foreach_norm(_gradient(bucket)) for bucket in buckets]))
         if first["gradients"] == 0:
             gradients += first["eps"]
-            start = _sum([torch._foreach_norm(at.theta) for at in slices])
+            start = _sum([torch._foreach_norm(bucket.theta) for bucket in buckets])
             distance = first["reps_rel"] * (1 + float(start) ** 0.5)
         else:
-            moved = _sum([torch._foreach_norm(torch._foreach_sub(at.theta, at.state("start"))) for at in slices])
+            moved = _sum(
+                [torch._foreach_norm(torch._foreach_sub(bucket.theta, bucket.state("start"))) for bucket in buckets]
+            )
             distance = max(first["distance"], float(moved) ** 0.5)
         for group in self.param_groups:
             group |= {"distance": distance, "gradients": gradients}
 
-    def direction(self, at: Slice) -> Tensors:
-        return torch._foreach_mul(_gradient(at), at["distance"] / at["gradients"] ** 0.5)
+    def direction(self, bucket: Bucket) -> Tensors:
+        return torch._foreach_mul(_gradient(bucket), bucket["distance"] / bucket["gradients"] ** 0.5)
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])
 
 
 class LDoG(DoG):
@@ -65,21 +67,23 @@ class LDoG(DoG):
         distance = group["reps_rel"] * (1 + theta.norm())
         return {"start": theta.clone(), "distance": distance, "gradients": theta.new_full((), group["eps"])}
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         pass
 
-    def direction(self, at: Slice) -> Tensors:
-        distance, gradients, g = at.state("distance"), at.state("gradients"), _gradient(at)
-        if at.t > 1:
-            moved = torch._foreach_norm(torch._foreach_sub(at.theta, at.state("start")))
+    def direction(self, bucket: Bucket) -> Tensors:
+        distance, gradients, g = bucket.state("distance"), bucket.state("gradients"), _gradient(bucket)
+        if bucket.t > 1:
+            moved = torch._foreach_norm(torch._foreach_sub(bucket.theta, bucket.state("start")))
             torch._foreach_maximum_(distance, moved)
         norms = torch._foreach_norm(g)
         torch._foreach_addcmul_(gradients, norms, norms)
         return torch._foreach_mul(g, torch._foreach_div(distance, torch._foreach_sqrt(gradients)))
 
 
-def _gradient(at: Slice) -> Tensors:
-    return torch._foreach_add(at.g, at.theta, alpha=at["weight_decay"]) if at["weight_decay"] else at.g
+def _gradient(bucket: Bucket) -> Tensors:
+    return (
+        torch._foreach_add(bucket.g, bucket.theta, alpha=bucket["weight_decay"]) if bucket["weight_decay"] else bucket.g
+    )
 
 
 def _sum(norms: list[Tensors]) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, adam
+from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class Grams(Rule):
@@ -27,8 +27,8 @@ class Grams(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def direction(self, at: Slice) -> Tensors:
-        direction = adam(at)
+    def direction(self, bucket: Bucket) -> Tensors:
+        direction = adam(bucket)
         torch._foreach_abs_(direction)
-        torch._foreach_mul_(direction, torch._foreach_sign(at.g))
+        torch._foreach_mul_(direction, torch._foreach_sign(bucket.g))
         return direction

@@ -19,8 +19,8 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors, average_
+from harness.interface import OptimizerSubmission, Setup
+from submissions.rule import Bucket, Rule, Tensors, average_
 
 
 class Gravity(OptimizerSubmission):
@@ -47,11 +47,11 @@ class GravityRule(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"velocity": torch.empty_like(theta).normal_(std=self.deviation, generator=self.generator)}
 
-    def direction(self, at: Slice) -> Tensors:
-        velocity = at.state("velocity")
-        peaks = [g.abs().amax() if g.numel() else g.sum() for g in at.g]
-        damping = torch._foreach_mul(at.g, peaks)
+    def direction(self, bucket: Bucket) -> Tensors:
+        velocity = bucket.state("velocity")
+        peaks = [g.abs().amax() if g.numel() else g.sum() for g in bucket.g]
+        damping = torch._foreach_mul(bucket.g, peaks)
         torch._foreach_mul_(damping, damping)
         torch._foreach_add_(damping, 1.0)
-        average_(velocity, torch._foreach_div(at.g, damping), (at["beta"] * at.t + 1) / (at.t + 2))
+        average_(velocity, torch._foreach_div(bucket.g, damping), (bucket["beta"] * bucket.t + 1) / (bucket.t + 2))
         return velocity

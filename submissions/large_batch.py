@@ -18,9 +18,7 @@ from __future__ import annotations
 import torch
 from pydantic import PositiveInt
 
-from harness.needs import Need
-from harness.seeding import ExampleStream, Selection
-from harness.submission import OptimizerSubmission, Setup
+from harness.interface import ExampleStream, Need, OptimizerSubmission, Selection, Setup
 
 
 class _LargeBatch(OptimizerSubmission):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_
+from submissions.rule import Bucket, Rule, Tensors, average_
 
 
 class Lion(Rule):
@@ -25,10 +25,10 @@ class Lion(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    def direction(self, at: Slice) -> Tensors:
-        beta1, beta2 = at["betas"]
-        momentum = at.state("momentum")
-        direction = torch._foreach_lerp(momentum, at.g, 1 - beta1)
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta1, beta2 = bucket["betas"]
+        momentum = bucket.state("momentum")
+        direction = torch._foreach_lerp(momentum, bucket.g, 1 - beta1)
         torch._foreach_sign_(direction)
-        average_(momentum, at.g, beta2)
+        average_(momentum, bucket.g, beta2)
         return direction

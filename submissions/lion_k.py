@@ -19,7 +19,7 @@ import torch
 from pydantic import PositiveFloat
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_
+from submissions.rule import Bucket, Rule, Tensors, average_
 
 KERNELS = ("l1", "l2", "huber")
 
@@ -42,19 +42,19 @@ class LionK(Rule):
             params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "kernel": kernel, "width": width}
         )
 
-    def direction(self, at: Slice) -> Tensors:
-        beta1, beta2 = at["betas"]
-        momentum = at.state("momentum")
-        c = torch._foreach_lerp(momentum, at.g, 1 - beta1)
-        average_(momentum, at.g, beta2)
-        if at["kernel"] == "l1":
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta1, beta2 = bucket["betas"]
+        momentum = bucket.state("momentum")
+        c = torch._foreach_lerp(momentum, bucket.g, 1 - beta1)
+        average_(momentum, bucket.g, beta2)
+        if bucket["kernel"] == "l1":
             torch._foreach_sign_(c)
-        elif at["kernel"] == "l2":
+        elif bucket["kernel"] == "l2":
             norms = torch._foreach_norm(c)
             torch._foreach_clamp_min_(norms, torch.finfo(norms[0].dtype).tiny)
             c = torch._foreach_div(c, norms)
         else:
-            torch._foreach_div_(c, at["width"])
+            torch._foreach_div_(c, bucket["width"])
             torch._foreach_clamp_min_(c, -1.0)
             torch._foreach_clamp_max_(c, 1.0)
         return c

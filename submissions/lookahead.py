@@ -17,9 +17,7 @@ import torch
 from annotated_types import Interval
 from pydantic import PositiveInt
 
-from harness.needs import Need
-from harness.step import StepContext, swapped
-from harness.submission import Setup, Submission, Wrapper
+from harness.interface import Need, Setup, StepContext, Submission, Wrapper, swapped
 
 
 class Lookahead(Wrapper):

@@ -33,9 +33,9 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from harness.submission import Setup
+from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, leading_right_vectors, stacked, tall
-from submissions.rule import Slice, adam_direction
+from submissions.rule import Bucket, adam_direction
 
 
 class GaLore(MatrixSubmission):
@@ -97,12 +97,12 @@ class GaLoreRule(MatrixRule):
         rank = min(group["rank"], columns)
         return {"basis": theta.new_zeros(columns, rank)} | _moments(theta, rows, rank)
 
-    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
+    def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         g, transposed = tall(gradient)
-        basis = stacked(at, "basis")
-        if (at.t - 1) % at["refresh_every"] == 0:
+        basis = stacked(bucket, "basis")
+        if (bucket.t - 1) % bucket["refresh_every"] == 0:
             basis.copy_(leading_right_vectors(g, basis.shape[2]))
-        return _expanded(at["scale"] * _adam(at, g @ basis, at.t), basis, transposed)
+        return _expanded(bucket["scale"] * _adam(bucket, g @ basis, bucket.t), basis, transposed)
 
 
 class FrugalRule(MatrixRule):
@@ -116,17 +116,17 @@ class FrugalRule(MatrixRule):
         chosen = torch.zeros(count, dtype=torch.int64, device=theta.device)
         return {"columns": chosen} | _moments(theta, rows, count)
 
-    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
+    def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         n, rows, columns = gradient.shape
-        chosen, since = stacked(at, "columns"), (at.t - 1) % at["refresh_every"]
+        chosen, since = stacked(bucket, "columns"), (bucket.t - 1) % bucket["refresh_every"]
         if since == 0:
             order = torch.rand(n, columns, generator=self.generator, device=gradient.device).argsort(dim=1)
             chosen.copy_(order[:, : chosen.shape[1]].sort(dim=1).values)
             for name in ("momentum", "second_moment"):
-                stacked(at, name).zero_()
+                stacked(bucket, name).zero_()
         index = chosen.unsqueeze(1).expand(-1, rows, -1)
-        update = _adam(at, gradient.gather(2, index), since + 1)
-        return (at["sign_scale"] * gradient.sign()).scatter_(2, index, update)
+        update = _adam(bucket, gradient.gather(2, index), since + 1)
+        return (bucket["sign_scale"] * gradient.sign()).scatter_(2, index, update)
 
 
 class DCTAdamWRule(MatrixRule):
@@ -136,25 +136,25 @@ class DCTAdamWRule(MatrixRule):
         state = {"columns": torch.arange(rank, device=theta.device)} | _moments(theta, rows, rank)
         return state | ({"error": theta.new_zeros(rows, columns)} if group["error_feedback"] else {})
 
-    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
+    def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         g, transposed = tall(gradient)
         _, rows, columns = g.shape
         dct = self.shared(f"dct_{columns}", lambda: dct_basis(columns, g))
-        chosen = stacked(at, "columns")
-        if at["error_feedback"]:
-            g = g + stacked(at, "error")
+        chosen = stacked(bucket, "columns")
+        if bucket["error_feedback"]:
+            g = g + stacked(bucket, "error")
         transformed = g @ dct
         now = transformed.abs().sum(1).topk(chosen.shape[1], dim=1).indices.sort(dim=1).values
         stayed = (chosen.unsqueeze(2) == now.unsqueeze(1)).to(g.dtype)
         for name in ("momentum", "second_moment"):
-            moment = stacked(at, name)
+            moment = stacked(bucket, name)
             moment.copy_(moment @ stayed)
         chosen.copy_(now)
         projected = transformed.gather(2, now.unsqueeze(1).expand(-1, rows, -1))
         basis = dct[:, now].movedim(1, 0)
-        if at["error_feedback"]:
-            stacked(at, "error").copy_(g - projected @ basis.mT)
-        return _expanded(_adam(at, projected, at.t), basis, transposed)
+        if bucket["error_feedback"]:
+            stacked(bucket, "error").copy_(g - projected @ basis.mT)
+        return _expanded(_adam(bucket, projected, bucket.t), basis, transposed)
 
 
 def _moments(theta: Tensor, rows: int, columns: int) -> dict[str, Tensor]:
@@ -166,9 +166,9 @@ def _expanded(direction: Tensor, basis: Tensor, transposed: bool) -> Tensor:
     return basis @ direction.mT if transposed else direction @ basis.mT
 
 
-def _adam(at: Slice, g: Tensor, t: int) -> Tensor:
-    momentum, second_moment = stacked(at, "momentum"), stacked(at, "second_moment")
-    return adam_direction([momentum], [second_moment], [g], at["betas"], at["eps"], t)[0]
+def _adam(bucket: Bucket, g: Tensor, t: int) -> Tensor:
+    momentum, second_moment = stacked(bucket, "momentum"), stacked(bucket, "second_moment")
+    return adam_direction([momentum], [second_moment], [g], bucket["betas"], bucket["eps"], t)[0]
 
 
 def dct_basis(size: int, like: Tensor) -> Tensor:

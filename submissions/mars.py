@@ -26,11 +26,9 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from harness.needs import Need
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
+from harness.interface import Need, OptimizerSubmission, Setup, StepContext
 from submissions.matrices import by_shape, orthogonalised
-from submissions.rule import Rule, Slice, Tensors, adam_direction, average_
+from submissions.rule import Bucket, Rule, Tensors, adam_direction, average_
 
 KINDS = ("adamw", "lion", "shampoo")
 
@@ -91,7 +89,7 @@ class MarsExact(Mars):
 
     def step(self, ctx: StepContext) -> None:
         self._gradient(ctx)
-        there = ctx.gradients(at=self.previous)
+        there = ctx.gradients(params=self.previous)
         torch._foreach_copy_(self.previous, [parameter.detach() for parameter in self.setup.parameters])
         rules = [optimizer for optimizer in self.optimizers if isinstance(optimizer, MarsRule)]
         for rule in rules:
@@ -126,25 +124,27 @@ class MarsRule(Rule):
             state["second_moment"] = torch.zeros_like(theta)
         return state if self.at_previous is not None else state | {"last_gradient": g.clone()}
 
-    def direction(self, at: Slice) -> Tensors:
-        beta1 = at["betas"][0]
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta1 = bucket["betas"][0]
         if self.at_previous is None:
-            last = at.state("last_gradient")
+            last = bucket.state("last_gradient")
         else:
-            last = [self.at_previous[p].to(g.dtype) for p, g in zip(at.parameters, at.g, strict=True)]
-        corrected = torch._foreach_sub(at.g, last)
-        torch._foreach_mul_(corrected, at["gamma"] * beta1 / (1 - beta1))
-        torch._foreach_add_(corrected, at.g)
+            last = [self.at_previous[p].to(g.dtype) for p, g in zip(bucket.parameters, bucket.g, strict=True)]
+        corrected = torch._foreach_sub(bucket.g, last)
+        torch._foreach_mul_(corrected, bucket["gamma"] * beta1 / (1 - beta1))
+        torch._foreach_add_(corrected, bucket.g)
         norms = torch._foreach_norm(corrected)
         torch._foreach_clamp_min_(norms, 1.0)
         corrected = torch._foreach_div(corrected, norms)
         if self.at_previous is None:
-            torch._foreach_copy_(last, at.g)
-        momentum = at.state("momentum")
-        if at["kind"] == "adamw":
-            return adam_direction(momentum, at.state("second_moment"), corrected, at["betas"], at["eps"], at.t)
+            torch._foreach_copy_(last, bucket.g)
+        momentum = bucket.state("momentum")
+        if bucket["kind"] == "adamw":
+            return adam_direction(
+                momentum, bucket.state("second_moment"), corrected, bucket["betas"], bucket["eps"], bucket.t
+            )
         average_(momentum, corrected, beta1)
-        return torch._foreach_sign(momentum) if at["kind"] == "lion" else _orthogonal_factors(momentum)
+        return torch._foreach_sign(momentum) if bucket["kind"] == "lion" else _orthogonal_factors(momentum)
 
 
 def _orthogonal_factors(momentum: Tensors) -> Tensors:

@@ -13,11 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.needs import Need
-from harness.roles import Role
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors
+from harness.interface import Need, OptimizerSubmission, Role, Setup, StepContext
+from submissions.rule import Bucket, Rule, Tensors
 
 MATRIX_ROLES = frozenset({Role.HIDDEN_MATRIX, Role.CONVOLUTION})
 
@@ -25,14 +22,14 @@ MATRIX_ROLES = frozenset({Role.HIDDEN_MATRIX, Role.CONVOLUTION})
 class MatrixRule(Rule):
     """A rule for parameters of two dimensions. A subclass defines `batch_direction` in the place of `direction`."""
 
-    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
+    def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         """What `lr` multiplies, [n, rows, columns], from the gradients [n, rows, columns] of the n matrices `at`."""
         raise NotImplementedError
 
-    def direction(self, at: Slice) -> Tensors:
-        directions = list(at.theta)  # stays so where it is empty
-        for places in by_shape(at.theta):
-            batch = at.part(places)
+    def direction(self, bucket: Bucket) -> Tensors:
+        directions = list(bucket.theta)  # stays so where it is empty
+        for places in by_shape(bucket.theta):
+            batch = bucket.subset(places)
             g = torch.stack(batch.g) if len(places) > 1 else batch.g[0].unsqueeze(0)
             for place, found in zip(places, self.batch_direction(batch, g).unbind(), strict=True):
                 directions[place] = found
@@ -48,16 +45,16 @@ def by_shape(tensors: Tensors) -> list[list[int]]:
     return list(shapes.values())
 
 
-def stacked(at: Slice, name: str) -> Tensor:
+def stacked(bucket: Bucket, name: str) -> Tensor:
     """The state `name` of all matrices as one tensor [n, ...], to be changed in place.
 
     The state of each matrix becomes a slice of it, so that nothing is copied from step to step.
     """
-    slices = at.state(name)
-    whole = _joined(slices)
+    buckets = bucket.state(name)
+    whole = _joined(buckets)
     if whole is None:
-        whole = torch.stack(slices)
-        for state, part in zip(at.states, whole.unbind(), strict=True):
+        whole = torch.stack(buckets)
+        for state, part in zip(bucket.states, whole.unbind(), strict=True):
             state[name] = part
     return whole
 
@@ -175,12 +172,12 @@ def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(-1), vectors.flip(-1)
 
 
-def _joined(slices: list[Tensor]) -> Tensor | None:
+def _joined(buckets: list[Tensor]) -> Tensor | None:
     """The tensor [n, ...] whose slices these are, one after the other in memory; None if they are not."""
-    first = slices[0]
+    first = buckets[0]
     address, size = first.data_ptr(), first.numel() * first.element_size()
-    for index, part in enumerate(slices):
+    for index, part in enumerate(buckets):
         same_memory = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
         if not (same_memory and part.data_ptr() == address + index * size and part.is_contiguous()):
             return None
-    return first.as_strided((len(slices), *first.shape), (first.numel(), *first.stride()))
+    return first.as_strided((len(buckets), *first.shape), (first.numel(), *first.stride()))

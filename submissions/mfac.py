@@ -23,7 +23,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors
+from submissions.rule import Bucket, Rule, Tensors
 
 
 class MFAC(Rule):
@@ -43,9 +43,9 @@ class MFAC(Rule):
         state = {"window": theta.new_zeros(group["gradients"], theta.numel())}
         return state | ({"momentum": torch.zeros_like(theta)} if group["momentum"] else {})
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         """(m λ I + G Gᵀ)⁻¹ G g, from products over all parameters."""
-        if not slices:
+        if not buckets:
             return
         m, place = (
             self.param_groups[0]["gradients"],
@@ -57,8 +57,8 @@ class MFAC(Rule):
             if "window" in state:
                 state["window"][place] = 0  # stays so for a parameter without a gradient this time
         products = []
-        for at in slices:
-            for g, window in zip(at.g, at.state("window"), strict=True):
+        for bucket in buckets:
+            for g, window in zip(bucket.g, bucket.state("window"), strict=True):
                 window[place] = g.reshape(-1)
                 products.append((window @ g.reshape(-1)).double())
         product = torch.stack(products).sum(0)
@@ -66,18 +66,19 @@ class MFAC(Rule):
         gram[place] = gram[:, place] = product
         system = gram + m * self.param_groups[0]["damping"] * torch.eye(m, dtype=gram.dtype, device=gram.device)
         weights = torch.cholesky_solve(product.unsqueeze(1), torch.linalg.cholesky_ex(system).L).squeeze(1)
-        for at in slices:
-            at.notes["weights"] = weights.to(at.g[0].dtype)
+        for bucket in buckets:
+            bucket.scratch["weights"] = weights.to(bucket.g[0].dtype)
 
-    def direction(self, at: Slice) -> Tensors:
+    def direction(self, bucket: Bucket) -> Tensors:
         past = [
-            (at.notes["weights"] @ window).view(g.shape) for window, g in zip(at.state("window"), at.g, strict=True)
+            (bucket.scratch["weights"] @ window).view(g.shape)
+            for window, g in zip(bucket.state("window"), bucket.g, strict=True)
         ]
-        direction = torch._foreach_sub(at.g, past)
-        torch._foreach_div_(direction, at["damping"])
-        if not at["momentum"]:
+        direction = torch._foreach_sub(bucket.g, past)
+        torch._foreach_div_(direction, bucket["damping"])
+        if not bucket["momentum"]:
             return direction
-        momentum = at.state("momentum")
-        torch._foreach_mul_(momentum, at["momentum"])
+        momentum = bucket.state("momentum")
+        torch._foreach_mul_(momentum, bucket["momentum"])
         torch._foreach_add_(momentum, direction)
         return momentum

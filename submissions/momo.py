@@ -23,9 +23,8 @@ from pydantic import FiniteFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors, average_, average_square_, root
+from harness.interface import OptimizerSubmission, Setup, StepContext
+from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
 
 class MoMo(OptimizerSubmission):
@@ -77,25 +76,25 @@ class MoMoRule(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"momentum": g.clone()}
 
-    def metric(self, at: Slice) -> Tensors | None:
+    def metric(self, bucket: Bucket) -> Tensors | None:
         return None
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         """The step size of every group, from inner products over all parameters."""
-        if not slices:
+        if not buckets:
             return
         first = self.param_groups[0]
         beta, updates = first["beta"], first["updates"] + 1
         products: list[Tensor] = []
-        for at in slices:
-            d = at.state("momentum")
-            average_(d, at.g, beta)
-            metric = self.metric(at)
+        for bucket in buckets:
+            d = bucket.state("momentum")
+            average_(d, bucket.g, beta)
+            metric = self.metric(bucket)
             step = d if metric is None else torch._foreach_div(d, metric)
-            at.notes["step"] = step
+            bucket.scratch["step"] = step
             products += [
                 torch.stack([(g * theta).sum(), (m * theta).sum(), (m * s).sum()])
-                for g, theta, m, s in zip(at.g, at.theta, d, step, strict=True)
+                for g, theta, m, s in zip(bucket.g, bucket.theta, d, step, strict=True)
             ]
         gradient_product, momentum_product, length = torch.stack(products).sum(0).tolist()
         rho = 1 - beta**updates if self.averages_start_at_zero else 1.0
@@ -109,13 +108,13 @@ class MoMoRule(Rule):
             group |= {"mean_loss": loss, "mean_product": product, "updates": updates}
             group["step_size"] = min(group["lr"] / rho, polyak)
 
-    def direction(self, at: Slice) -> Tensors:
-        step: Tensors = at.notes["step"]
+    def direction(self, bucket: Bucket) -> Tensors:
+        step: Tensors = bucket.scratch["step"]
         return step
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        torch._foreach_add_(at.theta, direction, alpha=-at["step_size"])
-        torch._foreach_div_(at.theta, 1 + at["lr"] * at["weight_decay"])
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        torch._foreach_add_(bucket.theta, direction, alpha=-bucket["step_size"])
+        torch._foreach_div_(bucket.theta, 1 + bucket["lr"] * bucket["weight_decay"])
 
 
 class MoMoAdamRule(MoMoRule):
@@ -133,6 +132,6 @@ class MoMoAdamRule(MoMoRule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return Rule.initial_state(self, theta, g, group)
 
-    def metric(self, at: Slice) -> Tensors:
-        average_square_(at.state("second_moment"), at.g, at["beta2"])
-        return root(at.state("second_moment"), 1 - at["beta2"] ** at.t, at["eps"])
+    def metric(self, bucket: Bucket) -> Tensors:
+        average_square_(bucket.state("second_moment"), bucket.g, bucket["beta2"])
+        return root(bucket.state("second_moment"), 1 - bucket["beta2"] ** bucket.t, bucket["eps"])

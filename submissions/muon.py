@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from pydantic import PositiveInt
 
-from harness.submission import Setup
+from harness.interface import Setup
 from submissions.matrices import MatrixSubmission
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_square_, root
+from submissions.rule import Bucket, Rule, Tensors, average_square_, root
 
 
 class NovoGrad(Rule):
@@ -35,14 +35,14 @@ class NovoGrad(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"second_moment": g.square().sum()}
 
-    def direction(self, at: Slice) -> Tensors:
-        beta1, beta2 = at["betas"]
-        momentum, second_moment = at.state("momentum"), at.state("second_moment")
-        average_square_(second_moment, torch._foreach_norm(at.g), beta2)
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta1, beta2 = bucket["betas"]
+        momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")
+        average_square_(second_moment, torch._foreach_norm(bucket.g), beta2)
         torch._foreach_mul_(momentum, beta1)
-        torch._foreach_add_(momentum, torch._foreach_div(at.g, root(second_moment, 1.0, at["eps"])))
-        torch._foreach_add_(momentum, at.theta, alpha=at["weight_decay"])
+        torch._foreach_add_(momentum, torch._foreach_div(bucket.g, root(second_moment, 1.0, bucket["eps"])))
+        torch._foreach_add_(momentum, bucket.theta, alpha=bucket["weight_decay"])
         return momentum
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])

@@ -30,10 +30,8 @@ from pydantic import FiniteFloat, PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from harness.needs import Need
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors, average_, average_square_, inner_product, root
+from harness.interface import Need, OptimizerSubmission, Setup, StepContext
+from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, inner_product, root
 
 PRECONDITIONERS = ("adam", "adagrad")
 
@@ -122,65 +120,65 @@ class PolyakRule(Rule):
     def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
         super().__init__(params, hyperparameters)
 
-    def moved_along(self, at: Slice) -> tuple[Tensors, Tensor]:
+    def moved_along(self, bucket: Bucket) -> tuple[Tensors, Tensor]:
         """The direction, and its squared norm in the metric of the rule."""
         raise NotImplementedError
 
-    def survey(self, slices: Sequence[Slice]) -> None:
-        found = [self.moved_along(at) for at in slices]
-        for at, (direction, _) in zip(slices, found, strict=True):
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
+        found = [self.moved_along(bucket) for bucket in buckets]
+        for bucket, (direction, _) in zip(buckets, found, strict=True):
             squared = torch.stack([norm for _, norm in found]).sum()
-            gap = max(self.loss - at["lower_bound"], 0.0)
-            size = gap / (at["c"] * squared).clamp_min(torch.finfo(squared.dtype).tiny)
-            at.notes.update(direction=direction, size=size.clamp_max(at["lr"]))
+            gap = max(self.loss - bucket["lower_bound"], 0.0)
+            size = gap / (bucket["c"] * squared).clamp_min(torch.finfo(squared.dtype).tiny)
+            bucket.scratch.update(direction=direction, size=size.clamp_max(bucket["lr"]))
 
-    def direction(self, at: Slice) -> Tensors:
-        direction: Tensors = at.notes["direction"]
+    def direction(self, bucket: Bucket) -> Tensors:
+        direction: Tensors = bucket.scratch["direction"]
         return direction
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        size = at.notes["size"]
-        if at["weight_decay"]:
-            torch._foreach_mul_(at.theta, 1 - size * at["weight_decay"])
-        torch._foreach_sub_(at.theta, torch._foreach_mul(direction, size))
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        size = bucket.scratch["size"]
+        if bucket["weight_decay"]:
+            torch._foreach_mul_(bucket.theta, 1 - size * bucket["weight_decay"])
+        torch._foreach_sub_(bucket.theta, torch._foreach_mul(direction, size))
 
 
 class SMAGRule(PolyakRule):
     buffers = ("momentum",)
 
-    def moved_along(self, at: Slice) -> tuple[Tensors, Tensor]:
-        d = at.state("momentum")
-        torch._foreach_mul_(d, at["beta"])
-        torch._foreach_add_(d, at.g)
+    def moved_along(self, bucket: Bucket) -> tuple[Tensors, Tensor]:
+        d = bucket.state("momentum")
+        torch._foreach_mul_(d, bucket["beta"])
+        torch._foreach_add_(d, bucket.g)
         return d, inner_product(d, d)
 
 
 class PreconditionedPolyakRule(PolyakRule):
-    def diagonal(self, at: Slice) -> Tensors:
+    def diagonal(self, bucket: Bucket) -> Tensors:
         """D, brought up to date."""
         raise NotImplementedError
 
-    def moved_along(self, at: Slice) -> tuple[Tensors, Tensor]:
-        b = torch._foreach_abs(self.diagonal(at))
-        torch._foreach_clamp_min_(b, at["alpha"])
-        direction = torch._foreach_div(at.g, b)
-        return direction, inner_product(at.g, direction)
+    def moved_along(self, bucket: Bucket) -> tuple[Tensors, Tensor]:
+        b = torch._foreach_abs(self.diagonal(bucket))
+        torch._foreach_clamp_min_(b, bucket["alpha"])
+        direction = torch._foreach_div(bucket.g, b)
+        return direction, inner_product(bucket.g, direction)
 
 
 class AdamPolyakRule(PreconditionedPolyakRule):
     buffers = ("second_moment",)
 
-    def diagonal(self, at: Slice) -> Tensors:
-        average_square_(at.state("second_moment"), at.g, at["beta"])
-        return root(at.state("second_moment"), 1 - at["beta"] ** at.t, 0.0)
+    def diagonal(self, bucket: Bucket) -> Tensors:
+        average_square_(bucket.state("second_moment"), bucket.g, bucket["beta"])
+        return root(bucket.state("second_moment"), 1 - bucket["beta"] ** bucket.t, 0.0)
 
 
 class AdaGradPolyakRule(PreconditionedPolyakRule):
     buffers = ("sum_of_squares",)
 
-    def diagonal(self, at: Slice) -> Tensors:
-        total = at.state("sum_of_squares")
-        torch._foreach_addcmul_(total, at.g, at.g)
+    def diagonal(self, bucket: Bucket) -> Tensors:
+        total = bucket.state("sum_of_squares")
+        torch._foreach_addcmul_(total, bucket.g, bucket.g)
         return torch._foreach_sqrt(total)
 
 
@@ -189,8 +187,8 @@ class HutchinsonPolyakRule(PreconditionedPolyakRule):
     estimates: dict[Tensor, Tensor]
     """z ⊙ H z of every parameter; to be set before each step."""
 
-    def diagonal(self, at: Slice) -> Tensors:
-        diagonal = at.state("diagonal")
-        new = [self.estimates[p].to(g.dtype) for p, g in zip(at.parameters, at.g, strict=True)]
-        average_(diagonal, new, at["beta"] if at.t > 1 else 0.0)
+    def diagonal(self, bucket: Bucket) -> Tensors:
+        diagonal = bucket.state("diagonal")
+        new = [self.estimates[p].to(g.dtype) for p, g in zip(bucket.parameters, bucket.g, strict=True)]
+        average_(diagonal, new, bucket["beta"] if bucket.t > 1 else 0.0)
         return diagonal

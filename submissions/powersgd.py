@@ -19,9 +19,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 
-from harness.needs import Need
-from harness.step import StepContext, WrappedContext
-from harness.submission import Setup, Submission, Wrapper
+from harness.interface import Need, Setup, StepContext, Submission, WrappedContext, Wrapper
 
 MEMORY = ("error_dict", "p_memory_dict", "q_memory_dict")
 
@@ -32,7 +30,7 @@ class PowerSGD(Wrapper):
     def __init__(self, setup: Setup, inner: Submission, *, powersgd_rank: PositiveInt = 2) -> None:
         super().__init__(setup, inner)
         self.hook = powerSGD_hook.PowerSGDState(
-            setup.ranks.group, powersgd_rank, start_powerSGD_iter=2, orthogonalization_epsilon=1e-8
+            setup.ranks.process_group, powersgd_rank, start_powerSGD_iter=2, orthogonalization_epsilon=1e-8
         )
 
     def step(self, ctx: StepContext) -> None:

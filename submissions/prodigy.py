@@ -23,7 +23,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, root
+from submissions.rule import Bucket, Rule, Tensors, root
 
 
 class Prodigy(Rule):
@@ -45,28 +45,28 @@ class Prodigy(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"start": theta.clone()}
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         """Update the averages, and find the next d; the step itself is made with the present one."""
-        if not slices:
+        if not buckets:
             return
         first = self.param_groups[0]
         d: float = first["d"]
         beta1, beta2 = first["betas"]
         parts: list[Tensor] = []
         sums: list[Tensor] = []
-        for at in slices:
-            s = at.state("gradient_sum")
-            momentum, second_moment = at.state("momentum"), at.state("second_moment")
+        for bucket in buckets:
+            s = bucket.state("gradient_sum")
+            momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")
             torch._foreach_mul_(momentum, beta1)
-            torch._foreach_add_(momentum, at.g, alpha=(1 - beta1) * d)
+            torch._foreach_add_(momentum, bucket.g, alpha=(1 - beta1) * d)
             torch._foreach_mul_(second_moment, beta2)
-            torch._foreach_addcmul_(second_moment, at.g, at.g, value=(1 - beta2) * d**2)
+            torch._foreach_addcmul_(second_moment, bucket.g, bucket.g, value=(1 - beta2) * d**2)
             parts += [
-                at["lr"] * d**2 * torch.vdot(g.flatten(), (start - theta).flatten())
-                for g, start, theta in zip(at.g, at.state("start"), at.theta, strict=True)
+                bucket["lr"] * d**2 * torch.vdot(g.flatten(), (start - theta).flatten())
+                for g, start, theta in zip(bucket.g, bucket.state("start"), bucket.theta, strict=True)
             ]
             torch._foreach_mul_(s, beta2**0.5)
-            torch._foreach_add_(s, at.g, alpha=at["lr"] * d**2)
+            torch._foreach_add_(s, bucket.g, alpha=bucket["lr"] * d**2)
             sums += torch._foreach_norm(s, 1)
         r = beta2**0.5 * first["r"] + float(torch.stack(parts).sum())
         total = float(torch.stack(sums).sum())
@@ -74,10 +74,12 @@ class Prodigy(Rule):
         for group in self.param_groups:
             group |= {"last_d": d, "d": next_d, "r": r}
 
-    def direction(self, at: Slice) -> Tensors:
-        return torch._foreach_div(at.state("momentum"), root(at.state("second_moment"), 1.0, at["last_d"] * at["eps"]))
+    def direction(self, bucket: Bucket) -> Tensors:
+        return torch._foreach_div(
+            bucket.state("momentum"), root(bucket.state("second_moment"), 1.0, bucket["last_d"] * bucket["eps"])
+        )
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        rate = at["lr"] * at["last_d"]
-        torch._foreach_mul_(at.theta, 1 - rate * at["weight_decay"])
-        torch._foreach_add_(at.theta, direction, alpha=-rate)
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        rate = bucket["lr"] * bucket["last_d"]
+        torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])
+        torch._foreach_add_(bucket.theta, direction, alpha=-rate)

@@ -25,9 +25,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from harness.submission import Setup
+from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, stacked
-from submissions.rule import Slice
+from submissions.rule import Bucket
 
 _BALANCE_EVERY = 100
 _MAX_RMS = 1.1
@@ -71,7 +71,7 @@ class KronRule(MatrixRule):
         factors = {f"factor_{side}": identity(size) for side, size in enumerate(theta.shape)}
         return super().initial_state(theta, g, group) | factors
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         for group in self.param_groups:
             group["since_fit"] += 1
             group["fit"] = (
@@ -81,18 +81,18 @@ class KronRule(MatrixRule):
             if group["fit"]:
                 group |= {"since_fit": 0, "fits": group["fits"] + 1}
 
-    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
-        beta = at["momentum"]
-        m = stacked(at, "momentum").lerp_(gradient, 1 - beta) / (1 - beta**at.t)
-        left, right = stacked(at, "factor_0"), stacked(at, "factor_1")
-        if at["fit"]:
-            if at["fits"] % _BALANCE_EVERY == 0:
+    def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
+        beta = bucket["momentum"]
+        m = stacked(bucket, "momentum").lerp_(gradient, 1 - beta) / (1 - beta**bucket.t)
+        left, right = stacked(bucket, "factor_0"), stacked(bucket, "factor_1")
+        if bucket["fit"]:
+            if bucket["fits"] % _BALANCE_EVERY == 0:
                 _balance(left, right)
             noise = torch.randn(m.shape, generator=self.generator, dtype=m.dtype, device=m.device)
             a = _times(right, _times(left, m).mT).mT
             b = _inverse_transposed_times(right, _inverse_transposed_times(left, noise).mT).mT
-            _fit(left, a, b, at["precondition_lr"])
-            _fit(right, a.mT, b.mT, at["precondition_lr"])
+            _fit(left, a, b, bucket["precondition_lr"])
+            _fit(right, a.mT, b.mT, bucket["precondition_lr"])
         update = _times(left, _times(left, m), transposed=True)
         update = _times(right, _times(right, update.mT), transposed=True).mT
         rms = update.square().mean((1, 2), keepdim=True).sqrt()

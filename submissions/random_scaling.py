@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch.optim.optimizer import ParamsT
 
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors
+from harness.interface import OptimizerSubmission, Setup
+from submissions.rule import Bucket, Rule, Tensors
 
 
 class RandomScalingSGD(OptimizerSubmission):
@@ -34,15 +34,15 @@ class RandomScalingRule(Rule):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.generator, self.scale = generator, 1.0
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         self.scale = float(torch.empty(()).exponential_(generator=self.generator))
 
-    def direction(self, at: Slice) -> Tensors:
-        momentum = at.state("momentum")
-        torch._foreach_sub_(momentum, at.g, alpha=at["lr"])
-        torch._foreach_mul_(momentum, at["momentum"])
+    def direction(self, bucket: Bucket) -> Tensors:
+        momentum = bucket.state("momentum")
+        torch._foreach_sub_(momentum, bucket.g, alpha=bucket["lr"])
+        torch._foreach_mul_(momentum, bucket["momentum"])
         return momentum
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        torch._foreach_mul_(at.theta, 1 - at["lr"] * at["weight_decay"])
-        torch._foreach_add_(at.theta, direction, alpha=self.scale)
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        torch._foreach_mul_(bucket.theta, 1 - bucket["lr"] * bucket["weight_decay"])
+        torch._foreach_add_(bucket.theta, direction, alpha=self.scale)

@@ -1,4 +1,4 @@
-"""What update rules have in common, so that a file per algorithm holds only its equations.
+"""The common base of update rules, so that a file per algorithm holds only its equations.
 
 A rule gives the direction u that the learning rate multiplies; the step then is, with decoupled weight decay
 (Loshchilov & Hutter 2019, arXiv:1711.05101),
@@ -9,11 +9,12 @@ A rule gives the direction u that the learning rate multiplies; the step then is
         def __init__(self, params: ParamsT, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
             super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
-        def direction(self, at: Slice) -> Tensors:
-            return torch._foreach_sign(at.g)
+        def direction(self, bucket: Bucket) -> Tensors:
+            return torch._foreach_sign(bucket.g)
 
-Parameters without a gradient are skipped and do not age: each counts its own steps, which bias corrections need.
-Parameters narrower than 32 bits are updated in float32, state included, and rounded once.
+A rule works on whole lists of tensors, a `Bucket` at a time. Parameters without a gradient are skipped, and their step
+counter is not incremented: each parameter counts its own steps, which bias corrections need. Parameters narrower than
+32 bits are updated in float32, state included, and rounded once.
 """
 
 from __future__ import annotations
@@ -26,93 +27,105 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from harness import renamed
+
 Tensors = list[Tensor] | tuple[Tensor, ...]
+__getattr__ = renamed.names("submissions.rule", Slice="Bucket", wide="upcast")
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Parameters of one group that are updated together: all have a gradient, one dtype and one age.
+class Bucket:
+    """Parameters of one group that are updated together: all have a gradient, the same dtype and the same step count.
 
-    On a CPU large groups are several slices."""
+    On a CPU a large group is several buckets.
+    """
 
     parameters: list[Tensor]
-    """Themselves, as keys of what a submission hands to its rule. Not to be written to."""
+    """The parameters themselves, as keys of what a submission hands to its rule. Not to be written to."""
     theta: list[Tensor]
-    """Values, to be updated in place; shares no memory with the parameters where these are narrower than 32 bits."""
+    """Their values, to be updated in place; copies in float32 where the parameters are narrower than 32 bits."""
     g: list[Tensor]
-    """Gradients. Not to be written to."""
+    """Their gradients, in the dtype of theta. Not to be written to."""
     t: int
     """Steps of these parameters, this one included: 1, 2, ..."""
     states: list[dict[str, Any]]
+    """The state of each parameter."""
     group: dict[str, Any]
     """The parameter group, with its hyperparameters by name."""
-    notes: dict[str, Any] = field(default_factory=dict)
-    """What `survey` leaves for `direction` and `apply` of the same step."""
+    scratch: dict[str, Any] = field(default_factory=dict)
+    """What `prepare_step` leaves for `direction` and `apply` of the same step."""
 
     def __getitem__(self, hyperparameter: str) -> Any:
         return self.group[hyperparameter]
 
     def state(self, name: str) -> list[Tensor]:
+        """The state tensors `name` of all parameters, parallel to theta."""
         return [state[name] for state in self.states]
 
-    def part(self, places: Sequence[int]) -> Slice:
-        """Some of the parameters."""
+    def subset(self, positions: Sequence[int]) -> Bucket:
+        """A bucket of some of the parameters."""
 
-        def some(values: list[Any]) -> list[Any]:
-            return [values[place] for place in places]
+        def pick(values: list[Any]) -> list[Any]:
+            return [values[i] for i in positions]
 
-        return Slice(some(self.parameters), some(self.theta), some(self.g), self.t, some(self.states), self.group)
+        return Bucket(pick(self.parameters), pick(self.theta), pick(self.g), self.t, pick(self.states), self.group)
 
 
 class Rule(torch.optim.Optimizer):
-    """An update rule over whole lists of parameters. A subclass defines `direction`, and the rest where it differs."""
+    """An update rule over whole lists of parameters. A subclass defines `direction`, and what else differs."""
 
     buffers: ClassVar[tuple[str, ...]] = ()
-    """State of the parameter's shape that starts at zero."""
+    """Names of state tensors of the parameter's shape that start at zero."""
     block: ClassVar[float] = 2**18
     """About how many elements a CPU updates together: so few that what one operation has written is still in its cache
     when the next one reads it."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        renamed.refuse_overrides(cls, {"survey": "prepare_step"})
+
     def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
         super().__init__(params, hyperparameters)
 
-    def direction(self, at: Slice) -> Tensors:
-        """What the learning rate multiplies, parallel to `at.theta`."""
+    def direction(self, bucket: Bucket) -> Tensors:
+        """What the learning rate multiplies, parallel to `bucket.theta`."""
         raise NotImplementedError
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        """Move `at.theta` along the direction, which may be a buffer and is not to be written to."""
-        if at["weight_decay"]:
-            torch._foreach_mul_(at.theta, 1 - at["lr"] * at["weight_decay"])
-        torch._foreach_add_(at.theta, direction, alpha=-at["lr"])
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        """Move `bucket.theta` along the direction, which may be a state tensor and is not to be written to."""
+        if bucket["weight_decay"]:
+            torch._foreach_mul_(bucket.theta, 1 - bucket["lr"] * bucket["weight_decay"])
+        torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])
 
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """State of a parameter of `group` before its first step, whose gradient is `g`."""
+        """The state of a parameter of `group` before its first step, whose gradient is `g`."""
         return {name: torch.zeros_like(theta) for name in self.buffers}
 
-    def survey(self, slices: Sequence[Slice]) -> None:
-        """Called once per step before any parameter moves, for what depends on all of them."""
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
+        """Called once per step before any parameter moves, for what depends on all of them, such as global norms."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As torch.optim.Optimizer.step."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        slices = [at for group in self.param_groups for at in self._slices(group)]
-        self.survey(slices)
-        for at in slices:
-            self.apply(at, self.direction(at))
-            if at.theta[0] is not at.parameters[0]:
-                torch._foreach_copy_(at.parameters, at.theta)
+        buckets = [bucket for group in self.param_groups for bucket in self._buckets(group)]
+        self.prepare_step(buckets)
+        for bucket in buckets:
+            self.apply(bucket, self.direction(bucket))
+            if bucket.theta[0] is not bucket.parameters[0]:
+                torch._foreach_copy_(bucket.parameters, bucket.theta)
         return loss
 
     def shared(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """State of the whole rule, at first `make()`; to be changed in place."""
-        own: dict[str, Any] = self.state["shared"]  # type: ignore[index]
-        if name not in own:
-            own[name] = make()
-        tensor: Tensor = own[name]
+        """State of the whole rule, `make()` at first; to be changed in place."""
+        shared_state: dict[str, Any] = self.state["shared"]  # type: ignore[index]
+        if name not in shared_state:
+            shared_state[name] = make()
+        tensor: Tensor = shared_state[name]
         return tensor
 
-    def _slices(self, group: dict[str, Any]) -> list[Slice]:
+    def _buckets(self, group: dict[str, Any]) -> list[Bucket]:
+        """The group's parameters with gradients, by what must be alike within a bucket."""
         alike: dict[tuple[torch.dtype, torch.device, int, int], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
         elements = 0
         for parameter in group["params"]:
@@ -121,43 +134,49 @@ class Rule(torch.optim.Optimizer):
                 continue
             if g.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
-            state = self.state[parameter]
-            if not state:
-                state |= {"step": 0} | self.initial_state(wide(parameter), wide(g), group)
-            state["step"] += 1
+            state = self._advance_state(parameter, g, group)
             elements += parameter.numel()
             block = int(elements // self.block) if parameter.device.type == "cpu" else 0
             key = parameter.dtype, parameter.device, state["step"], block
             alike.setdefault(key, []).append((parameter, g, state))
-        slices = []
-        for (dtype, _, age, _), rows in alike.items():
-            parameters, g, states = (list(column) for column in zip(*rows, strict=True))
+        buckets = []
+        for (dtype, _, step, _), rows in alike.items():
+            parameters, gradients, states = (list(column) for column in zip(*rows, strict=True))
             narrow = dtype.itemsize < 4
-            theta = [wide(parameter) for parameter in parameters] if narrow else parameters
-            slices.append(Slice(parameters, theta, [wide(x) for x in g] if narrow else g, age, states, group))
-        return slices
+            theta = [upcast(parameter) for parameter in parameters] if narrow else parameters
+            g = [upcast(gradient) for gradient in gradients] if narrow else gradients
+            buckets.append(Bucket(parameters, theta, g, step, states, group))
+        return buckets
+
+    def _advance_state(self, parameter: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of a parameter, made at its first step, with its step counted."""
+        state = self.state[parameter]
+        if not state:
+            state |= {"step": 0} | self.initial_state(upcast(parameter), upcast(g), group)
+        state["step"] += 1
+        return state
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """At least float32; the tensor itself where it is."""
+def upcast(tensor: Tensor) -> Tensor:
+    """The tensor in float32 where it is narrower; otherwise the tensor itself."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def inner_product(a: Tensors, b: Tensors) -> Tensor:
-    """Sum over all elements of all tensors."""
+    """The sum of a · b over all elements of all tensors, a scalar; lists of equal shapes."""
     return torch.stack([product.sum() for product in torch._foreach_mul(a, b)]).sum()
 
 
-# Steps that many rules share, over lists of tensors.
+# ---- steps that many rules share, over lists of tensors --------------------------------------------------------------
 
 
 def average_(average: Tensors, values: Tensors, beta: float) -> None:
-    """a ← β a + (1 - β) x."""
+    """a ← β a + (1 - β) x, in place."""
     torch._foreach_lerp_(average, values, 1 - beta)
 
 
 def average_square_(average: Tensors, values: Tensors, beta: float) -> None:
-    """a ← β a + (1 - β) x²."""
+    """a ← β a + (1 - β) x², in place."""
     torch._foreach_mul_(average, beta)
     torch._foreach_addcmul_(average, values, values, value=1 - beta)
 
@@ -170,9 +189,11 @@ def root(second_moment: Tensors, correction: float, eps: float, scale: float = 1
     return denominator
 
 
-def adam(at: Slice) -> Tensors:
+def adam(bucket: Bucket) -> Tensors:
     """Adam's direction with the buffers `momentum` and `second_moment`."""
-    return adam_direction(at.state("momentum"), at.state("second_moment"), at.g, at["betas"], at["eps"], at.t)
+    return adam_direction(
+        bucket.state("momentum"), bucket.state("second_moment"), bucket.g, bucket["betas"], bucket["eps"], bucket.t
+    )
 
 
 def adam_direction(

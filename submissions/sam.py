@@ -14,9 +14,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from harness.needs import Need
-from harness.step import StepContext, WrappedContext, swapped
-from harness.submission import Setup, Submission, Wrapper
+from harness.interface import Need, Setup, StepContext, Submission, WrappedContext, Wrapper, swapped
 
 
 class SAM(Wrapper):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_square_, root
+from submissions.rule import Bucket, Rule, Tensors, average_square_, root
 
 
 class ScheduleFreeSGD(Rule):
@@ -37,22 +37,22 @@ class ScheduleFreeSGD(Rule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"fast": theta.clone()}
 
-    def direction(self, at: Slice) -> Tensors:
-        return at.g
+    def direction(self, bucket: Bucket) -> Tensors:
+        return bucket.g
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         for group in self.param_groups:
             group["largest_lr"] = max(group["largest_lr"], group["lr"])
             group["weight_sum"] += group["largest_lr"] ** 2
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        lr, beta, z = at["lr"], self.interpolation(at.group), at.state("fast")
-        c = at["largest_lr"] ** 2 / at["weight_sum"] if at["weight_sum"] else 0.0
-        decay = at["weight_decay"]
-        u = torch._foreach_add(direction, at.theta, alpha=decay) if decay else direction
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        lr, beta, z = bucket["lr"], self.interpolation(bucket.group), bucket.state("fast")
+        c = bucket["largest_lr"] ** 2 / bucket["weight_sum"] if bucket["weight_sum"] else 0.0
+        decay = bucket["weight_decay"]
+        u = torch._foreach_add(direction, bucket.theta, alpha=decay) if decay else direction
         # y of the new x and z, out of the old y and z.
-        torch._foreach_lerp_(at.theta, z, c)
-        torch._foreach_add_(at.theta, u, alpha=lr * (beta * (1 - c) - 1))
+        torch._foreach_lerp_(bucket.theta, z, c)
+        torch._foreach_add_(bucket.theta, u, alpha=lr * (beta * (1 - c) - 1))
         torch._foreach_sub_(z, u, alpha=lr)
 
     @torch.no_grad()
@@ -89,10 +89,10 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
     def interpolation(self, group: dict[str, Any]) -> float:
         return float(group["betas"][0])
 
-    def direction(self, at: Slice) -> Tensors:
-        beta2, second_moment = at["betas"][1], at.state("second_moment")
-        average_square_(second_moment, at.g, beta2)
-        return torch._foreach_div(at.g, root(second_moment, 1 - beta2**at.t, at["eps"]))
+    def direction(self, bucket: Bucket) -> Tensors:
+        beta2, second_moment = bucket["betas"][1], bucket.state("second_moment")
+        average_square_(second_moment, bucket.g, beta2)
+        return torch._foreach_div(bucket.g, root(second_moment, 1 - beta2**bucket.t, bucket["eps"]))
 
 
 def _refuse_zero(name: str, value: float) -> None:

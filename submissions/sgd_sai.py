@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, average_
+from submissions.rule import Bucket, Rule, Tensors, average_
 
 
 class SGDSaI(Rule):
@@ -39,7 +39,7 @@ class SGDSaI(Rule):
             scale = scale / (g.std() + group["eps"])
         return super().initial_state(theta, g, group) | {"signal_to_noise": scale}
 
-    def direction(self, at: Slice) -> Tensors:
-        momentum = at.state("momentum")
-        average_(momentum, at.g, at["momentum"])
-        return torch._foreach_mul(momentum, at.state("signal_to_noise"))
+    def direction(self, bucket: Bucket) -> Tensors:
+        momentum = bucket.state("momentum")
+        average_(momentum, bucket.g, bucket["momentum"])
+        return torch._foreach_mul(momentum, bucket.state("signal_to_noise"))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors
+from submissions.rule import Bucket, Rule, Tensors
 
 
 class SGDW(Rule):
@@ -22,12 +22,12 @@ class SGDW(Rule):
     def __init__(self, params: ParamsT, lr: float = 0.05, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def direction(self, at: Slice) -> Tensors:
-        momentum = at.state("momentum")
-        torch._foreach_mul_(momentum, at["momentum"])
-        torch._foreach_add_(momentum, at.g, alpha=at["lr"])
+    def direction(self, bucket: Bucket) -> Tensors:
+        momentum = bucket.state("momentum")
+        torch._foreach_mul_(momentum, bucket["momentum"])
+        torch._foreach_add_(momentum, bucket.g, alpha=bucket["lr"])
         return momentum
 
-    def apply(self, at: Slice, direction: Tensors) -> None:
-        torch._foreach_mul_(at.theta, 1 - at["lr"] / self.defaults["lr"] * at["weight_decay"])
-        torch._foreach_sub_(at.theta, direction)
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        torch._foreach_mul_(bucket.theta, 1 - bucket["lr"] / self.defaults["lr"] * bucket["weight_decay"])
+        torch._foreach_sub_(bucket.theta, direction)

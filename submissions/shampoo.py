@@ -21,9 +21,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from harness.submission import Setup
+from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, eigenvectors, square, stacked
-from submissions.rule import Slice, adam_direction
+from submissions.rule import Bucket, adam_direction
 
 
 class Shampoo(MatrixSubmission):
@@ -54,19 +54,19 @@ class ShampooRule(MatrixRule):
         squares = {f"{name}_{side}": square(theta, side) for name in ("covariance", "root") for side in (0, 1)}
         return super().initial_state(theta, g, group) | squares
 
-    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
-        beta2, start = at["betas"][1], at["start_step"]
-        m, v = stacked(at, "momentum"), stacked(at, "second_moment")
-        (grafted,) = adam_direction([m], [v], [gradient], at["betas"], at["grafting_eps"], at.t)
-        covariances = [stacked(at, f"covariance_{side}") for side in (0, 1)]
+    def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
+        beta2, start = bucket["betas"][1], bucket["start_step"]
+        m, v = stacked(bucket, "momentum"), stacked(bucket, "second_moment")
+        (grafted,) = adam_direction([m], [v], [gradient], bucket["betas"], bucket["grafting_eps"], bucket.t)
+        covariances = [stacked(bucket, f"covariance_{side}") for side in (0, 1)]
         covariances[0].lerp_(gradient @ gradient.mT, 1 - beta2)
         covariances[1].lerp_(gradient.mT @ gradient, 1 - beta2)
-        if at.t <= start:
+        if bucket.t <= start:
             return grafted
-        roots = [stacked(at, f"root_{side}") for side in (0, 1)]
-        if (at.t - start - 1) % at["precondition_frequency"] == 0:
+        roots = [stacked(bucket, f"root_{side}") for side in (0, 1)]
+        if (bucket.t - start - 1) % bucket["precondition_frequency"] == 0:
             for root, covariance in zip(roots, covariances, strict=True):
-                root.copy_(_inverse_fourth_root(covariance / (1 - beta2**at.t), at["eps"]))
+                root.copy_(_inverse_fourth_root(covariance / (1 - beta2**bucket.t), bucket["eps"]))
         preconditioned = roots[0] @ m @ roots[1]
         scale = torch.linalg.matrix_norm(grafted) / torch.linalg.matrix_norm(preconditioned).clamp_min(1e-30)
         return preconditioned * scale[:, None, None]

@@ -20,9 +20,9 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from harness.submission import Setup
+from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, eigenvectors, square, stacked
-from submissions.rule import Slice
+from submissions.rule import Bucket
 
 
 class SOAP(MatrixSubmission):
@@ -53,12 +53,12 @@ class SOAPRule(MatrixRule):
         }  # fmt: skip
         return super().initial_state(theta, g, group) | squares
 
-    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
-        (beta1, beta2), t = at["betas"], at.t - 1
-        m, v = stacked(at, "momentum"), stacked(at, "second_moment")
-        sides = [side for side in (0, 1) if f"basis_{side}" in at.states[0]]
-        bases = {side: stacked(at, f"basis_{side}") for side in sides}
-        covariances = {side: stacked(at, f"covariance_{side}") for side in sides}
+    def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
+        (beta1, beta2), t = bucket["betas"], bucket.t - 1
+        m, v = stacked(bucket, "momentum"), stacked(bucket, "second_moment")
+        sides = [side for side in (0, 1) if f"basis_{side}" in bucket.states[0]]
+        bases = {side: stacked(bucket, f"basis_{side}") for side in sides}
+        covariances = {side: stacked(bucket, f"covariance_{side}") for side in sides}
         for side, covariance in covariances.items():
             covariance.lerp_(gradient @ gradient.mT if side == 0 else gradient.mT @ gradient, 1 - beta2)
         if t == 0:
@@ -68,9 +68,9 @@ class SOAPRule(MatrixRule):
         rotated = _rotate(gradient, bases)
         m.lerp_(rotated, 1 - beta1)
         v.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
-        denominator = (v / (1 - beta2**t)).sqrt_().add_(at["eps"]).mul_(1 - beta1**t)
+        denominator = (v / (1 - beta2**t)).sqrt_().add_(bucket["eps"]).mul_(1 - beta1**t)
         direction = _rotate(m / denominator, bases, back=True)
-        if t % at["precondition_frequency"] == 0:
+        if t % bucket["precondition_frequency"] == 0:
             momentum = _rotate(m, bases, back=True)
             for side, basis in bases.items():
                 _refresh(basis, covariances[side], v, side)

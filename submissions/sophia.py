@@ -23,10 +23,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from harness.needs import Need
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import Rule, Slice, Tensors, average_
+from harness.interface import Need, OptimizerSubmission, Setup, StepContext
+from submissions.rule import Bucket, Rule, Tensors, average_
 
 
 class SophiaRule(Rule):
@@ -37,18 +35,18 @@ class SophiaRule(Rule):
     def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
         super().__init__(params, hyperparameters | {"updates": 0})
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         for group in self.param_groups:
             group["updates"] += 1
 
-    def direction(self, at: Slice) -> Tensors:
-        (beta1, beta2), momentum, hessian = at["betas"], at.state("momentum"), at.state("hessian")
-        average_(momentum, at.g, beta1)
+    def direction(self, bucket: Bucket) -> Tensors:
+        (beta1, beta2), momentum, hessian = bucket["betas"], bucket.state("momentum"), bucket.state("hessian")
+        average_(momentum, bucket.g, beta1)
         if self.estimates is not None:
-            new = [self.estimates[p].to(h.dtype) for p, h in zip(at.parameters, hessian, strict=True)]
+            new = [self.estimates[p].to(h.dtype) for p, h in zip(bucket.parameters, hessian, strict=True)]
             average_(hessian, new, beta2)
-        denominator = torch._foreach_mul(hessian, at["gamma"])
-        torch._foreach_clamp_min_(denominator, at["eps"])
+        denominator = torch._foreach_mul(hessian, bucket["gamma"])
+        torch._foreach_clamp_min_(denominator, bucket["eps"])
         ratio = torch._foreach_div(momentum, denominator)
         torch._foreach_clamp_min_(ratio, -1.0)
         torch._foreach_clamp_max_(ratio, 1.0)

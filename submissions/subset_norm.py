@@ -23,9 +23,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from harness.submission import Setup
+from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, leading_right_vectors, stacked, tall
-from submissions.rule import Slice
+from submissions.rule import Bucket
 
 
 class AdamWSubsetNorm(MatrixSubmission):
@@ -58,22 +58,22 @@ class SubsetNormRule(MatrixRule):
         rank = min(group["rank"], columns)
         return state | {"basis": theta.new_zeros(columns, rank), "momentum": theta.new_zeros(rows, rank)}
 
-    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
-        beta1, beta2 = at["betas"]
+    def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
+        beta1, beta2 = bucket["betas"]
         g, transposed = tall(gradient)
-        v, m = stacked(at, "subset_moment"), stacked(at, "momentum")
+        v, m = stacked(bucket, "subset_moment"), stacked(bucket, "momentum")
         norms = torch.linalg.vector_norm(gradient, dim=1 if transposed else 2, keepdim=True)
         v.lerp_(norms.square_(), 1 - beta2)
-        if at["rank"] == 0:
+        if bucket["rank"] == 0:
             moved = m.lerp_(gradient, 1 - beta1)
         else:
-            basis = stacked(at, "basis")
-            if (at.t - 1) % at["refresh_every"] == 0:
+            basis = stacked(bucket, "basis")
+            if (bucket.t - 1) % bucket["refresh_every"] == 0:
                 basis.copy_(leading_right_vectors(g, basis.shape[2]))
                 m.zero_()
             projected = g @ basis
             m.lerp_(projected, 1 - beta1)
             change = m - projected
             moved = gradient + (basis @ change.mT if transposed else change @ basis.mT)
-        correction = (1 - beta2**at.t) ** 0.5 / (1 - beta1**at.t)
-        return moved * (correction / (v.sqrt() + at["eps"]))
+        correction = (1 - beta2**bucket.t) ** 0.5 / (1 - beta1**bucket.t)
+        return moved * (correction / (v.sqrt() + bucket["eps"]))

@@ -18,7 +18,7 @@ import torch
 from pydantic import PositiveFloat
 from torch.optim.optimizer import ParamsT
 
-from submissions.rule import Rule, Slice, Tensors, adam
+from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class Swats(Rule):
@@ -37,13 +37,13 @@ class Swats(Rule):
         # `rate` is Λ / η, so that a schedule does not move it; `sgd_rate` is Λ̂ / η after the switch.
         super().__init__(params, hyperparameters | {"rate": 0.0, "updates": 0, "sgd_rate": None})
 
-    def survey(self, slices: Sequence[Slice]) -> None:
+    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         first = self.param_groups[0]
-        if first["sgd_rate"] is not None or not slices:
+        if first["sgd_rate"] is not None or not buckets:
             return
-        for at in slices:
-            at.notes["adam"] = adam(at)
-        pairs = [(u, g) for at in slices for u, g in zip(at.notes["adam"], at.g, strict=True)]
+        for bucket in buckets:
+            bucket.scratch["adam"] = adam(bucket)
+        pairs = [(u, g) for bucket in buckets for u, g in zip(bucket.scratch["adam"], bucket.g, strict=True)]
         length = float(torch.stack([u.square().sum() for u, _ in pairs]).sum())
         along = float(torch.stack([(u * g).sum() for u, g in pairs]).sum())
         if along == 0:
@@ -55,14 +55,14 @@ class Swats(Rule):
         for group in self.param_groups:
             group |= {"rate": rate, "updates": updates, "sgd_rate": settled if switch else None}
         if switch:
-            for at in slices:  # this step is still Adam's; v starts at zero after it
-                torch._foreach_zero_(at.state("momentum"))
+            for bucket in buckets:  # this step is still Adam's; v starts at zero after it
+                torch._foreach_zero_(bucket.state("momentum"))
 
-    def direction(self, at: Slice) -> Tensors:
-        if "adam" in at.notes:
-            adam_direction: Tensors = at.notes["adam"]
+    def direction(self, bucket: Bucket) -> Tensors:
+        if "adam" in bucket.scratch:
+            adam_direction: Tensors = bucket.scratch["adam"]
             return adam_direction
-        velocity = at.state("momentum")
-        torch._foreach_mul_(velocity, at["betas"][0])
-        torch._foreach_add_(velocity, at.g)
-        return torch._foreach_mul(velocity, (1 - at["betas"][0]) * at["sgd_rate"])
+        velocity = bucket.state("momentum")
+        torch._foreach_mul_(velocity, bucket["betas"][0])
+        torch._foreach_add_(velocity, bucket.g)
+        return torch._foreach_mul(velocity, (1 - bucket["betas"][0]) * bucket["sgd_rate"])

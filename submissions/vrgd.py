@@ -20,10 +20,8 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from harness.needs import Need
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
-from submissions.rule import wide
+from harness.interface import Need, OptimizerSubmission, Setup, StepContext
+from submissions.rule import upcast
 
 Pieces = Annotated[int, Ge(2)]
 Least = Annotated[float, Interval(gt=0, le=1)]
@@ -82,7 +80,7 @@ class VRAdam(_VRGD):
         adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
         super().__init__(setup, adamw, pieces, gamma)
         self.beta3, self.steps = beta3, 0
-        self.ratio = [torch.zeros_like(wide(parameter)) for parameter in setup.parameters]
+        self.ratio = [torch.zeros_like(upcast(parameter)) for parameter in setup.parameters]
 
     def ratios(self, new: list[Tensor]) -> list[Tensor]:
         self.steps += 1
@@ -102,10 +100,10 @@ class VRAdam(_VRGD):
 
 def mean_and_squares(pieces: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
     """Means over the micro-batches of their gradients and of the squares of those, at least in float32."""
-    mean = [torch.zeros_like(wide(gradient)) for gradient in pieces[0]]
-    squares = [torch.zeros_like(wide(gradient)) for gradient in pieces[0]]
+    mean = [torch.zeros_like(upcast(gradient)) for gradient in pieces[0]]
+    squares = [torch.zeros_like(upcast(gradient)) for gradient in pieces[0]]
     for piece in pieces:
-        gradients = [wide(gradient) for gradient in piece]
+        gradients = [upcast(gradient) for gradient in piece]
         torch._foreach_add_(mean, gradients, alpha=1 / len(pieces))
         torch._foreach_addcmul_(squares, gradients, gradients, 1 / len(pieces))
     return mean, squares

@@ -19,8 +19,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from harness.step import StepContext, WrappedContext, swapped
-from harness.submission import Setup, Submission, Wrapper
+from harness.interface import Setup, StepContext, Submission, WrappedContext, Wrapper, swapped
 
 
 class XGrad(Wrapper):

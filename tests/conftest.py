@@ -13,9 +13,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
-from harness.config import load
-from harness.record import Record
-from harness.trial import run_trial
+from harness.config.compose import load_run
+from harness.study.stop_rule import make_should_stop
+from harness.trial.record import Record
+from harness.trial.trial import run_trial
 from workloads.data import fashion_mnist
 
 # Deterministic, and no second ever decides: machines are shared.
@@ -60,8 +61,8 @@ def trial(tmp_path: Path) -> Callable[..., Record]:
     """Run a tiny trial in this process with further arguments; its record."""
 
     def run(*arguments: str, base: list[str] = TINY_GPT2, optimizer: str = "adamw") -> Record:
-        config = load([*base, f"optimizer={optimizer}", f"records={tmp_path / 'records'}", *arguments])
-        return run_trial(config)[0]
+        config = load_run([*base, f"optimizer={optimizer}", f"records={tmp_path / 'records'}", *arguments])
+        return run_trial(config, make_should_stop=make_should_stop)[0]
 
     return run
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import ledger
-from harness.config import load
-from harness.lease import Lease
-from harness.trial import run_trial
+from harness.config.compose import load_run
+from harness.records.lease import Lease
+from harness.study import ledger
+from harness.trial.trial import run_trial
 from tests.conftest import TINY_GPT2
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -24,12 +24,12 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_status_tells_what_is_planned_running_and_finished_and_changes_nothing(tmp_path: Path) -> None:
-    run = load([*TINY_GPT2, "optimizer=sgd", "ruleset=external", "ruleset.studies=1", "ruleset.trials=3",
+    run = load_run([*TINY_GPT2, "optimizer=sgd", "ruleset=external", "ruleset.studies=1", "ruleset.trials=3",
                 "machine=here", f"records={tmp_path}"])  # fmt: skip
     entries = ledger.plan([run], "unused")
     run_trial(entries[0].run)
-    entries[1].folder.mkdir(parents=True)
-    held = Lease.take(entries[1].folder, executor="slurm")
+    entries[1].path.folder.mkdir(parents=True)
+    held = Lease.acquire(entries[1].path.folder, executor="slurm")
     assert held is not None
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     done = script("status.py", str(tmp_path))

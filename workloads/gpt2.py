@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from harness.workload import Batch, Split, Workload, WorkloadError
+from harness.errors import PreparationError
+from harness.interface import Batch, Split, Workload, WorkloadError
 from workloads.data import bpe, kjv, openwebtext, prepared
 from workloads.data.openwebtext import Tokens
-from workloads.data.prepared import PreparationError
 from workloads.data.read_ahead import ReadAhead
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": partial(F.gelu, approximate="tanh"), "silu": F.silu}
@@ -186,9 +186,9 @@ class GPT2(Workload):
         return {split: Tokens(shards[split]) for split in HELD_BACK}
 
     @classmethod
-    def lacks(cls, data: dict[str, Any], source: str) -> str:
+    def missing_data(cls, data: dict[str, Any], source: str) -> str:
         dataset = data.get("dataset", "kjv")
-        return "" if dataset == "kjv" else prepared.lacks(dataset, source)
+        return "" if dataset == "kjv" else prepared.missing_data(dataset, source)
 
     @property
     def lookahead(self) -> int:

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import betaincinv
 from torch import Tensor
 
-from harness.workload import Batch, Split, Workload, WorkloadError
+from harness.errors import PreparationError
+from harness.interface import Batch, Split, Workload, WorkloadError
 from workloads.data import cifar10, fashion_mnist, imagenet, prepared
 from workloads.data.decoding import Augmentation
 from workloads.data.device_images import DeviceImages
-from workloads.data.prepared import PreparationError
 from workloads.data.streamed_images import StreamedImages, uniform
 
 
@@ -124,9 +124,9 @@ class ImageClassification(Workload):
         )
 
     @classmethod
-    def lacks(cls, data: dict[str, Any], source: str) -> str:
+    def missing_data(cls, data: dict[str, Any], source: str) -> str:
         dataset = data.get("dataset", "fashion-mnist")
-        return "" if dataset == "fashion-mnist" else prepared.lacks(dataset, source)
+        return "" if dataset == "fashion-mnist" else prepared.missing_data(dataset, source)
 
     @property
     def lookahead(self) -> int:
@@ -150,7 +150,7 @@ class ImageClassification(Workload):
 
     def _mixed(self, batch: Batch, keys: Tensor) -> Batch:
         """Each image with the next of its micro-batch; the micro-batch's first key gives the share."""
-        micro, count = self.facts.micro_batch, len(keys)
+        micro, count = self.spec.micro_batch, len(keys)
         shares = np.repeat(mixing_shares(keys[::micro].numpy(), self.data_options.mixup), micro)[:count]
         own = torch.from_numpy(shares).float().to(self._device)
         position = torch.arange(count)

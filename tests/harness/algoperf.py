@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from harness.targets import Target, Targets
+from harness.scoring.targets import Target, Targets
 
 # previous_leaderboards/algoperf_v05/README.md of mlcommons/submissions_algorithms.
 PUBLISHED = {

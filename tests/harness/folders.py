@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.harness.manifests import write_manifest
 
 HEADER = "accumulated_submission_time,global_step,score,train/loss,validation/loss,validation/num_examples"
 
@@ -43,11 +44,6 @@ def own_trial(
     """Below root/mini/<ruleset>/machine, with a manifest whose keys `manifest` replaces."""
     where = {"submission": submission, "workload": workload, "study": study, "trial": trial}
     path = algoperf_trial(root / "mini" / ruleset / "machine", values, seconds, steps, **where)  # type: ignore[arg-type]
-    content: dict[str, Any] = {
-        "status": "exhausted", "modified": [], "metric": "validation/loss", "direction": "min", "target": 2.0,
-        "workload_version": 1, "target_version": 1, "machine": {"cpu": "x"}, "hyperparameters": {"lr": 0.1},
-        "identity": {"scale": {"name": "mini"}, "ruleset": {"name": ruleset}, "workload": {"max_steps": 400}},
-        "config": {"optimizer": {"description": "an optimizer"}}, "final": {"disturbed": False},
-    }  # fmt: skip
-    (path / "manifest.json").write_text(json.dumps(content | manifest))
+    identity = {"scale": {"name": "mini"}, "ruleset": {"name": ruleset}, "workload": {"max_steps": 400}}
+    write_manifest(path, **{"submission": submission, "workload": workload, "identity": identity} | manifest)
     return path

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from harness.needs import Need
-from harness.seeding import Selection, TrialSeeds
-from harness.step import Evaluator, StepContext
-from harness.workload import Batch, Facts, Split, Workload
+from harness.interface.data_order import Selection
+from harness.interface.needs import Need
+from harness.interface.step import ModelRunner, StepContext
+from harness.interface.workload import Batch, Split, Workload, WorkloadSpec
+from harness.seeding import TrialSeeds
 
 
 class Nothing(BaseModel):
@@ -24,13 +25,13 @@ class Nothing(BaseModel):
 class Net(nn.Module):
     def __init__(self, dropout: float = 0.5, norm: bool = True) -> None:
         super().__init__()
-        self.first = nn.Linear(5, 7)
+        self.is_main = nn.Linear(5, 7)
         self.norm = nn.BatchNorm1d(7) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Linear(7, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.dropout(torch.tanh(self.norm(self.first(x)))))
+        return self.last(self.dropout(torch.tanh(self.norm(self.is_main(x)))))
 
 
 class Vectors(Workload):
@@ -78,17 +79,17 @@ FACTS = dict(
 
 def make(
     *needs: Need, micro_batch: int = 16, model: nn.Module | None = None, examples: int = 16
-) -> tuple[Evaluator, StepContext]:
+) -> tuple[ModelRunner, StepContext]:
     """An evaluator and the context of its first step."""
-    workload = Vectors(Facts(**FACTS | {"micro_batch": micro_batch}))
+    workload = Vectors(WorkloadSpec(**FACTS | {"micro_batch": micro_batch}))
     workload.load("", torch.device("cpu"))
     torch.manual_seed(1)
     model = (model or Net()).double()
     workload._x = workload._x.double()
-    evaluator = Evaluator(workload, model, TrialSeeds(0, 1), nullcontext)
+    evaluator = ModelRunner(workload, model, TrialSeeds(0, 1), nullcontext)
     return evaluator, context(evaluator, *needs, examples=examples)
 
 
-def context(evaluator: Evaluator, *needs: Need, examples: int = 16) -> StepContext:
-    batch = evaluator.fetch(Selection(torch.arange(examples), torch.arange(examples)))
+def context(evaluator: ModelRunner, *needs: Need, examples: int = 16) -> StepContext:
+    batch = evaluator.load_batch(Selection(torch.arange(examples), torch.arange(examples)))
     return StepContext(evaluator, batch, 0, frozenset(needs), "test")

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import timing
-from harness.config import load
-from harness.needs import Need
-from harness.problems import UserError
-from harness.ranks import end, join
-from harness.recalibration import recalibrate
-from harness.seeding import Selection
-from harness.step import Evaluator
-from harness.submission import OptimizerSubmission
-from harness.trial import run_trial
+from harness.config.compose import load_run
+from harness.errors import UserError
+from harness.interface.data_order import Selection
+from harness.interface.needs import Need
+from harness.interface.step import ModelRunner
+from harness.interface.submission import OptimizerSubmission
+from harness.study.timing_run import measure_timings
+from harness.trial.batch_norm import recompute_statistics
+from harness.trial.distributed import init_distributed, shutdown
+from harness.trial.trial import run_trial
 from tests.conftest import TINY_GPT2, TINY_RESNET, TINY_VIT
 from tests.harness.problem import context, make
 from tests.submissions.parity import setup_of
@@ -38,13 +38,13 @@ TRIALS = {
 def what_a_step_offers(examples: int) -> dict[str, Any]:
     """Everything that the step context computes, on 16 examples or fewer in micro-batches of four."""
     evaluator, _ = make(micro_batch=4)
-    evaluator.ranks = ranks = join()
+    evaluator.ranks = ranks = init_distributed()
     ctx = context(evaluator, *set(Need) - {Need.COMMUNICATION}, examples=examples)
     found: dict[str, Any] = {}
     found["loss"] = ctx.backward()
     found["gradients"] = [p.grad for p in evaluator.parameters]
     found["buffers"] = [b.clone() for b in evaluator.buffers]
-    found["elsewhere"] = ctx.gradients(at=[p.detach() + 0.1 for p in evaluator.parameters])
+    found["elsewhere"] = ctx.gradients(params=[p.detach() + 0.1 for p in evaluator.parameters])
     found["sampled"] = ctx.gradients(labels="sampled")
     found["sampled loss"] = ctx.loss(labels="sampled")
     found["product"] = ctx.hessian_vector_product([torch.ones_like(p) for p in evaluator.parameters])
@@ -58,15 +58,15 @@ def what_a_step_offers(examples: int) -> dict[str, Any]:
     own = context(evaluator, Need.COMMUNICATION, examples=examples)
     own.backward()
     mine = [torch.zeros_like(p) if p.grad is None else p.grad / ranks.size for p in evaluator.parameters]
-    ranks.add_up(mine)
+    ranks.all_reduce_sum_(mine)
     found["mean of the ranks' own gradients"] = mine
-    recalibrate(evaluator, [Selection(torch.arange(examples), torch.arange(examples))])
+    recompute_statistics(evaluator, [Selection(torch.arange(examples), torch.arange(examples))])
     found["buffers recalibrated"] = [b.clone() for b in evaluator.buffers]
     found["weights after closures"] = what_closures_make(evaluator, examples)
     return found
 
 
-def what_closures_make(evaluator: Evaluator, examples: int) -> list[Tensor]:
+def what_closures_make(evaluator: ModelRunner, examples: int) -> list[Tensor]:
     """The weights after steps of an optimizer that evaluates each batch several times and keeps what it found."""
     named = dict(evaluator.model.named_parameters())
     optimizer = torch.optim.LBFGS(named.values(), lr=0.1, max_iter=4)
@@ -79,35 +79,37 @@ def what_closures_make(evaluator: Evaluator, examples: int) -> list[Tensor]:
 
 def what_one_rank_finds(folder: Path) -> None:
     """A mistake that the last rank alone can see is the same UserError on all, and they are still together."""
-    ranks = join()
+    ranks = init_distributed()
     (folder / "no folder").touch()
     records = folder / ("no folder" if ranks.rank == ranks.size - 1 else "records")
     try:
-        run_trial(load([*TRIALS["gpt2"], f"records={records}"]))
+        run_trial(load_run([*TRIALS["gpt2"], f"records={records}"]))
     except UserError as error:
-        said = error.problems
-    assert all(each == said for each in ranks.of_all(said)) and "cannot be used" in said[0] and len(said) == 1
+        said = error.messages
+    assert all(each == said for each in ranks.all_gather(said)) and "cannot be used" in said[0] and len(said) == 1
     assert not (folder / "records").exists()
 
 
 def main(folder: Path) -> None:
-    ranks = join()
+    ranks = init_distributed()
     for examples in (16, 14, 8, 3):
         found = what_a_step_offers(examples)
-        if ranks.first:
+        if ranks.is_main:
             torch.save(found, folder / f"step_{examples}.pt")
     if ranks.size > 1:
         what_one_rank_finds(folder)
-    runs = {name: load([*TINY_GPT2, "workload.micro_batch=2", f"optimizer={name}"]) for name in ("sgd", "lion")}
-    rows = timing.measure(runs, rounds=3, seconds_per_segment=0.01, report=lambda line: None)
-    assert ranks.of_all(len(rows)) == [6] * ranks.size and len(set(ranks.of_all(int(rows["steps"].iloc[0])))) == 1
+    runs = {name: load_run([*TINY_GPT2, "workload.micro_batch=2", f"optimizer={name}"]) for name in ("sgd", "lion")}
+    rows = measure_timings(runs, rounds=3, seconds_per_segment=0.01, report=lambda line: None)
+    assert (
+        ranks.all_gather(len(rows)) == [6] * ranks.size and len(set(ranks.all_gather(int(rows["steps"].iloc[0])))) == 1
+    )
     run_all(TRIALS, folder)
-    end(0)
+    shutdown(0)
 
 
 def run_all(trials: dict[str, list[str]], folder: Path) -> None:
     for name, arguments in trials.items():
-        run_trial(load([*arguments, f"records={folder / name}", "machine=here", "checkpoint_seconds=0"]))
+        run_trial(load_run([*arguments, f"records={folder / name}", "machine=here", "checkpoint_seconds=0"]))
 
 
 if __name__ == "__main__":
@@ -115,4 +117,4 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     else:
         run_all(json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[1]))
-        end(0)
+        shutdown(0)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.needs import Need
-from harness.seeding import ExampleStream, Selection
-from harness.step import StepContext, swapped
-from harness.submission import OptimizerSubmission, Setup, Submission
+from harness.interface.data_order import ExampleStream, Selection
+from harness.interface.needs import Need
+from harness.interface.step import StepContext, swapped
+from harness.interface.submission import OptimizerSubmission, Setup, Submission
 
 
 class _Sgd(OptimizerSubmission):
@@ -65,8 +65,8 @@ class ZerothOrder(Submission):
         parameters = self.setup.parameters
         z = [torch.randn(p.shape, generator=self.setup.generator) for p in parameters]
         here = [p.detach() for p in parameters]
-        slope = ctx.loss(at=torch._foreach_add(here, z, alpha=1e-3)) - ctx.loss(
-            at=torch._foreach_sub(here, z, alpha=1e-3)
+        slope = ctx.loss(params=torch._foreach_add(here, z, alpha=1e-3)) - ctx.loss(
+            params=torch._foreach_sub(here, z, alpha=1e-3)
         )
         with torch.no_grad():
             torch._foreach_sub_(parameters, torch._foreach_mul(z, slope / 2e-3 * self.lr))

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.seeding import ExampleStream, TrialSeeds, splitmix64, stable_hash
+from harness.hashing import stable_hash
+from harness.interface.data_order import ExampleStream
+from harness.seeding import TrialSeeds, splitmix64
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 50), st.integers(0, 5))
@@ -24,20 +26,20 @@ def test_the_stream_does_not_depend_on_how_it_is_cut(cuts: list[int], size: int,
 @given(st.integers(1, 60), st.integers(0, 3))
 def test_every_epoch_holds_every_example_once(size: int, epoch: int) -> None:
     stream = ExampleStream(TrialSeeds(7, 2), size)
-    indices = stream.indices_at(epoch * size, size)
+    indices = stream.peek(epoch * size, size).indices
     assert sorted(indices.tolist()) == list(range(size))
 
 
 def test_epochs_seeds_and_trials_differ() -> None:
     def first(seed: int, trial: int, epoch: int = 0) -> list[int]:
-        return ExampleStream(TrialSeeds(seed, trial), 100).indices_at(100 * epoch, 100).tolist()
+        return ExampleStream(TrialSeeds(seed, trial), 100).peek(100 * epoch, 100).indices.tolist()
 
     orders = [first(0, 1), first(1, 1), first(0, 2), first(0, 1, epoch=1)]
     assert len({tuple(order) for order in orders}) == 4
 
 
 def test_keys_are_63_bit_and_unbiased() -> None:
-    keys = ExampleStream(TrialSeeds(0, 1), 10).keys_at(0, 20_000)
+    keys = ExampleStream(TrialSeeds(0, 1), 10).peek(0, 20_000).keys
     assert keys.min() >= 0
     assert len(keys.unique()) == len(keys)
     for bit in (0, 16, 32, 62):

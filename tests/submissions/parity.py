@@ -27,10 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from harness.needs import Need
-from harness.roles import Role
-from harness.schedules import Schedule
-from harness.submission import Setup, Submission
+from harness.interface import Need, Role, Schedule, Setup, Submission
 
 SHAPES: tuple[tuple[int, ...], ...] = ((4, 6), (6, 4), (5,), (), (2, 3, 3, 3), (0,))
 STEPS = 25
@@ -82,7 +79,7 @@ def gradients(
 
 
 class Asked:
-    """What a submission asks of its step, on the loss of these tests: stands for harness.step.StepContext."""
+    """What a submission asks of its step, on the loss of these tests: stands for harness.interface.step.StepContext."""
 
     label_count = batch_size = 4
 
@@ -93,8 +90,8 @@ class Asked:
         backward(self.parameters, self.step)
         return loss(self.parameters, self.step).detach()
 
-    def gradients(self, *, at: Sequence[Tensor] | None = None, labels: str = "true") -> list[Tensor]:
-        return gradients(self.parameters if at is None else at, self.step, labels=labels)
+    def gradients(self, *, params: Sequence[Tensor] | None = None, labels: str = "true") -> list[Tensor]:
+        return gradients(self.parameters if params is None else params, self.step, labels=labels)
 
     def hessian_vector_product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         here = [p.detach().requires_grad_() for p in self.parameters]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.seeding import ExampleStream, TrialSeeds
+from harness.interface import ExampleStream
+from harness.seeding import TrialSeeds
 from submissions.adadagrad import AdAdaGrad, AdAdaGradNorm
 from tests.submissions.parity import Asked, both_decays, gradients, setup_of, start
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.roles import Role, parameter_roles
+from harness.interface import Role
+from harness.interface.roles import parameter_roles
 from submissions.adafisher import AdaFisher
 from tests.submissions.parity import both_decays, setup_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.roles import Role
+from harness.interface import Role
 from submissions.adam_mini import AdamMini, AdamMiniRule
 from tests.submissions.parity import all_dtypes, both_decays, follows, setup_of, transcribed
 

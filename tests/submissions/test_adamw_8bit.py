@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.roles import Role
+from harness.interface import Role
 from submissions.adamw_8bit import AdamW8bit, AdamW8bitRule, _nearest, code
 from tests.submissions.parity import both_decays, follows, setup_of, transcribed
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.needs import Need
+from harness.interface import Need
 from submissions.adamw_normalized import AdamWNormalized
 from tests.submissions.parity import both_decays, follows, submitted, transcribed
 

@@ -12,23 +12,23 @@ import torch
 from annotated_types import Le
 from torch import Tensor
 
-from harness import conformance, hyperparameters
-from harness.choices import choices
-from harness.needs import Need
-from harness.step import StepContext
-from harness.submission import OptimizerSubmission, Setup
+from harness.config import hyperparameters
+from harness.config.choices import list_choices
+from harness.errors import CheckFailed
+from harness.interface import Need, OptimizerSubmission, Setup, StepContext
+from harness.trial import conformance
 
 
-@pytest.mark.parametrize("name", [name for name in choices("optimizer") if name != "any"])
+@pytest.mark.parametrize("name", [name for name in list_choices("optimizer") if name != "any"])
 def test_conforms(name: str) -> None:
-    subject = conformance.subject(name)
-    assert conformance.failures(subject) == {}
+    subject = conformance.make_subject(name)
+    assert conformance.run_checks(subject) == {}
     options = subject.run.optimizer
     ours = [path for path in (options.class_path, *options.wrappers) if path.startswith("submissions.")]
     for cls in (hyperparameters.import_class(path, "") for path in ours):
-        for known, parameter in hyperparameters.accepted(cls).items():
+        for known, parameter in hyperparameters.signature_hyperparameters(cls).items():
             numeric = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
-            ranged = hyperparameters.kind(known) or known in hyperparameters.ranges(cls)
+            ranged = hyperparameters.range_name(known) or known in hyperparameters.annotated_ranges(cls)
             assert ranged or not numeric, f"{cls.__name__}.{known} has no range; annotate one"
 
 
@@ -128,6 +128,6 @@ class NarrowsOnLoading(_Sgd):
     ],
 )
 def test_a_fault_is_found_and_says_what_to_do(fault: type, check: str, remedy: str) -> None:
-    subject = conformance.subject("any", f"optimizer.class_path={__name__}.{fault.__name__}")
-    with pytest.raises(conformance.Failed, match=remedy):
+    subject = conformance.make_subject("any", f"optimizer.class_path={__name__}.{fault.__name__}")
+    with pytest.raises(CheckFailed, match=remedy):
         conformance.CHECKS[check](subject)

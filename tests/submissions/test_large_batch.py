@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness.seeding import ExampleStream, TrialSeeds
+from harness.interface import ExampleStream
+from harness.seeding import TrialSeeds
 from submissions.large_batch import LargeBatchAdamW, LargeBatchSGD
 from tests.submissions.parity import follows, setup_of, submitted
 

@@ -9,18 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.roles import Role
-from harness.submission import OptimizerSubmission, Setup
+from harness.interface import OptimizerSubmission, Role, Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, eigenvectors, leading_right_vectors, stacked
-from submissions.rule import Slice
+from submissions.rule import Bucket
 from tests.submissions.parity import setup_of
 
 
 class Momentum(MatrixRule):
     buffers = ("momentum",)
 
-    def batch_direction(self, at: Slice, gradient: Tensor) -> Tensor:
-        return stacked(at, "momentum").lerp_(gradient, 0.1)
+    def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
+        return stacked(bucket, "momentum").lerp_(gradient, 0.1)
 
 
 def momentum(parameters: Any, weight_decay: float = 0.0) -> Momentum:

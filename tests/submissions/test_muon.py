@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.roles import Role
+from harness.interface import Role
 from submissions.muon import Muon
 from tests.submissions.parity import setup_of
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.needs import Need
+from harness.interface import Need
 from submissions.polyak import ALRSMAG, PSPS, PSPSHutchinson
 from tests.submissions.parity import both_decays, follows, loss, setup_of, submitted
 
@@ -99,19 +99,19 @@ def test_psps(kind: str, lr: float, decay: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("cls", [ALRSMAG, PSPS, PSPSHutchinson])
 def test_bfloat16_parameters_are_rounded_once(cls: Any) -> None:
     """To what float32 makes of the same weights and gradients."""
-    wide = nn.Parameter(torch.linspace(-1, 1, 12).bfloat16().float())
-    narrow = nn.Parameter(wide.detach().bfloat16())
-    submissions = [cls(setup_of({"p": p}, needs=cls.needs), lr=0.01, weight_decay=0.1) for p in (narrow, wide)]
+    upcast = nn.Parameter(torch.linspace(-1, 1, 12).bfloat16().float())
+    narrow = nn.Parameter(upcast.detach().bfloat16())
+    submissions = [cls(setup_of({"p": p}, needs=cls.needs), lr=0.01, weight_decay=0.1) for p in (narrow, upcast)]
     for step in range(20):
-        wide.data.copy_(narrow)
+        upcast.data.copy_(narrow)
         g = torch.randn(12, generator=torch.Generator().manual_seed(step)).bfloat16()
-        for p, submission in zip((narrow, wide), submissions, strict=True):
+        for p, submission in zip((narrow, upcast), submissions, strict=True):
             p.grad = g.to(p.dtype)
             submission.rule.loss = 0.7
             if cls is PSPSHutchinson:
                 submission.rule.estimates = {p: g.to(p.dtype)}
             submission.optimizers[0].step()
-        assert torch.equal(narrow, wide.bfloat16())
+        assert torch.equal(narrow, upcast.bfloat16())
 
 
 def test_an_unknown_preconditioner_is_refused() -> None:

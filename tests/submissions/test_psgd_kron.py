@@ -86,14 +86,14 @@ def test_kron_follows_the_library(decay: float, shape: tuple[int, int], monkeypa
 
 @both_decays
 def test_kron_rounds_bfloat16_once(decay: float) -> None:
-    narrow, wide = (nn.Parameter(torch.ones(4, 4, dtype=d)) for d in (torch.bfloat16, torch.float32))
-    for p in (narrow, wide):
+    narrow, upcast = (nn.Parameter(torch.ones(4, 4, dtype=d)) for d in (torch.bfloat16, torch.float32))
+    for p in (narrow, upcast):
         one = rule([p], decay)
         for k in range(20):
             p.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(k)).bfloat16().to(p.dtype)
             one.step()
         assert one.state[p]["factor_0"].dtype == torch.float32
-    assert torch.allclose(narrow.float(), wide, rtol=2**-6, atol=2**-6)
+    assert torch.allclose(narrow.float(), upcast, rtol=2**-6, atol=2**-6)
 
 
 def test_kron_fits_its_factors_less_and_less_often() -> None:

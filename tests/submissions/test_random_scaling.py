@@ -33,7 +33,7 @@ def test_the_scale_is_exponential_of_mean_one() -> None:
     rule = RandomScalingRule([torch.nn.Parameter(torch.ones(1))], 0.1, 0.9, 0.0, torch.Generator().manual_seed(0))
     drawn = []
     for _ in range(3000):
-        rule.survey([])
+        rule.prepare_step([])
         drawn.append(rule.scale)
     scales = torch.tensor(drawn)
     assert float(scales.mean()) == pytest.approx(1, abs=0.06) and float(scales.var()) == pytest.approx(1, abs=0.2)

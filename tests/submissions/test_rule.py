@@ -58,7 +58,7 @@ def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         for step in range(3):
             for place, p in enumerate(parameters):
                 p.grad = None if place == step else torch.randn(p.shape, generator=generator)
-            sizes.append(len(optimizer._slices(optimizer.param_groups[0])))
+            sizes.append(len(optimizer._buckets(optimizer.param_groups[0])))
             optimizer.step()
         return [p.detach() for p in parameters], sizes
 

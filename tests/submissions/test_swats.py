@@ -70,5 +70,5 @@ def test_bfloat16_takes_the_same_steps(phase: str) -> None:
         for k in range(5):
             p.grad = torch.tensor([0.1, -0.2, 0.3, 0.4], dtype=p.dtype) * (k + 1)
             rule.step()
-    narrow, wide = (rule.param_groups[0]["params"][0].detach().float() for rule in made)
-    assert torch.allclose(narrow, wide, rtol=2**-6)
+    narrow, upcast = (rule.param_groups[0]["params"][0].detach().float() for rule in made)
+    assert torch.allclose(narrow, upcast, rtol=2**-6)

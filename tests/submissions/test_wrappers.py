@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import conformance
-from harness.conformance import advance
-from harness.needs import Need
-from harness.problems import UserError
-from harness.recalibration import statistics
-from harness.training import Training
+from harness.errors import UserError
+from harness.interface import Need
+from harness.trial import conformance
+from harness.trial.batch_norm import batch_norm_statistics
+from harness.trial.conformance import train_until
+from harness.trial.training import Training
 from tests.harness.problem import Net, make
 
 STEPS = 11
@@ -24,11 +24,11 @@ def start(wrapper: str | None = None, **hyperparameters: float) -> Training:
     arguments += [f"optimizer.hyperparameters.{name}={value}" for name, value in hyperparameters.items()]
     if wrapper is not None:
         arguments.append(f"optimizer.wrappers=[submissions.{wrapper}]")
-    return conformance.subject("any", *arguments).training()
+    return conformance.make_subject("any", *arguments).build()
 
 
 def weights(training: Training) -> list[Tensor]:
-    return [p.detach().double().clone() for p in training.evaluator.parameters]
+    return [p.detach().double().clone() for p in training.runner.parameters]
 
 
 def evaluated(training: Training) -> list[Tensor]:
@@ -40,11 +40,11 @@ def test_lookahead() -> None:
     wrapped, plain = start("lookahead.Lookahead", lookahead_steps=3, lookahead_alpha=0.4), start()
     slow = weights(plain)
     for step in range(1, STEPS + 1):
-        advance(wrapped, step)
-        advance(plain, step)
+        train_until(wrapped, step)
+        train_until(plain, step)
         if step % 3 == 0:
             slow = [phi + 0.4 * (p - phi) for phi, p in zip(slow, weights(plain), strict=True)]
-            for p, phi in zip(plain.evaluator.parameters, slow, strict=True):
+            for p, phi in zip(plain.runner.parameters, slow, strict=True):
                 p.data.copy_(phi)
         torch.testing.assert_close(weights(wrapped), weights(plain), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(evaluated(wrapped), slow, rtol=1e-5, atol=1e-6)
@@ -68,8 +68,8 @@ def test_averages(wrapper: str, options: dict[str, float], coefficients: list[fl
     wrapped, plain = start(f"averaging.{wrapper}", **options), start()
     mean = [torch.zeros_like(p) for p in weights(plain)]
     for step, coefficient in enumerate(coefficients, 1):
-        advance(wrapped, step)
-        advance(plain, step)
+        train_until(wrapped, step)
+        train_until(plain, step)
         mean = [m + coefficient * p for m, p in zip(mean, weights(plain), strict=True)]
     assert sum(coefficients) == pytest.approx(1)
     torch.testing.assert_close(evaluated(wrapped), mean, rtol=1e-5, atol=1e-6)
@@ -80,13 +80,13 @@ def test_the_statistics_of_a_tail_average_are_taken_anew_for_the_evaluation_alon
     taken = {}
     for recalibration in (0, 2):
         training = start("averaging.TailAverage", swa_start=0.05, swa_recalibration=recalibration)
-        model, forwards = training.evaluator.model, training.evaluator.counters
+        model, forwards = training.runner.model, training.runner.counters
         for steps, anew in ((3, False), (STEPS, True)):
-            advance(training, steps)
-            trained, before = [s.clone() for s in statistics(model)], forwards.forward_examples
+            train_until(training, steps)
+            trained, before = [s.clone() for s in batch_norm_statistics(model)], forwards.forward_examples
             with training.submission.evaluation_weights():
-                taken[recalibration] = [s.clone() for s in statistics(model)]
-            assert all(torch.equal(a, b) for a, b in zip(statistics(model), trained, strict=True))
+                taken[recalibration] = [s.clone() for s in batch_norm_statistics(model)]
+            assert all(torch.equal(a, b) for a, b in zip(batch_norm_statistics(model), trained, strict=True))
             assert forwards.forward_examples - before == 32 * recalibration * anew
     assert not any(torch.equal(a, b) for a, b in zip(taken[0], taken[2], strict=True))
 
@@ -98,7 +98,7 @@ def test_sam_takes_the_gradient_at_the_worse_point() -> None:
     here = [p.detach().clone() for p in evaluator.parameters]
     gradients = ctx.gradients()
     norm = sum(float(g.square().sum()) for g in gradients) ** 0.5
-    expected = ctx.gradients(at=[p + 0.3 / norm * g for p, g in zip(here, gradients, strict=True)])
+    expected = ctx.gradients(params=[p + 0.3 / norm * g for p, g in zip(here, gradients, strict=True)])
     loss = _Ascended(ctx, 0.3).backward()
     torch.testing.assert_close([p.grad for p in evaluator.parameters], expected, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(p, q) for p, q in zip(evaluator.parameters, here, strict=True))
@@ -119,16 +119,16 @@ def test_coordinate_clipping_bounds_the_largest_share() -> None:
 def test_a_wrapper_goes_around_any_submission_and_its_hyperparameters_stand_beside_the_others() -> None:
     lookahead = "submissions.lookahead.Lookahead"
     around = f"optimizer.wrappers=[{lookahead}]"
-    training = conformance.subject("muon", around, "optimizer.hyperparameters.lookahead_steps=2").training()
-    advance(training, 3)
+    training = conformance.make_subject("muon", around, "optimizer.hyperparameters.lookahead_steps=2").build()
+    train_until(training, 3)
     assert type(training.submission).__name__ == "Lookahead"
     for arguments, message in [
         (
             [around, "optimizer.hyperparameters.lookahead_step=2"],
             "Muon within Lookahead has no such",
         ),
-        (["optimizer.wrappers=[torch.optim.SGD]"], "not a harness.submission.Wrapper"),
+        (["optimizer.wrappers=[torch.optim.SGD]"], "not a harness.interface.Wrapper"),
         ([f"optimizer.wrappers=[{lookahead},{lookahead}]"], "share the hyperparameter lookahead_steps"),
     ]:
         with pytest.raises(UserError, match=re.escape(message)):
-            conformance.subject("muon", *arguments)
+            conformance.make_subject("muon", *arguments)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.submission import OptimizerSubmission, Setup
+from harness.interface import OptimizerSubmission, Setup
 from submissions.xgrad import XGrad
 from tests.submissions.parity import all_dtypes, follows, gradients, submitted
 

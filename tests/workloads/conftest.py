@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from harness.workload import Facts
+from harness.interface.workload import WorkloadSpec
 from workloads.data import fashion_mnist
 from workloads.data.fashion_mnist import Images
 
@@ -22,14 +22,14 @@ Splits = dict[str, Images]
 
 
 @pytest.fixture
-def facts() -> Callable[..., Facts]:
+def facts() -> Callable[..., WorkloadSpec]:
     """facts("vit", data={...}): what is composed at scale=mini, with single options replaced."""
 
-    def compose(name: str, **changes: dict[str, Any]) -> Facts:
+    def compose(name: str, **changes: dict[str, Any]) -> WorkloadSpec:
         merged: dict[str, Any] = {}
         for path in (CONFIGS / f"{name}.yaml", CONFIGS / "scale" / f"{name}-mini.yaml"):
             merged |= yaml.safe_load(path.read_text())
-        return Facts(**merged | {key: merged[key] | options for key, options in changes.items()})
+        return WorkloadSpec(**merged | {key: merged[key] | options for key, options in changes.items()})
 
     return compose
 

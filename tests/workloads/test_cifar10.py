@@ -12,10 +12,11 @@ import pyarrow
 import pytest
 import torch
 
-from harness.config import load
-from harness.workload import Facts, WorkloadError
+from harness.config.compose import load_run
+from harness.errors import PreparationError, WorkloadError
+from harness.interface.workload import WorkloadSpec
 from workloads.data import cifar10, prepared
-from workloads.data.prepared import PreparationError, Prepared
+from workloads.data.prepared import Prepared
 from workloads.resnet import ResNet
 
 from . import copies
@@ -95,7 +96,7 @@ def test_a_wrong_hash_is_refused_unless_it_is_meant(tmp_path: Path, released: Ba
         prepare(copy, tmp_path / "root")
     assert not (tmp_path / "root" / "cifar10" / "prepared.json").exists()
     made = prepare(copy, tmp_path / "root", partial=True)
-    assert not made.complete and "data_batch_3" in made.lacks
+    assert not made.complete and "data_batch_3" in made.missing_data
     assert made.fingerprint["published"] == "no: other MD5 than released: data_batch_3"
 
 
@@ -186,10 +187,10 @@ def test_damage_after_the_preparation_is_seen(tmp_path: Path, damage: str) -> No
 
 
 def test_what_is_not_prepared_says_how(
-    facts: Callable[..., Facts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts: Callable[..., WorkloadSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(prepared.ROOT_VARIABLE, str(tmp_path))
-    workload = ResNet(load(["workload=resnet", "scale=full", "optimizer=sgd"]).facts)
+    workload = ResNet(load_run(["workload=resnet", "scale=full", "optimizer=sgd"]).spec)
     for source in ("auto", "hub", str(tmp_path)):
         with pytest.raises(WorkloadError, match=rf"data={source}: .*python scripts/prepare_data.py cifar10"):
             workload.load(source, CPU)
@@ -198,7 +199,7 @@ def test_what_is_not_prepared_says_how(
 def test_batches_are_the_images_normalised_per_channel(tmp_path: Path) -> None:
     prepare(copies.cifar_folder(tmp_path / "copy", BATCHES), tmp_path / "root", partial=True)
     small = ["workload.data.validation_size=20", "workload.data.pad=0", "workload.data.flip=false"]
-    workload = ResNet(load(["workload=resnet", "scale=full", "optimizer=sgd", *small]).facts)
+    workload = ResNet(load_run(["workload=resnet", "scale=full", "optimizer=sgd", *small]).spec)
     workload.load(str(tmp_path / "root"), CPU)
     assert workload.train_size == 80 and workload.fingerprint["published"].startswith("no: ")
     raw = np.concatenate([BATCHES[name][0] for name in copies.TRAIN]).astype(np.float64)
@@ -217,7 +218,7 @@ def test_crops_and_mirrors_of_colour_images(tmp_path: Path, keys: torch.Tensor) 
 
     def batch(pad: int, flip: str) -> torch.Tensor:
         small = ["workload.data.validation_size=20", f"workload.data.pad={pad}", f"workload.data.flip={flip}"]
-        workload = ResNet(load(["workload=resnet", "scale=full", "optimizer=sgd", *small]).facts)
+        workload = ResNet(load_run(["workload=resnet", "scale=full", "optimizer=sgd", *small]).spec)
         workload.load(str(tmp_path / "root"), CPU)
         return workload.batch(torch.arange(64), keys)["inputs"]
 

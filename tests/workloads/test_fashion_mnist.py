@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from harness.workload import WorkloadError
+from harness.errors import WorkloadError
 from workloads.data import fashion_mnist
 from workloads.data.fashion_mnist import DEBIAN, Images, parse_idx
 

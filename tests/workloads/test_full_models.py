@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.choices import variants
-from harness.config import load
-from harness.hyperparameters import import_class
-from harness.roles import parameter_roles
-from harness.workload import Workload
+from harness.config.choices import list_variants
+from harness.config.compose import load_run
+from harness.config.hyperparameters import import_class
+from harness.interface.roles import parameter_roles
+from harness.interface.workload import Workload
 from workloads.gpt2 import GPT2Model, GPT2Options
 from workloads.vit import sincos2d
 
@@ -24,7 +24,7 @@ PROBLEMS = [("resnet", "base"), ("resnet", "imagenet"), ("vit", "base"), ("gpt2"
 
 
 def built(workload: str, variant: str = "base", *arguments: str) -> tuple[Workload, nn.Module]:
-    facts = load([f"workload={workload}", f"variant={variant}", "scale=full", "optimizer=sgd", *arguments]).facts
+    facts = load_run([f"workload={workload}", f"variant={variant}", "scale=full", "optimizer=sgd", *arguments]).spec
     made: Workload = import_class(facts.class_path, "")(facts)
     torch.manual_seed(0)
     return made, made.build_model()
@@ -206,8 +206,8 @@ def test_the_heads_hidden_layer() -> None:
 
 
 def test_the_published_problems_are_what_full_scale_has() -> None:
-    assert variants("resnet", "full") == ["imagenet"]
+    assert list_variants("resnet", "full") == ["imagenet"]
     for workload, variant in PROBLEMS:
-        run = load([f"workload={workload}", f"variant={variant}", "scale=full", "optimizer=adamw"])
-        assert run.modified == () and run.facts.target_provenance["status"] == "published"
-        assert run.facts.max_steps / run.facts.eval_every >= 50
+        run = load_run([f"workload={workload}", f"variant={variant}", "scale=full", "optimizer=adamw"])
+        assert run.modified == () and run.spec.target_provenance["status"] == "published"
+        assert run.spec.max_steps / run.spec.eval_every >= 50

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.config import load
-from harness.problems import UserError
-from harness.reading import read
-from harness.record import Record, Status
-from harness.training import Training
+from harness.config.compose import load_run
+from harness.errors import UserError
+from harness.scoring.load_records import load_records
+from harness.trial.record import Record, Status
+from harness.trial.training import Training
 from tests.harness import rank_program
-from tests.harness.test_ranks import launch
-from tests.harness.test_ranks import read as read_shared
-from tests.harness.test_trial import interrupted, outcome
+from tests.harness.trial.test_distributed import launch
+from tests.harness.trial.test_distributed import read as read_shared
+from tests.harness.trial.test_trial import interrupted, outcome
 from workloads.data import prepared
 
 from . import copies
@@ -67,19 +67,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_full_configuration_trains_and_resumes_to_the_same_bits(trial: Trial, root: Path, name: str) -> None:
     base = ["scale=full", f"data={root}", *STEPS, *TRIALS[name]]
     whole = trial("label=whole", base=base)
-    assert whole.status is Status.EXHAUSTED, whole.manifest["final"].get("traceback")
+    assert whole.status is Status.EXHAUSTED, whole.manifest.final.traceback
     assert [row["global_step"] for row in whole.rows] == [2, 4] and whole.rows[-1]["test/loss"] > 0
     assert outcome(interrupted(trial, "label=cut", base=base)) == outcome(whole)
     assert "variant_of" not in whole.manifest  # ResNet-50 on ImageNet has points of its own
     # Incomplete data: the record says so, lies apart, and no table takes it.
-    data = whole.manifest["data"]
+    data = whole.manifest.data
     assert data["source"] == "prepared" and data["published"].startswith("no: ") and len(data["content"]) == 64
-    assert whole.manifest["modified"][-1] == "data" and "full-modified-" in str(whole.folder)
+    assert whole.manifest.modified[-1] == "data" and "full-modified-" in str(whole.folder)
     with pytest.raises(UserError, match="facts of their workload were overridden"):
-        read([whole.run.records])
+        load_records([whole.run.records])
     # The same bits without reading ahead.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "_read_ahead", lambda self: None)
+        patch.setattr(Training, "_prefetch", lambda self: None)
         assert outcome(trial("label=plain", base=base)) == outcome(whole)
 
 
@@ -119,7 +119,7 @@ def test_read_ahead_is_for_the_default_order_only(trial: Trial, root: Path, monk
 def test_a_trial_does_not_go_on_with_other_data(trial: Trial, root: Path, tmp_path: Path) -> None:
     base = ["scale=full", *STEPS, *TRIALS["resnet"]]
     trial(f"data={root}", base=base)
-    manifest = trial(f"data={root}", base=base).manifest_path
+    manifest = trial(f"data={root}", base=base).path.manifest
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(values | {"status": "stopped"}))
     other = copies.cifar_folder(tmp_path / "copy", copies.cifar_images(30))
@@ -130,12 +130,14 @@ def test_a_trial_does_not_go_on_with_other_data(trial: Trial, root: Path, tmp_pa
 
 def test_complete_data_are_no_modification(root: Path, tmp_path: Path) -> None:
     arguments = ["workload=resnet", "scale=full", "optimizer=adamw"]
-    assert load([*arguments, f"data={root}"]).modified == ("data",)
+    assert load_run([*arguments, f"data={root}"]).modified == ("data",)
     found = prepared.read(root / "cifar10", "cifar10")
     (tmp_path / "cifar10").mkdir()
-    prepared.finish(prepared.Prepared(**{**vars(found), "folder": tmp_path / "cifar10", "complete": True, "lacks": ""}))
-    assert load([*arguments, f"data={tmp_path}"]).modified == ()
-    assert load([*arguments, "data=/nowhere"]).modified == ()  # loading them will say what is wrong
+    prepared.finish(
+        prepared.Prepared(**{**vars(found), "folder": tmp_path / "cifar10", "complete": True, "missing_data": ""})
+    )
+    assert load_run([*arguments, f"data={tmp_path}"]).modified == ()
+    assert load_run([*arguments, "data=/nowhere"]).modified == ()  # loading them will say what is wrong
 
 
 def test_the_command_again_checks_and_mends(root: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from harness.roles import parameter_roles
-from harness.workload import Facts
+from harness.interface.roles import parameter_roles
+from harness.interface.workload import WorkloadSpec
 from workloads.data import kjv
 from workloads.gpt2 import GPT2, Block, GPT2Model, GPT2Options
 
@@ -21,7 +21,7 @@ def text() -> bytes:
 
 
 @pytest.fixture
-def workload(facts: Callable[..., Facts], text: bytes, monkeypatch: pytest.MonkeyPatch) -> GPT2:
+def workload(facts: Callable[..., WorkloadSpec], text: bytes, monkeypatch: pytest.MonkeyPatch) -> GPT2:
     monkeypatch.setattr(kjv, "load", lambda source: (source, text))
     loaded = GPT2(facts("gpt2"))
     loaded.load("package", CPU)
@@ -169,6 +169,6 @@ def test_sampled_labels_follow_the_prediction(workload: GPT2) -> None:
         ({"data": {"blocks": 9}}, "blocks"),
     ],
 )
-def test_bad_options_are_named(facts: Callable[..., Facts], options: dict, message: str) -> None:
+def test_bad_options_are_named(facts: Callable[..., WorkloadSpec], options: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         GPT2(facts("gpt2", **options))

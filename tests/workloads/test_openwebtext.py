@@ -16,11 +16,11 @@ import pyarrow
 import pytest
 import torch
 
-from harness.config import load
-from harness.workload import WorkloadError
+from harness.config.compose import load_run
+from harness.errors import PreparationError, WorkloadError
 from workloads.data import bpe, openwebtext, prepared
 from workloads.data.openwebtext import Tokens
-from workloads.data.prepared import PreparationError, Prepared
+from workloads.data.prepared import Prepared
 from workloads.gpt2 import GPT2
 
 from . import copies
@@ -95,7 +95,7 @@ def test_a_model_with_too_few_tokens_is_refused(tmp_path: Path) -> None:
         ("vocabulary=50256", "vocabulary=50256 .*50304"),
         ("context=100000", "context=100000 .*lower"),
     ):
-        workload = GPT2(load(["workload=gpt2", "scale=full", "optimizer=sgd", f"workload.model.{setting}"]).facts)
+        workload = GPT2(load_run(["workload=gpt2", "scale=full", "optimizer=sgd", f"workload.model.{setting}"]).spec)
         with pytest.raises(WorkloadError, match=message):
             workload.load(str(tmp_path), CPU)
 
@@ -269,7 +269,7 @@ def test_windows_run_across_files() -> None:
 def test_batches_are_windows_of_the_tokens_read_ahead_or_not(tmp_path: Path, keys: torch.Tensor) -> None:
     prepare(copies.text_parquet(tmp_path / "copy", PAGES), tmp_path)
     small = ["workload.model.context=16", "workload.data.evaluation_examples=12", "workload.data.evaluation_batch=5"]
-    workload = GPT2(load(["workload=gpt2", "scale=full", "optimizer=sgd", *small]).facts)
+    workload = GPT2(load_run(["workload=gpt2", "scale=full", "optimizer=sgd", *small]).spec)
     workload.load(str(tmp_path), CPU)
     train = np.concatenate(openwebtext.load(str(tmp_path))[1]["train"])
     assert workload.train_size == len(train) // 16 - 1

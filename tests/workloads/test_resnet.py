@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from harness.roles import parameter_roles
-from harness.workload import Facts
+from harness.interface.roles import parameter_roles
+from harness.interface.workload import WorkloadSpec
 from workloads.resnet import BasicBlock, Bottleneck, ResNet, ResNetModel, ResNetOptions
 
 RESNET20 = ResNetOptions(channels=3, classes=10, width=16, stages=[3, 3, 3])
@@ -53,7 +53,7 @@ def test_convolutions_start_at_he_scale() -> None:
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
 
 
-def test_mini_model_and_its_roles(facts: Callable[..., Facts]) -> None:
+def test_mini_model_and_its_roles(facts: Callable[..., WorkloadSpec]) -> None:
     workload = ResNet(facts("resnet"))
     torch.manual_seed(0)
     model = workload.build_model()
@@ -67,6 +67,6 @@ def test_mini_model_and_its_roles(facts: Callable[..., Facts]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"stages": []}, {"stem_stride": 0}, {"block": "wide"}, {"widht": 8}])
-def test_bad_options_are_named(facts: Callable[..., Facts], options: dict) -> None:
+def test_bad_options_are_named(facts: Callable[..., WorkloadSpec], options: dict) -> None:
     with pytest.raises(ValidationError, match=next(iter(options))):
         ResNet(facts("resnet", model=options))

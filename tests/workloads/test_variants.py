@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.choices import choices, variants
-from harness.config import load
-from harness.hyperparameters import import_class
-from harness.roles import parameter_roles
-from harness.workload import Workload
+from harness.config.choices import list_choices, list_variants
+from harness.config.compose import load_run
+from harness.config.hyperparameters import import_class
+from harness.interface.roles import parameter_roles
+from harness.interface.workload import Workload
 from workloads import gpt2, resnet, vit
 
-PAIRS = [(workload, variant) for workload in choices("workload") for variant in variants(workload, "mini")]
+PAIRS = [(workload, variant) for workload in list_choices("workload") for variant in list_variants(workload, "mini")]
 
 
 def built(workload: str, variant: str = "base") -> tuple[Workload, nn.Module]:
     """The workload at scale=mini and its model from seed 0; dropout is off."""
-    facts = load([f"workload={workload}", f"variant={variant}", "workload.target=1", "optimizer=adamw"]).facts
+    facts = load_run([f"workload={workload}", f"variant={variant}", "workload.target=1", "optimizer=adamw"]).spec
     made: Workload = import_class(facts.class_path, "")(facts)
     torch.manual_seed(0)
     return made, made.build_model().eval()
@@ -35,7 +35,7 @@ def inputs(workload: str) -> Tensor:
 
 
 def test_every_workload_has_two() -> None:
-    assert len(PAIRS) == 2 * len(choices("workload")) == 6
+    assert len(PAIRS) == 2 * len(list_choices("workload")) == 6
 
 
 @pytest.mark.parametrize(("workload", "variant"), PAIRS)
@@ -76,7 +76,7 @@ def test_outputs_differ_and_every_parameter_has_a_gradient(workload: str, varian
     assert {name for name in roles if name.endswith("probe")} <= {n for n, r in roles.items() if r == "embedding"}
 
 
-@pytest.mark.parametrize("variant", variants("gpt2", "mini"))
+@pytest.mark.parametrize("variant", list_variants("gpt2", "mini"))
 def test_variants_of_gpt2_learn(variant: str) -> None:
     made, model = built("gpt2", variant)
     batch = {"inputs": inputs("gpt2"), "labels": inputs("gpt2").roll(-1, 1)}

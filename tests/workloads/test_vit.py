@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from harness.roles import parameter_roles
-from harness.workload import Facts
+from harness.interface.roles import parameter_roles
+from harness.interface.workload import WorkloadSpec
 from workloads.vit import Block, ViT, ViTModel, ViTOptions
 
 VIT_S16 = ViTOptions(image=224, channels=3, classes=1000, patch=16, layers=12, width=384, heads=6)
@@ -21,7 +21,7 @@ def test_published_size() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
-def test_mini_model_and_its_roles(facts: Callable[..., Facts], pooling: str) -> None:
+def test_mini_model_and_its_roles(facts: Callable[..., WorkloadSpec], pooling: str) -> None:
     workload = ViT(facts("vit", model={"pooling": pooling}))
     torch.manual_seed(0)
     model = workload.build_model()
@@ -33,7 +33,7 @@ def test_mini_model_and_its_roles(facts: Callable[..., Facts], pooling: str) -> 
     assert set(roles.values()) == {"embedding", "head", "hidden_matrix", "norm", "bias"}
 
 
-def test_roles_of_one_read_out_do_not_leak_into_another(facts: Callable[..., Facts]) -> None:
+def test_roles_of_one_read_out_do_not_leak_into_another(facts: Callable[..., WorkloadSpec]) -> None:
     token, mean = (ViT(facts("vit", model={"pooling": pooling})).role_patterns() for pooling in ("token", "mean"))
     assert token == mean | {"token": "embedding"}
 
@@ -81,6 +81,6 @@ def test_dropout_acts_in_training_only() -> None:
         ({"layer": 2}, "layer"),
     ],
 )
-def test_bad_options_are_named(facts: Callable[..., Facts], options: dict, message: str) -> None:
+def test_bad_options_are_named(facts: Callable[..., WorkloadSpec], options: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ViT(facts("vit", model=options))

@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workloads.data.prepared import PreparationError
+from harness.errors import PreparationError
 
 if TYPE_CHECKING:
     import tiktoken

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness.errors import PreparationError
 from workloads.data import prepared
-from workloads.data.prepared import PreparationError, Prepared, Report, Unit
+from workloads.data.prepared import Prepared, Report, Unit
 
 NAME = "cifar10"
 HUB = "uoft-cs/cifar10"
@@ -72,17 +73,19 @@ def prepare(source: str, root: Path, *, partial: bool, workers: int, report: Rep
         units = [_unit_of(Path(source).expanduser(), partial)]
     folder = root / NAME
     (receipt,) = prepared.run_units(folder, units, decode, 1, report)
-    lacks = "; ".join(
+    missing_data = "; ".join(
         f"{receipt['counts'][split]:,} of {count:,} {split} images"
         for split, count in COUNTS.items()
         if receipt["counts"][split] != count or not receipt["balanced"][split]
     )
     if receipt["other"]:
-        lacks = "; ".join([lacks, f"other MD5 than released: {', '.join(receipt['other'])}"]).lstrip("; ")
-    whole = Prepared(folder, NAME, "hub" if source == "hub" else "folder", not lacks, lacks, receipt["content"],
-                     receipt["counts"], receipt["files"])  # fmt: skip
-    if lacks and not partial:
-        raise PreparationError(f"--source {source}: this is not the whole of CIFAR-10 ({lacks}); {REMEDY}; "
+        missing_data = "; ".join([missing_data, f"other MD5 than released: {', '.join(receipt['other'])}"]).lstrip("; ")
+    kind = "hub" if source == "hub" else "folder"
+    whole = Prepared(
+        folder, NAME, kind, not missing_data, missing_data, receipt["content"], receipt["counts"], receipt["files"]
+    )
+    if missing_data and not partial:
+        raise PreparationError(f"--source {source}: this is not the whole of CIFAR-10 ({missing_data}); {REMEDY}; "
                                "or add --partial to take it all the same, for runs that no board counts")  # fmt: skip
     prepared.finish(whole)
     return whole

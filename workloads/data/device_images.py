@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.workload import Batch, Split
+from harness.interface import Batch, Split
 
 Pair = tuple[np.ndarray, np.ndarray]
 """uint8 [n, h, w] or [n, h, w, channels], and labels [n]."""

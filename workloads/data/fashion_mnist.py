@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.workload import WorkloadError
+from harness.interface import WorkloadError
 
 HUB = "zalando-datasets/fashion_mnist"
 SOURCES = ("hub", "debian")

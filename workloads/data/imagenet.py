@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.errors import PreparationError
 from workloads.data import decoding, prepared
 from workloads.data.decoding import Blob
-from workloads.data.prepared import PreparationError, Prepared, Report, Unit
+from workloads.data.prepared import Prepared, Report, Unit
 
 NAME = "imagenet"
 HUB = "ILSVRC/imagenet-1k"
@@ -50,10 +51,10 @@ def prepare(source: str, root: Path, *, partial: bool, workers: int, report: Rep
     ]
     if classes != CLASSES:
         short.append(f"{classes:,} of {CLASSES:,} classes")
-    lacks = "; ".join(short)
-    if lacks and not partial:
-        raise PreparationError(f"--source {source}: this is not the whole of ImageNet-1k ({lacks}); {REMEDY}; or add "
-                               "--partial to take it all the same, for runs that no board counts")  # fmt: skip
+    missing_data = "; ".join(short)
+    if missing_data and not partial:
+        raise PreparationError(f"--source {source}: this is not the whole of ImageNet-1k ({missing_data}); {REMEDY}; "
+                               "or add --partial to take it all the same, for runs that no board counts")  # fmt: skip
     files = {name: entry for receipt in receipts for name, entry in receipt["files"].items() if name.endswith(".bin")}
     try:
         for split in COUNTS:
@@ -67,7 +68,15 @@ def prepare(source: str, root: Path, *, partial: bool, workers: int, report: Rep
     content = prepared.content_hash(sum(int(receipt["digests"], 16) for receipt in receipts))
     extra = {"bins": [name for name in files if name.endswith(".bin")]}
     whole = Prepared(
-        folder, NAME, "hub" if source == "hub" else "folder", not lacks, lacks, content, counts, files, extra
+        folder,
+        NAME,
+        "hub" if source == "hub" else "folder",
+        not missing_data,
+        missing_data,
+        content,
+        counts,
+        files,
+        extra,
     )
     prepared.finish(whole)
     return whole

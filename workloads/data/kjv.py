@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.workload import WorkloadError
+from harness.interface import WorkloadError
 
 MODULE = "plain_text_bible.py"
 SHA256 = "262804ea6774be16b1e593db24f9465f0417ea0148bba2fb5a3022c26ca1e56d"

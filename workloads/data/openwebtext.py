@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.errors import PreparationError
 from workloads.data import bpe, prepared
-from workloads.data.prepared import PreparationError, Prepared, Report, Unit
+from workloads.data.prepared import Prepared, Report, Unit
 
 if TYPE_CHECKING:
     import tiktoken
@@ -72,16 +73,24 @@ def prepare(
     folder = root / NAME
     receipts = prepared.run_units(folder, _units(source, files), tokenise, workers, report)
     documents = sum(receipt["documents"] for receipt in receipts)
-    lacks = "" if documents == DOCUMENTS else f"{documents:,} of {DOCUMENTS:,} pages"
+    missing_data = "" if documents == DOCUMENTS else f"{documents:,} of {DOCUMENTS:,} pages"
     counts = {"documents": documents} | {split: sum(r["tokens"][split] for r in receipts) for split in SPLITS}
-    if lacks and not partial:
-        raise PreparationError(f"--source {source}: this is not the whole of OpenWebText ({lacks}); {REMEDY}; or add "
-                               "--partial to take it all the same, for runs that no board counts")  # fmt: skip
+    if missing_data and not partial:
+        raise PreparationError(f"--source {source}: this is not the whole of OpenWebText ({missing_data}); {REMEDY}; "
+                               "or add --partial to take it all the same, for runs that no board counts")  # fmt: skip
     content = prepared.content_hash(sum(int(receipt["digests"], 16) for receipt in receipts))
     extra = {"vocabulary_sha256": bpe.SHA256, "vocabulary_size": bpe.SIZE, "split": "sha256(text)[:8] mod 2000"}
     written = {name: entry for receipt in receipts for name, entry in receipt["files"].items()}
     whole = Prepared(
-        folder, NAME, "hub" if source == "hub" else "folder", not lacks, lacks, content, counts, written, extra
+        folder,
+        NAME,
+        "hub" if source == "hub" else "folder",
+        not missing_data,
+        missing_data,
+        content,
+        counts,
+        written,
+        extra,
     )
     prepared.finish(whole)
     return whole

@@ -27,6 +27,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
+from harness.errors import PreparationError
+
 FORMAT = "pacemark-prepared"
 FORMAT_VERSION = 1
 MANIFEST = "prepared.json"
@@ -36,10 +38,6 @@ ROOT_VARIABLE = "PACEMARK_DATA"
 Work = Callable[[Path, "Unit"], dict[str, Any]]
 Report = Callable[[int, int], None]
 """Units done, units in all."""
-
-
-class PreparationError(Exception):
-    """Source or prepared data are missing or wrong; the message names key, value and remedy."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Prepared:
     source: str
     complete: bool
     """Whether it is the whole published data set."""
-    lacks: str
+    missing_data: str
     """What it lacks of that, in words; empty if nothing."""
     content: str
     """SHA-256 of the examples, the same whichever format they came in."""
@@ -81,7 +79,7 @@ class Prepared:
     def fingerprint(self) -> dict[str, str]:
         """What a record says of the data."""
         stream = hashlib.sha256("".join(self.files[name]["sha256"] for name in sorted(self.files)).encode())
-        published = "yes" if self.complete else f"no: {self.lacks}"
+        published = "yes" if self.complete else f"no: {self.missing_data}"
         own = {"name": self.dataset, "source": "prepared", "content": self.content, "files": stream.hexdigest()}
         return own | {"published": published} | {f"num_{name}": str(count) for name, count in self.counts.items()}
 
@@ -141,7 +139,8 @@ def read(folder: Path, dataset: str, source: str = "auto") -> Prepared:
     try:
         if (values.pop("format"), values.pop("format_version")) != (FORMAT, FORMAT_VERSION):
             raise PreparationError(f"data={source}: {folder / MANIFEST} is of another version; {how(dataset, source)}")
-        found = Prepared(folder=folder, **values)
+        # The file calls it by its former name.
+        found = Prepared(folder=folder, missing_data=values.pop("lacks"), **values)
     except (AttributeError, KeyError, TypeError) as error:
         raise PreparationError(f"data={source}: {folder / MANIFEST} is no manifest of prepared data ({error}); "
                                f"{how(dataset, source)}") from error  # fmt: skip
@@ -150,10 +149,10 @@ def read(folder: Path, dataset: str, source: str = "auto") -> Prepared:
     return found
 
 
-def lacks(dataset: str, source: str) -> str:
+def missing_data(dataset: str, source: str) -> str:
     """What the prepared data set lacks of the published one; empty where it lacks nothing, or cannot be read."""
     try:
-        return read(folder_of(dataset, source), dataset, source).lacks
+        return read(folder_of(dataset, source), dataset, source).missing_data
     except PreparationError:
         return ""
 
@@ -357,6 +356,7 @@ def finish(prepared: Prepared) -> None:
 def _write(prepared: Prepared) -> None:
     values = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(prepared)
     del values["folder"]
+    values["lacks"] = values.pop("missing_data")
     try:
         with writing(prepared.folder / MANIFEST) as file:
             file.write((json.dumps(values, indent=1) + "\n").encode())

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.interface import Batch, Split
 from harness.seeding import splitmix64
-from harness.workload import Batch, Split
 from workloads.data.decoding import DRAWS, Augmentation, Decoders
 from workloads.data.imagenet import Pictures
 from workloads.data.read_ahead import ReadAhead

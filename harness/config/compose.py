@@ -1,0 +1,178 @@
+"""From a command line to a `Run`.
+
+Hydra composes the groups of configs/, and harness/config/validation.py checks the result. Composition lets unknown keys
+through on purpose: the validation then reports all of them together, each with the key that was probably meant.
+Importing this module does not import torch, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.config import choices
+from harness.config.choices import BASE_VARIANT, GROUPS, VARIANT_GROUP
+from harness.config.schema import Run
+from harness.errors import UserError
+
+
+def expand_sweep(arguments: list[str]) -> list[list[str]]:
+    """The command lines of a sweep: every combination of arguments such as `a=1,2`, in order. Raises UserError."""
+    combinations: list[list[str]] = [[]]
+    for override in _parse(arguments):
+        lines = [str(override.input_line)]
+        if override.is_sweep_override():
+            lines = [f"{override.key_or_group}={value}" for value in _sweep_values(override)]
+        combinations = [[*combination, line] for combination in combinations for line in lines]
+    return combinations
+
+
+def load_run(arguments: list[str]) -> Run:
+    """Compose and validate the configuration of a command line; raises UserError with every problem in it."""
+    overrides = _parse(arguments)
+    _refuse_sweeps(overrides)
+    selected = {"scale": "mini", "variant": BASE_VARIANT}
+    selected |= {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in (*GROUPS, "variant")}
+    if messages := choices.check_choices(selected):
+        raise UserError(messages)
+    # Imported here, since it brings torch, which --help need not wait for.
+    from harness.config import validation
+
+    run = validation.validate_run(_compose(overrides))
+    shipped = Run(**_compose([override for override in overrides if _selects_shipped_config(override)]))
+    modified = _differing_keys(shipped.workload, run.workload)
+    if validation.runs_on_incomplete_data(run):
+        modified = (*modified, "data")
+    # The budget of the ruleset is no modification of the workload.
+    workload = run.workload | {"max_steps": max(1, round(run.ruleset.budget_factor * run.workload["max_steps"]))}
+    if selected["variant"] != BASE_VARIANT:
+        workload["target_provenance"] = _provenance_of_variant(selected)
+    run = _name_after_class(run, shipped)
+    return run.model_copy(
+        update={
+            "workload": workload,
+            "modified": modified,
+            "shipped": shipped.algorithm() == run.algorithm(),
+            "overridden": tuple(sorted(override.key_or_group for override in overrides)),
+        }
+    )
+
+
+# ---- overrides -----------------------------------------------------------------------------------------------------
+
+
+def _parse(arguments: list[str]) -> list[Override]:
+    parser, overrides, messages = OverridesParser.create(), [], []
+    for argument in arguments:
+        try:
+            override = parser.parse_override(argument)
+        except HydraException:
+            messages.append(f"{argument}: cannot be read; write key=value, and quote what has spaces or commas")
+            continue
+        if override.is_delete():
+            messages.append(f"{argument}: a key cannot be removed; set it to another value, for example to null")
+        overrides.append(override)
+    if messages:
+        raise UserError(messages)
+    return overrides
+
+
+def _refuse_sweeps(overrides: list[Override]) -> None:
+    for override in overrides:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.input_line}: several values are a sweep; add -m to run them all, "
+                f"or quote a text or list that has commas, like {override.key_or_group}='[a,b]'"
+            )
+
+
+def _sweep_values(override: Override) -> list[str]:
+    value = override.value()
+    if not isinstance(value, Glob):
+        return [str(value) for value in override.sweep_string_iterator()]
+    names = choices.list_choices(override.key_or_group) if override.key_or_group in GROUPS else []
+    matching: list[str] = value.filter(names)
+    if not matching:
+        hint = f"there are {', '.join(names)}" if names else "glob chooses files of configs/, such as optimizers"
+        raise UserError(f"{override.input_line}: matches nothing; {hint}")
+    return matching
+
+
+def _selects_shipped_config(override: Override) -> bool:
+    """Whether an override only chooses what ships, rather than changing it."""
+    key = override.key_or_group
+    return key in ("workload", "scale", "variant", "optimizer", "ruleset") or key.startswith("ruleset.")
+
+
+# ---- composition ---------------------------------------------------------------------------------------------------
+
+
+def _compose(overrides: list[Override]) -> dict[str, Any]:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(choices.CONFIG_DIR.resolve()), version_base="1.3"):
+            composed = compose("config", [_hydra_override(override) for override in overrides])
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"the configuration cannot be composed: {str(error).splitlines()[0]}") from error
+    for override in overrides:
+        # Hydra would merge a range into the shipped one, and a range has one kind.
+        if override.key_or_group.startswith("optimizer.search_space"):
+            OmegaConf.update(composed, override.key_or_group, override.value(), merge=False, force_add=True)
+    return _as_dict(composed)
+
+
+def _hydra_override(override: Override) -> str:
+    line = str(override.input_line)
+    if override.key_or_group == "variant":
+        return f"{VARIANT_GROUP}@workload=${{workload}}-${{scale}}-{override.value()}"
+    # ++ lets unknown keys through to the validation, which reports all of them.
+    return line if override.key_or_group in GROUPS else "++" + line.lstrip("+")
+
+
+def _as_dict(config: DictConfig) -> dict[str, Any]:
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+# ---- what differs from the shipped configuration -------------------------------------------------------------------
+
+
+def _differing_keys(shipped: dict[str, Any], actual: dict[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """Keys of the workload whose value is not the shipped one."""
+    differing: list[str] = []
+    for key in sorted(shipped.keys() | actual.keys()):
+        before, after = shipped.get(key), actual.get(key)
+        if key == "target_provenance":
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            differing += _differing_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            differing.append(f"{prefix}{key}")
+    return tuple(differing)
+
+
+def _provenance_of_variant(selected: dict[str, str]) -> Any:
+    """The variant's own provenance: Hydra merges mappings, and so mixes that of the base's target into it."""
+    variant = OmegaConf.load(choices.target_file(selected["workload"], selected["scale"], selected["variant"]))
+    return OmegaConf.to_container(variant).get("target_provenance")  # type: ignore[union-attr]
+
+
+def _name_after_class(run: Run, shipped: Run) -> Run:
+    """Where the command line gives a class and no name (`optimizer=any`): the name of the class."""
+    optimizer = run.optimizer
+    if optimizer.class_path == shipped.optimizer.class_path or optimizer.name != shipped.optimizer.name:
+        return run
+    name = re.sub(r"[^a-z0-9]+", "-", optimizer.class_path.rpartition(".")[2].lower()).strip("-")
+    return run.model_copy(update={"optimizer": optimizer.model_copy(update={"name": name})})

@@ -1,0 +1,34 @@
+"""What a submission declares to need, before anything is built."""
+
+from __future__ import annotations
+
+from harness.config.hyperparameters import import_algorithm, import_wrapper
+from harness.config.schema import Run
+from harness.errors import UserError
+from harness.interface.needs import Need
+from harness.interface.submission import OptimizerSubmission, Submission, Wrapper
+
+
+def declared_needs(run: Run) -> frozenset[Need]:
+    """What the classes and the configuration declare; raises UserError where a class overrides a method whose need it
+    does not declare."""
+    options = run.optimizer
+    needs = frozenset(options.needs)
+    if options.closure:
+        needs |= {Need.RE_EVALUATE}
+    for cls in (import_algorithm(options.class_path), *map(import_wrapper, options.wrappers)):
+        if issubclass(cls, Submission):
+            needs |= cls.needs
+            _check_overrides(cls, needs)
+    return needs
+
+
+def _check_overrides(cls: type[Submission], needs: frozenset[Need]) -> None:
+    if cls.select not in (Submission.select, Wrapper.select) and Need.SELECTION not in needs:
+        raise UserError(f"{cls.__name__} overrides select() without declaring it; add Need.SELECTION to its `needs`")
+    not_overridden = (base.evaluation_weights for base in (Submission, OptimizerSubmission, Wrapper))
+    if cls.evaluation_weights not in not_overridden and Need.EVALUATION_WEIGHTS not in needs:
+        raise UserError(
+            f"{cls.__name__} overrides evaluation_weights() without declaring it; "
+            "add Need.EVALUATION_WEIGHTS to its `needs`"
+        )

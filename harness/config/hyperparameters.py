@@ -1,0 +1,231 @@
+"""Hyperparameters of a training algorithm: checked against the signature of its class, before anything is built.
+
+Each class gets a pydantic model with a field for each hyperparameter. A field's type comes from the default value in
+the signature; its range from the annotation (`pydantic.PositiveFloat` and the like), or else from its name: every `lr`
+is positive, every `beta` in [0, 1).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, get_origin, get_type_hints
+
+import torch
+from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, create_model
+
+from harness.errors import UserError, did_you_mean
+from harness.interface.submission import Submission, Wrapper
+
+# ---- classes -------------------------------------------------------------------------------------------------------
+
+
+def import_class(path: str, key: str) -> type[Any]:
+    """The class at the import path `path`; raises UserError naming `key` if there is none."""
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise UserError(f"{key}={path}: write the full import path, like torch.optim.Adagrad")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"{key}={path}: cannot import {module_name} ({error}); is its package installed?") from error
+    if not hasattr(module, name):
+        raise UserError(f"{key}={path}: {module_name} has no {name}; {did_you_mean(name, dir(module))}")
+    cls = getattr(module, name)
+    if not isinstance(cls, type):
+        raise UserError(f"{key}={path}: this is not a class")
+    return cls
+
+
+def import_algorithm(path: str) -> type[Submission] | type[torch.optim.Optimizer]:
+    """The class of `optimizer.class_path`; raises UserError if it is of neither kind."""
+    cls = import_class(path, "optimizer.class_path")
+    if not issubclass(cls, Submission | torch.optim.Optimizer):
+        raise UserError(
+            f"optimizer.class_path={path}: this is neither a torch.optim.Optimizer nor a harness.interface.Submission"
+        )
+    return cls
+
+
+def import_wrapper(path: str) -> type[Wrapper]:
+    """A class of `optimizer.wrappers`; raises UserError if it is no wrapper."""
+    cls = import_class(path, "optimizer.wrappers")
+    if not issubclass(cls, Wrapper):
+        raise UserError(f"optimizer.wrappers={path}: this is not a harness.interface.Wrapper")
+    return cls
+
+
+def signature_hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """The hyperparameters that the class's own signature names; what disappears in **kwargs does not count."""
+    # Without self and what it is built on: the parameters, or the setup and, for a wrapper, the submission inside.
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[3 if issubclass(cls, Wrapper) else 2 :]
+    hidden = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p for p in parameters if p.kind not in hidden}
+
+
+def select_arguments(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Those of `values` that the class names, as its arguments: an algorithm and its wrappers share one mapping."""
+    known = signature_hyperparameters(cls)
+    # YAML has lists where torch wants tuples.
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known}
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+
+
+def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[str] = ()) -> list[str]:
+    """Every problem with the hyperparameters `values` of the class at `path` within the wrappers at `wrappers`."""
+    try:
+        classes: list[type[Any]] = [import_algorithm(path), *map(import_wrapper, wrappers)]
+    except UserError as error:
+        return error.messages
+    counts = Counter(name for cls in classes for name in signature_hyperparameters(cls))
+    together = " within ".join(cls.__name__ for cls in classes)
+    messages = [
+        f"optimizer.hyperparameters.{name}={value}: {together} has no such hyperparameter; {did_you_mean(name, counts)}"
+        for name, value in values.items()
+        if name not in counts
+    ]
+    messages += [
+        f"optimizer.wrappers: {together} share the hyperparameter {name}; they cannot be combined"
+        for name, count in counts.items()
+        if count > 1
+    ]
+    for cls in classes:
+        messages += _value_problems(cls, values)
+        messages += [
+            f"optimizer.hyperparameters.{name} is missing: {cls.__name__} has no default for it; "
+            f"add optimizer.hyperparameters.{name}=VALUE"
+            for name, parameter in signature_hyperparameters(cls).items()
+            if name not in values and parameter.default is inspect.Parameter.empty
+        ]
+    if not messages and issubclass(classes[0], torch.optim.Optimizer):
+        messages += _construction_problems(classes[0], select_arguments(classes[0], values))
+    return messages
+
+
+def _value_problems(cls: type[Any], values: dict[str, Any]) -> list[str]:
+    known = signature_hyperparameters(cls)
+    own_values = {name: value for name, value in values.items() if name in known}
+    try:
+        _hyperparameter_model(cls).model_validate(own_values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        details = [(str(detail["loc"][0]), _text(detail)) for detail in error.errors()]
+        return [f"optimizer.hyperparameters.{name}={own_values[name]}: {text}" for name, text in details]
+    return []
+
+
+def _text(detail: Any) -> str:
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    if detail["type"] == "bool_type":
+        return "must be true or false"
+    return str(detail["msg"]).replace("Input should", "must")
+
+
+def _construction_problems(cls: type[torch.optim.Optimizer], arguments: dict[str, Any]) -> list[str]:
+    """What the class's own checks say, tried on a parameter of two by two numbers."""
+    try:
+        cls([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+    except Exception as error:
+        listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        return [f"optimizer.hyperparameters ({listed}): {cls.__name__} refuses them: {error}"]
+    return []
+
+
+# ---- the type and range of each hyperparameter ---------------------------------------------------------------------
+
+
+def _check_positive(number: float) -> None:
+    if number <= 0:
+        raise ValueError("must be above 0")
+
+
+def _check_not_negative(number: float) -> None:
+    if number < 0:
+        raise ValueError("must be at least 0")
+
+
+def _check_unit_interval(number: float) -> None:
+    if not 0 <= number < 1:
+        raise ValueError("must lie in [0, 1)")
+
+
+_RANGE_OF_NAME: dict[str, Callable[[float], None]] = {
+    "lr": _check_positive,
+    "eps": _check_not_negative,
+    "weight_decay": _check_not_negative,
+    **dict.fromkeys(("beta", "beta1", "beta2", "beta3", "betas", "momentum", "dampening"), _check_unit_interval),
+}
+"""Ranges that hold in every library. The end of a name decides: `adamw_lr` is an `lr`."""
+
+
+def range_name(name: str) -> str | None:
+    """The known name that `name` is or ends in (`lr` for `adamw_lr`); None if its range is unknown."""
+    return next((known for known in _RANGE_OF_NAME if name == known or name.endswith(f"_{known}")), None)
+
+
+def annotated_ranges(cls: type[Any]) -> dict[str, Any]:
+    """The annotations in the class's signature that state a range, by hyperparameter."""
+    try:
+        hints = get_type_hints(cls.__init__, include_extras=True)
+    except (NameError, TypeError):  # other libraries use names that exist for type checkers only
+        return {}
+    return {name: hint for name, hint in hints.items() if get_origin(hint) is Annotated}
+
+
+@functools.cache
+def _hyperparameter_model(cls: type[Any]) -> type[BaseModel]:
+    """A pydantic model with a field for each hyperparameter of the class; null is always allowed."""
+    ranges = annotated_ranges(cls)
+    fields: dict[str, Any] = {
+        name: (_field_type(name, parameter, ranges.get(name)) | None, None)
+        for name, parameter in signature_hyperparameters(cls).items()
+    }
+    return create_model(cls.__name__, **fields)
+
+
+def _field_type(name: str, parameter: inspect.Parameter, annotated_range: Any) -> Any:
+    default, known = parameter.default, range_name(name)
+    if isinstance(default, bool) or str(parameter.annotation) in ("bool", "bool | None", "typing.Optional[bool]"):
+        return StrictBool
+    if isinstance(default, str):
+        return Annotated[Any, BeforeValidator(functools.partial(_check_text, default))]
+    if not isinstance(default, int | float | tuple) and known is None:
+        # Neither default nor name tells a type; only the class itself can check it.
+        return Any
+    # What the annotation states takes the place of what the name suggests.
+    in_range = None if annotated_range is not None or known is None else _RANGE_OF_NAME[known]
+    check = functools.partial(_check_numbers, default, known == "betas", in_range)
+    return Annotated[Any if annotated_range is None else annotated_range, BeforeValidator(check)]
+
+
+def _check_text(default: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text like {default!r}")
+    return value
+
+
+def _check_numbers(default: Any, may_be_list: bool, in_range: Callable[[float], None] | None, value: Any) -> Any:
+    """`value` if it is a number, or as many as a default that is a tuple has; ValueError otherwise."""
+    is_list = isinstance(value, list | tuple)
+    if isinstance(default, tuple):
+        if not is_list or len(value) != len(default):
+            raise ValueError(f"must be a list of {len(default)} numbers like {list(default)}")
+    elif is_list and not may_be_list:
+        raise ValueError("must be one number")
+    items = value if is_list else [value]
+    for item in items:
+        if item is None and isinstance(default, tuple) and None in default:
+            continue
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            raise ValueError("must be a number" + (f", and {item!r} is none" if len(items) > 1 else ""))
+        if not math.isfinite(item):
+            raise ValueError("must be finite")
+        if in_range is not None:
+            in_range(item)
+    return tuple(value) if is_list else value

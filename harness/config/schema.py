@@ -1,0 +1,231 @@
+"""The schema of a trial's configuration, and what identifies a trial.
+
+How a command line becomes a `Run`: harness/config/compose.py. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.hashing import short_hash
+from harness.interface.needs import Need
+from harness.interface.schedules import Schedule
+
+if TYPE_CHECKING:
+    from harness.interface.workload import WorkloadSpec
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(_Strict):
+    """A choice of a config group that has only a name and a line for --help."""
+
+    name: str
+    description: str
+
+
+class Ruleset(Named):
+    """How much tuning a submission gets."""
+
+    studies: int = Field(default=1, ge=1)
+    """Independent repetitions of the tuning; their seeds count up from `seed`."""
+    trials: int = Field(default=1, ge=1)
+    """Trials of a study."""
+    points: Literal["recipe", "search_space"] = "recipe"
+    """Where the trials' hyperparameters come from."""
+    budget_factor: float = Field(default=1.0, gt=0)
+    """The budget in steps, as a multiple of the workload's."""
+    retries: int = Field(default=0, ge=0)
+    """How often a trial that crashed is run again, from its last checkpoint. Divergence is a result, no crash."""
+
+
+class Executor(Named):
+    """Where the trials of a command run. The environment of a trial is the same under all of them."""
+
+    workers: int = Field(default=1, ge=1)
+    """Trials that run at the same time."""
+    options: dict[str, Any] = {}
+    """slurm: further parameters of submitit (partition, account, ...). ray: arguments of ray.init."""
+    minutes: int = Field(default=0, ge=0)
+    """slurm: time limit of a job; a job that runs into it is requeued."""
+
+
+class Tracker(_Strict):
+    """Where a trial's rows are mirrored."""
+
+    name: Literal["none", "wandb", "tensorboard"]
+    description: str
+    project: str = "pacemark"
+    mode: Literal["online", "offline"] = "offline"
+    """wandb only."""
+    folder: Path | None = None
+    """Where the tracker writes; default: inside the record."""
+
+
+SCHEDULE_KEYS = ("warmup_fraction", "horizon_fraction")
+"""The keys of a recipe, and of a point, that set the schedule."""
+
+
+class Recipe(_Strict):
+    """What runs when the user sets nothing: values that are sensible on all mini workloads."""
+
+    hyperparameters: dict[str, Any] = {}
+    schedule: str = "linear"
+    """Shape of the schedule, which `schedule=` replaces."""
+    warmup_fraction: float = 0.0
+    horizon_fraction: float = 1.0
+    clip_norm: float | None = Field(default=None, gt=0)
+
+
+class Optimizer(_Strict):
+    """A submission as configured."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    description: str
+    paper: str | None = None
+    class_path: str
+    """A torch.optim.Optimizer or a harness.interface.Submission."""
+    wrappers: list[str] = []
+    """Classes (harness.interface.Wrapper) around it, the innermost first; they share its mapping of hyperparameters."""
+    paper_defaults: dict[str, Any] = {}
+    """The paper's defaults."""
+    recipe: Recipe = Recipe()
+    """Over the defaults."""
+    hyperparameters: dict[str, Any] = {}
+    """What the user sets, over the recipe and over the points of the search space."""
+    search_space: dict[str, Any] | None = None
+    """What a tuner may try, in the shape of the recipe (see harness.config.search_space)."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    no_decay: list[str] = []
+    """Parameter roles without weight decay, for example [norm, bias]."""
+    needs: list[Need] = []
+    """Needs beyond those that the class declares."""
+    closure: bool = False
+    """Call optimizer.step(closure); the closure evaluates the same batch again (LBFGS and the like)."""
+
+    @property
+    def effective_hyperparameters(self) -> dict[str, Any]:
+        """Those that the algorithm is built with: defaults, recipe and the user's own, the later ones winning."""
+        return self.paper_defaults | self.recipe.hyperparameters | self.hyperparameters
+
+    def with_point(self, point: dict[str, Any]) -> Optimizer:
+        """The same with a point of the search space over the recipe."""
+        recipe = self.recipe.model_dump() | point
+        recipe["hyperparameters"] = self.recipe.hyperparameters | point.get("hyperparameters", {})
+        return self.model_copy(update={"recipe": Recipe.model_construct(**recipe)})
+
+
+_WITHOUT_INFLUENCE = {"records", "machine", "label", "overwrite", "data", "checkpoint_seconds", "debug", "tracker",
+                      "executor", "modified", "shipped", "overridden"}  # fmt: skip
+"""Keys that cannot move a trial's result."""
+NOT_RECORDED = {"modified", "shipped", "overridden", "overwrite", "debug", "records", "data"}
+"""Keys that no manifest holds: options of the command, and paths of the machine that ran it."""
+
+
+class Run(_Strict):
+    """The configuration of one trial, whole; of a study, where `trial` is only the first of several.
+
+    Three notions tell whether two trials are alike. `identity` is everything that can move the result: a folder is
+    continued only by the same identity. `modified` lists the keys of the workload that differ from the shipped one: no
+    table takes such a trial. `shipped` is whether the submission is as its YAML has it: if not, a hash of it is part of
+    its label.
+    """
+
+    workload: dict[str, Any]
+    """Keys of `harness.interface.WorkloadSpec`."""
+    scale: Named
+    optimizer: Optimizer
+    schedule: Schedule
+    ruleset: Ruleset
+    tracker: Tracker
+    executor: Executor = Executor(name="local", description="")
+    pruning: Literal["none", "exact", "futility"] = "none"
+    """Early stopping of trials. exact: that provably cannot become the best of their study; futility: also those that
+    hardly will."""
+    seed: int = Field(ge=0, lt=2**31)
+    """Study seed; the record goes to study_<seed>."""
+    trial: int = Field(ge=1)
+    """Number of the trial in its study."""
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["fp32", "tf32", "bf16"]
+    """fp32: every product in full. tf32: matrix products and convolutions of a GPU in TF32. bf16: autocast."""
+    compile: bool
+    deterministic: bool
+    threads: int = Field(ge=1)
+    """CPU threads of the trial. The bits depend on it, so it is part of the trial and not the machine's core count."""
+    run_to_end: bool
+    records: Path = Path("results/records")
+    machine: str = Field(default="auto", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the machine's folder of records; auto: a description of this machine."""
+    label: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    overwrite: bool
+    data: str = "auto"
+    checkpoint_seconds: float = Field(ge=0)
+    """At an evaluation, write a checkpoint when the last one is older than this."""
+    debug: bool
+
+    # What was made of the command line; not keys of the config.
+    modified: tuple[str, ...] = ()
+    """Keys of the workload whose value is not the shipped one."""
+    shipped: bool = True
+    """Whether the submission is as its YAML has it."""
+    overridden: tuple[str, ...] = ()
+    """Keys that the command line sets."""
+
+    @property
+    def spec(self) -> WorkloadSpec:
+        """The workload's specification, validated."""
+        from harness.interface.workload import WorkloadSpec
+
+        return WorkloadSpec(**self.workload)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that can move the result, and nothing else."""
+        everything = self.model_dump(mode="json", exclude=_WITHOUT_INFLUENCE)
+        # The rest of the ruleset decides which trials there are, and nothing about this one.
+        everything["ruleset"] = self.ruleset.model_dump(include={"name", "description"})
+        if self.pruning == "none":
+            del everything["pruning"]
+        everything["workload"].pop("target_provenance", None)
+        everything["workload"].pop("description", None)
+        everything["optimizer"] = self.algorithm()["optimizer"]
+        return everything
+
+    def algorithm(self) -> dict[str, Any]:
+        """The submission alone, as it takes effect."""
+        irrelevant = {"paper_defaults", "recipe", "description", "paper"}
+        if self.ruleset.points == "recipe":
+            irrelevant.add("search_space")
+        optimizer = self.optimizer.model_dump(mode="json", exclude=irrelevant)
+        optimizer["hyperparameters"] = self.optimizer.effective_hyperparameters
+        if not self.optimizer.wrappers:
+            del optimizer["wrappers"]
+        return {"optimizer": optimizer, "schedule": self.schedule.model_dump(mode="json")}
+
+    def with_point(self, point: dict[str, Any]) -> Run:
+        """The trial at a point of the search space; what the command line sets stays as it is."""
+        optimizer = self.optimizer.with_point(point)
+        if "clip_norm" in point and "optimizer.clip_norm" not in self.overridden:
+            optimizer = optimizer.model_copy(update={"clip_norm": point["clip_norm"]})
+        drawn = {key: point[key] for key in SCHEDULE_KEYS if key in point and f"schedule.{key}" not in self.overridden}
+        schedule = self.schedule.model_copy(update=drawn)
+        return self.model_copy(update={"optimizer": optimizer, "schedule": schedule, "label": self.submission_label})
+
+    @property
+    def submission_label(self) -> str:
+        """The submission's folder name: plain as shipped, otherwise with a short hash of its configuration."""
+        if self.label is not None:
+            return self.label
+        return self.optimizer.name if self.shipped else f"{self.optimizer.name}-{short_hash(self.algorithm())}"
+
+    @property
+    def scale_folder(self) -> str:
+        """The scale's folder name. A modified workload has its own, so that no table mixes it with the shipped one."""
+        if not self.modified:
+            return self.scale.name
+        return f"{self.scale.name}-modified-{short_hash(self.identity()['workload'])}"

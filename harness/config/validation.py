@@ -1,0 +1,155 @@
+"""What is wrong with a composed configuration: every problem, each with its key, its value and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from harness.config import hyperparameters, search_space
+from harness.config.choices import BASE_VARIANT, target_not_measured
+from harness.config.schema import SCHEDULE_KEYS, Optimizer, Recipe, Run
+from harness.errors import UserError, did_you_mean
+from harness.interface.roles import Role
+from harness.interface.schedules import Schedule
+from harness.interface.workload import WorkloadSpec
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validate_run(values: dict[str, Any]) -> Run:
+    """The configuration that Hydra composed, as a `Run`; raises UserError with all that is wrong with it."""
+    messages: list[str] = []
+    run = validate(Run, values, messages)
+    _check_workload(values, messages)
+    _check_submission(values.get("optimizer"), run, messages)
+    if messages:
+        raise UserError(messages)
+    assert run is not None
+    return run
+
+
+def runs_on_incomplete_data(run: Run) -> bool:
+    """Whether the trial would run on less than the published data; no table takes that."""
+    cls = hyperparameters.import_class(run.workload["class_path"], "workload.class_path")
+    return bool(cls.missing_data(run.workload["data"], run.data))
+
+
+def validate(schema: type[Model], values: dict[str, Any], messages: list[str], prefix: str = "") -> Model | None:
+    """`values` as `schema`; None if they do not fit, with a line for each problem added to `messages`."""
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        messages += _lines(error, schema, prefix)
+        return None
+
+
+def _check_workload(values: dict[str, Any], messages: list[str]) -> None:
+    workload = values["workload"]
+    if workload.get("target") in (None, "???"):
+        scale = values["scale"].get("name")
+        messages.append(target_not_measured(workload.get("name"), scale, workload.get("variant", BASE_VARIANT)))
+        # Any number, so that the rest is checked all the same.
+        workload = workload | {"target": 0.0}
+    validate(WorkloadSpec, workload, messages, "workload.")
+    try:
+        cls = hyperparameters.import_class(str(workload.get("class_path")), "workload.class_path")
+    except UserError as error:
+        messages += error.messages
+        return
+    validate(cls.Model, workload.get("model", {}), messages, "workload.model.")
+    validate(cls.Data, workload.get("data", {}), messages, "workload.data.")
+
+
+def _check_submission(values: Any, run: Run | None, messages: list[str]) -> None:
+    if not isinstance(values, dict) or not isinstance(values.get("class_path"), str):
+        return  # the schema of the run has said so
+    if values["class_path"] == "???":
+        messages.append("optimizer.class_path is not given; add optimizer.class_path=package.Class")
+        return
+    try:
+        optimizer = Optimizer(**values)
+    except ValidationError:
+        return  # likewise
+    own_messages = hyperparameters.check_hyperparameters(
+        optimizer.class_path, optimizer.effective_hyperparameters, optimizer.wrappers
+    )
+    messages += own_messages
+    messages += [
+        f"optimizer.no_decay={role}: no such role; {did_you_mean(role, Role)}"
+        for role in optimizer.no_decay
+        if role not in set(Role)
+    ]
+    messages += _search_space_problems(optimizer, run, own_messages)
+
+
+def _search_space_problems(optimizer: Optimizer, run: Run | None, reported: list[str]) -> list[str]:
+    """What is wrong with the search space, its ends and choices included, and with what the ruleset asks of it.
+
+    reported: problems of the hyperparameters that the user sets, which are those of every point too.
+    """
+    drawn_from = run is not None and run.ruleset.points == "search_space"
+    if optimizer.search_space is None:
+        if run is None or not drawn_from:
+            return []
+        return [
+            f"ruleset={run.ruleset.name} draws from a search space, and optimizer={optimizer.name} has none; "
+            "add `search_space:` to its YAML, or take ruleset=quick"
+        ]
+    try:
+        space = search_space.parse_search_space(optimizer.search_space)
+        if run is not None and drawn_from and run.ruleset.trials > len(space.points) > 0:
+            space.point(optimizer.name, 0, run.ruleset.trials)
+    except UserError as error:
+        return error.messages
+    messages: list[str] = []
+    for point in space.corners():
+        lines = [line for line in _point_problems(optimizer, run, point) if line not in reported]
+        messages += [f"optimizer.search_space: {line}" for line in lines]
+    return list(dict.fromkeys(messages))
+
+
+def _point_problems(optimizer: Optimizer, run: Run | None, point: dict[str, Any]) -> list[str]:
+    messages: list[str] = []
+    at_point = optimizer.with_point(point)
+    if validate(Recipe, at_point.recipe.model_dump(), messages) is not None:
+        messages += hyperparameters.check_hyperparameters(
+            optimizer.class_path, at_point.effective_hyperparameters, optimizer.wrappers
+        )
+    if run is not None and not messages:
+        drawn = {key: point[key] for key in SCHEDULE_KEYS if key in point}
+        validate(Schedule, run.schedule.model_dump() | drawn, messages, "schedule.")
+    return messages
+
+
+# ---- messages ------------------------------------------------------------------------------------------------------
+
+
+def _lines(error: ValidationError, schema: type[BaseModel], prefix: str) -> list[str]:
+    lines = []
+    for detail in error.errors():
+        location = [str(part) for part in detail["loc"]]
+        key = prefix + ".".join(location)
+        if detail["type"] == "extra_forbidden":
+            owner = _owner_of_field(schema, location[:-1])
+            known = owner.model_fields if owner is not None else ()
+            lines.append(f"{key}={detail['input']}: unknown key; {did_you_mean(location[-1], known)}")
+        elif detail["type"] == "missing":
+            lines.append(f"{key} is missing; add {key}=VALUE")
+        elif detail["type"] == "value_error":
+            lines.append(f"{key.rstrip('.') or 'config'}: {detail['ctx']['error']}")
+        else:
+            text = detail["msg"].replace("Input should", "must").replace("String should", "must")
+            lines.append(f"{key}={detail['input']}: {text}")
+    return lines
+
+
+def _owner_of_field(schema: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    """The nested model at `location`, whose fields are what a misspelt key could have meant."""
+    for part in location:
+        field = schema.model_fields.get(part)
+        annotation = field.annotation if field is not None else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        schema = annotation
+    return schema

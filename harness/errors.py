@@ -1,0 +1,87 @@
+"""Every error that Pacemark raises on purpose, below one base class, and how a script reports them.
+
+    PacemarkError
+        UserError           bad input; lists every problem with its remedy (exit status 2)
+            ManifestError   a manifest.json that cannot be used
+        WorkloadError       data or specification of a workload are missing or wrong
+        PreparationError    a data set could not be prepared or read
+        UndeclaredNeed      a submission used a capability that it did not declare
+        LeaseLost           another process has taken over the folder of a trial
+        CheckFailed         a conformance check of a submission failed
+
+Whoever uses Pacemark as a library catches `PacemarkError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class PacemarkError(Exception):
+    """Base class of all errors that are raised on purpose."""
+
+
+class UserError(PacemarkError):
+    """Bad input. `messages` holds all problems that were found; each names the key, the value and the remedy."""
+
+    def __init__(self, messages: str | Iterable[str]) -> None:
+        self.messages = [messages] if isinstance(messages, str) else list(messages)
+        super().__init__("\n".join(self.messages))
+
+
+class ManifestError(UserError):
+    """A manifest.json is damaged, of another format, or lacks a key; the message names the key."""
+
+
+class WorkloadError(PacemarkError):
+    """Data or specification of a workload are missing or wrong; the message says what to do."""
+
+
+class PreparationError(PacemarkError):
+    """A source or a prepared data set is missing or damaged; the message names key, value and remedy."""
+
+
+class UndeclaredNeed(PacemarkError):
+    """A submission used a capability that it did not declare.
+
+    asked: what it asked for, in words. need: the name and the value of the missing `harness.interface.Need`.
+    """
+
+    def __init__(self, asked: str, need: tuple[str, str], submission: str) -> None:
+        name, value = need
+        super().__init__(
+            f"{submission} asked for {asked} without declaring it; add Need.{name} to its `needs` "
+            f"(or `optimizer.needs=[{value}]` in its YAML)"
+        )
+
+
+class LeaseLost(PacemarkError):
+    """Another process has taken over the folder of a trial, because this one missed its heartbeats."""
+
+
+class CheckFailed(PacemarkError):
+    """A conformance check of a submission failed; the message says what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A suggestion for a misspelt name: "did you mean `lion`?" for a close one, else the list of known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return f"known are {', '.join(known)}" if known else "there are none"
+
+
+def run_script(main: Callable[[], int]) -> int:
+    """Run the `main` of a script and return its exit status: 2 with one line per problem after a UserError, 130 after
+    Ctrl-C."""
+    try:
+        return main()
+    except UserError as error:
+        for message in error.messages:
+            print(f"error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

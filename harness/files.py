@@ -1,0 +1,60 @@
+"""Writing files so that a reader, or a crash at any moment, sees the old content or the new one and nothing between."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` in one rename when the body ends.
+
+    The content is on the disk before the rename. If the body raises, `path` stays as it was and no temporary file is
+    left; a process that is killed leaves `.<name>.<pid>`, see `remove_leftovers`. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # os.replace: the standard library's warning-free name for a rename over an existing file on every system.
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
+    """Write `path` whole or not at all; text as UTF-8. Raises OSError."""
+    with atomic_writer(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_leftovers(folder: Path, names: tuple[str, ...] = ("",)) -> None:
+    """Delete the temporary files of processes that were killed while they wrote one of `names` (prefixes)."""
+    for path in folder.glob(".*.[0-9]*"):
+        if path.name.startswith(tuple(f".{name}" for name in names)):
+            path.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise the OSError that writing into `folder` would meet, and leave nothing behind.
+
+    `folder` need not exist; its nearest existing parent is tried.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(20, f"{existing} is not a folder")
+    probe = existing / f".pacemark-probe-{os.getpid()}"
+    try:
+        # A page of content, since a full disk still lets empty files be created.
+        probe.write_bytes(b"\0" * 4096)
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""The order of the training examples: which ones a step takes, and the random bits of their augmentation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.seeding import TrialSeeds, splitmix64
+
+_MASK63 = np.uint64(2**63 - 1)
+
+
+class Selection(NamedTuple):
+    """The examples of one step."""
+
+    indices: Tensor
+    """Which examples: int64 [n] on the CPU, in [0, train_size)."""
+    keys: Tensor
+    """63 random bits for each, which decide its augmentation: int64 [n] on the CPU, in [0, 2**63)."""
+
+
+class ExampleStream:
+    """The default data order: epoch after epoch of random permutations, as one endless stream.
+
+    A pure function of (seed, position in the stream). The batch size changes where the stream is cut and nothing else.
+    Its whole state is `position`, the number of examples taken so far.
+    """
+
+    def __init__(self, seeds: TrialSeeds, train_size: int) -> None:
+        self._seeds = seeds
+        self._size = train_size
+        self._key_base = np.uint64(seeds.key("augmentation"))
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+        self.position = 0
+
+    def take(self, count: int) -> Selection:
+        """The next `count` examples; moves `position` past them."""
+        selection = self.peek(self.position, count)
+        self.position += count
+        return selection
+
+    def peek(self, position: int, count: int) -> Selection:
+        """The `count` examples from `position` on, without moving."""
+        return Selection(self._indices(position, count), self._keys(position, count))
+
+    def _indices(self, position: int, count: int) -> Tensor:
+        pieces = []
+        while count:
+            epoch, offset = divmod(position, self._size)
+            piece = self._permutation(epoch)[offset : offset + count]
+            pieces.append(piece)
+            position, count = position + len(piece), count - len(piece)
+        return torch.cat(pieces)
+
+    def _keys(self, position: int, count: int) -> Tensor:
+        positions = np.arange(position, position + count, dtype=np.uint64)
+        return torch.from_numpy((splitmix64(splitmix64(positions) ^ self._key_base) & _MASK63).astype(np.int64))
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self._seeds.key("order", epoch))
+            self._order, self._epoch = torch.randperm(self._size, generator=generator), epoch
+        return self._order

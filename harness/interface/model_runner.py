@@ -1,0 +1,176 @@
+"""Forward passes of one trial's model: micro-batches, buffers, precision and the counting of work.
+
+The nominal batch is cut into micro-batches, so that it does not matter how many ranks share it. BatchNorm statistics
+and dropout masks belong to a micro-batch. Only the first forward of a step moves the model's buffers: each micro-batch
+starts from the step's initial buffers, and the step ends with the mean of what the micro-batches left, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.interface.data_order import Selection
+from harness.interface.ranks import SINGLE_RANK, Ranks
+from harness.interface.workload import Batch, Workload
+from harness.seeding import TrialSeeds
+
+
+@dataclass
+class Counters:
+    """Work done so far, in examples; `examples` is also the position on the workload's budget."""
+
+    update_steps: int = 0
+    examples: int = 0
+    forward_examples: int = 0
+    backward_examples: int = 0
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The examples of one step, as far as this rank runs them."""
+
+    micro_batches: dict[int, Batch]
+    """By their number in the step."""
+    shares: tuple[int, ...]
+    """How many micro-batches each rank runs."""
+    micro: int
+    """Examples of each micro-batch but the last."""
+    size: int
+    """Examples of the whole step, over all ranks."""
+    idle: bool = False
+    """This rank has no micro-batch, because there are fewer than ranks. It runs micro-batch 0 again with zero weight,
+    so that its set of parameters with gradients matches the other ranks' (an all-reduce needs equal shapes)."""
+
+    @property
+    def count(self) -> int:
+        """Micro-batches of the whole step."""
+        return sum(self.shares)
+
+    def split_further(self, at_least: int, ranks: Ranks) -> StepBatch:
+        """The same examples in `at_least` micro-batches or more, as far as there are examples."""
+        pieces_each = -(-at_least // self.count)
+        if pieces_each <= 1:
+            return self
+        sizes = [min(self.micro, self.size - k * self.micro) for k in range(self.count)]
+        shares = tuple(
+            sum(min(pieces_each, sizes[k]) for k in ranks.share(self.count, rank)) for rank in range(ranks.size)
+        )
+        micro_batches: dict[int, Batch] = {}
+        for k, batch in self.micro_batches.items():
+            parts = {name: tensor.tensor_split(pieces_each) for name, tensor in batch.items()}
+            for j in range(min(pieces_each, sizes[k])):
+                micro_batches[k * pieces_each + j] = {name: part[j] for name, part in parts.items()}
+        return StepBatch(micro_batches, shares, -(-self.micro // pieces_each), self.size, self.idle)
+
+
+class ModelRunner:
+    """A trial's model with all that its forward passes need: workload, precision, seeds, buffers, ranks, counters."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        model: nn.Module,
+        seeds: TrialSeeds,
+        precision_context: Callable[[], AbstractContextManager[object]],
+        forward_model: nn.Module | None = None,
+        ranks: Ranks = SINGLE_RANK,
+    ) -> None:
+        """forward_model: the compiled model, which shares its parameters with `model` (default: `model` itself)."""
+        self.workload = workload
+        self.model = model
+        self.forward_model = forward_model if forward_model is not None else model
+        self.seeds = seeds
+        self.precision_context = precision_context
+        self.ranks = ranks
+        self.counters = Counters()
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.buffers = [buffer for buffer in model.buffers() if buffer.numel()]
+        self.packed_buffers = PackedBuffers(self.buffers)
+        self._label_generator: torch.Generator | None = None
+
+    def load_batch(self, selection: Selection) -> StepBatch:
+        """Load those micro-batches of `selection` that this rank runs."""
+        size, micro = len(selection.indices), self.workload.spec.micro_batch
+        local = self.local_slice(size)
+        count = -(-size // micro)
+        batch = self.workload.batch(selection.indices[local], selection.keys[local])
+        pieces = {name: tensor.split(micro) for name, tensor in batch.items()}
+        first = local.start // micro
+        micro_batches = {
+            first + i: {name: parts[i] for name, parts in pieces.items()} for i in range(len(pieces["labels"]))
+        }
+        return StepBatch(micro_batches, self.ranks.shares(count), micro, size, idle=not self.ranks.share(count))
+
+    def local_slice(self, size: int) -> slice:
+        """Which of a step's `size` examples this rank loads; the first micro-batch if it has none of its own."""
+        micro = self.workload.spec.micro_batch
+        share = self.ranks.share(-(-size // micro)) or range(1)
+        return slice(share.start * micro, share.stop * micro)
+
+    @contextmanager
+    def averaged_buffers(self, batch: StepBatch, *, update: bool) -> Iterator[Callable[[], None]]:
+        """Manage the buffers over the micro-batches of one pass; yields a function to call after each micro-batch.
+
+        update: leave the mean over the micro-batches of all ranks in the buffers, else what they held before.
+        """
+        packed = self.packed_buffers
+        # A single micro-batch whose statistics are wanted leaves them by itself.
+        managed = bool(self.buffers) and (batch.count > 1 or not update)
+        initial = packed.unpack(packed.read()) if managed else []
+        after_each: list[list[Tensor]] = []
+
+        def end_micro_batch() -> None:
+            if managed:
+                after_each.append(packed.read())
+                packed.write(initial)
+
+        yield end_micro_batch
+        if managed and update:
+            self._write_mean_buffers(batch, after_each)
+
+    def _write_mean_buffers(self, batch: StepBatch, after_each: Sequence[Sequence[Tensor]]) -> None:
+        local = [torch.stack(rows)[: 0 if batch.idle else None] for rows in zip(*after_each, strict=True)]
+        # Counters (each advanced once from the same start) agree, so the largest is the one.
+        means = [
+            rows.mean(0) if rows.is_floating_point() else rows.amax(0)
+            for rows in self.ranks.all_gather_rows(local, batch.shares)
+        ]
+        self.packed_buffers.write(self.packed_buffers.unpack(means))
+
+    @property
+    def label_generator(self) -> torch.Generator:
+        """A generator on the model's device for sampled labels; every use seeds it first."""
+        if self._label_generator is None:
+            self._label_generator = torch.Generator(self.parameters[0].device)
+        return self._label_generator
+
+
+class PackedBuffers:
+    """A model's buffers, read and written in a few operations, since a step does both for every micro-batch."""
+
+    def __init__(self, buffers: Sequence[Tensor]) -> None:
+        # Through .data: BatchNorm saves its statistics for the backward pass without reading them, and a counted
+        # in-place write would make autograd refuse a graph that is still in use.
+        data = [buffer.data for buffer in buffers]
+        self._by_dtype = [[b for b in data if b.dtype == dtype] for dtype in dict.fromkeys(b.dtype for b in data)]
+
+    def read(self) -> list[Tensor]:
+        """Copies of all buffers end to end: one tensor [elements] for each dtype."""
+        return [torch.cat([buffer.reshape(-1) for buffer in buffers]) for buffers in self._by_dtype]
+
+    def unpack(self, packed: Sequence[Tensor]) -> list[list[Tensor]]:
+        """What `read` returned, shaped like the buffers, for `write`."""
+        return [
+            [piece.view(b.shape) for piece, b in zip(flat.split([b.numel() for b in buffers]), buffers, strict=True)]
+            for flat, buffers in zip(packed, self._by_dtype, strict=True)
+        ]
+
+    def write(self, values: Sequence[Sequence[Tensor]]) -> None:
+        """Copy `values` (of `unpack`) into the buffers."""
+        for buffers, new in zip(self._by_dtype, values, strict=True):
+            torch._foreach_copy_(buffers, list(new))

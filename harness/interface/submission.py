@@ -1,0 +1,310 @@
+"""The interface of a submission: a training algorithm that owns its step.
+
+The shortest submission is a YAML file that names a `torch.optim.Optimizer`: see `OptimizerSubmission`, whose step is
+one gradient and one update. An algorithm that needs more is a class:
+
+    class SAM(OptimizerSubmission):
+        needs = frozenset({Need.RE_EVALUATE})
+
+        def step(self, ctx): ...
+
+The keyword arguments of its constructor are its hyperparameters. The harness refuses hyperparameters that the signature
+does not name, and values outside the ranges that it annotates. A `Wrapper` goes around any other submission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.interface.data_order import ExampleStream, Selection
+from harness.interface.needs import Need, require
+from harness.interface.ranks import SINGLE_RANK, Ranks
+from harness.interface.roles import Role
+from harness.interface.schedules import Schedule
+from harness.interface.step import StepContext
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a submission is built on: the trainable parameters, and what it may know of the trial."""
+
+    named_parameters: dict[str, nn.Parameter]
+    """Trainable parameters in the model's order."""
+    nominal_batch: int
+    """Examples per nominal step."""
+    schedule: Schedule
+    """The learning-rate schedule; see `learning_rate_factor`."""
+    generator: torch.Generator
+    """The submission's own randomness, on the CPU; part of the checkpoint."""
+    device_generator: torch.Generator
+    """The same on the device of the parameters (the same object on a CPU)."""
+    clip_norm: float | None
+    """Clip the global gradient norm to this before the update (option of the default step)."""
+    no_decay: frozenset[Role]
+    """Roles that get no weight decay (option of the default step)."""
+    needs: frozenset[Need]
+    """What the submission and its wrappers declare."""
+    _roles: dict[str, Role]
+    _max_steps: int
+    _model: nn.Module
+    _ranks: Ranks = SINGLE_RANK
+    _recalibrate: Callable[[int], None] | None = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters in the model's order."""
+        return list(self.named_parameters.values())
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The model's floating-point buffers, such as BatchNorm statistics. Needs Need.EVALUATION_WEIGHTS."""
+        self._require(Need.EVALUATION_WEIGHTS, "the model's buffers")
+        return [buffer for buffer in self._model.buffers() if buffer.is_floating_point() and buffer.numel()]
+
+    def recalibrate(self, steps: int) -> None:
+        """Recompute the BatchNorm statistics from the examples of the last `steps` nominal steps; to be called within
+        `evaluation_weights`. On the clock: one forward for each example, nothing without BatchNorm."""
+        self._require(Need.EVALUATION_WEIGHTS, "new BatchNorm statistics")
+        if self._recalibrate is not None and steps:
+            self._recalibrate(steps)
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """Role of every parameter by name. Needs Need.PARAMETER_ROLES."""
+        self._require(Need.PARAMETER_ROLES, "parameter roles")
+        return self._roles
+
+    @property
+    def total_steps(self) -> int:
+        """The budget in nominal steps. Needs Need.TOTAL_STEPS."""
+        self._require(Need.TOTAL_STEPS, "the total steps of the budget")
+        return self._max_steps
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, for hooks on its layers. Needs Need.LAYERS."""
+        self._require(Need.LAYERS, "the model")
+        return self._model
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the trial, for a submission that exchanges gradients itself. Needs
+        Need.COMMUNICATION."""
+        self._require(Need.COMMUNICATION, "the other ranks")
+        return self._ranks
+
+    def learning_rate_factor(self, step: float) -> float:
+        """The schedule's factor on the learning rate for the update made after `step` nominal steps."""
+        return self.schedule.factor(step, self._max_steps)
+
+    def decay_groups(self, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Parameter groups for an optimizer, of the parameters `names` (default: all): one with the submission's
+        weight decay, and one without for the roles in `no_decay`. Empty groups are left out."""
+        names = list(self.named_parameters) if names is None else list(names)
+        decayed = [self.named_parameters[name] for name in names if self._roles[name] not in self.no_decay]
+        exempt = [self.named_parameters[name] for name in names if self._roles[name] in self.no_decay]
+        groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
+        return groups + ([{"params": exempt, "weight_decay": 0.0}] if exempt else [])
+
+    def _require(self, need: Need, asked: str) -> None:
+        require(need, self.needs, asked, "the submission")
+
+
+class Submission:
+    """A training algorithm. Everything it does, its construction included, is on the clock."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """Capabilities that it uses; read before any model exists."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    def select(self, stream: ExampleStream) -> Selection:
+        """The examples of the next step; by default the next nominal batch. Overriding it needs Need.SELECTION."""
+        return stream.take(self.setup.nominal_batch)
+
+    def step(self, ctx: StepContext) -> None:
+        """One step on one batch: move the parameters."""
+        raise TypeError(f"{type(self).__name__} does not define step(ctx)")
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Within it the parameters hold the weights to evaluate; afterwards the trained values are back to the bit (see
+        `harness.interface.swapped`). Overriding it needs Need.EVALUATION_WEIGHTS."""
+        yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resume needs besides the parameters: tensors, numbers, strings, lists and dicts."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        if state:
+            raise ValueError(f"{type(self).__name__} saved a state but does not define load_state_dict")
+
+    def state_tensors(self) -> list[Tensor]:
+        """Every tensor held between steps, to count the bytes; by default those of `state_dict`."""
+        return collect_tensors(self.state_dict())
+
+    def state_bytes(self) -> int:
+        """Bytes held between steps besides the parameters; a storage that several tensors share counts once."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.state_tensors()}
+        storages.pop(0, None)
+        return sum(storages.values())
+
+
+class OptimizerSubmission(Submission):
+    """The default step: one gradient, clipped if asked, learning rates from the schedule, one update."""
+
+    def __init__(self, setup: Setup, optimizers: Sequence[torch.optim.Optimizer], *, closure: bool = False) -> None:
+        super().__init__(setup)
+        self.optimizers = list(optimizers)
+        self.closure = closure
+        self._check_each_parameter_is_claimed_once()
+        self._initial_rates = [[group.get("lr") for group in optimizer.param_groups] for optimizer in self.optimizers]
+        scheduled = setup.schedule.shape != "constant" or setup.schedule.warmup_fraction > 0
+        if scheduled and any(lr is None for lrs in self._initial_rates for lr in lrs):
+            names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+            raise ValueError(
+                f"{names} has a parameter group without `lr`, so a schedule cannot act on it; "
+                "use schedule=constant schedule.warmup_fraction=0"
+            )
+
+    def step(self, ctx: StepContext) -> None:
+        if self.closure:
+            self.apply_schedule(ctx)
+            for optimizer in self.optimizers:
+                optimizer.step(lambda: float(self._gradient(ctx)))
+            return
+        self._gradient(ctx)
+        self.update(ctx)
+
+    def update(self, ctx: StepContext) -> None:
+        """Set the learning rates and update the parameters from the gradients in ``.grad``."""
+        self.apply_schedule(ctx)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def apply_schedule(self, ctx: StepContext) -> None:
+        """Set the learning rate of every parameter group to its initial one times the schedule's factor."""
+        factor = self.setup.learning_rate_factor(ctx.step)
+        for optimizer, initial in zip(self.optimizers, self._initial_rates, strict=True):
+            for group, lr in zip(optimizer.param_groups, initial, strict=True):
+                if lr is not None:
+                    group["lr"] = lr * factor
+
+    def clip_gradients(self) -> None:
+        """Clip the global norm of ``.grad`` to `Setup.clip_norm`, if that is given."""
+        if self.setup.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.setup.parameters, self.setup.clip_norm, foreach=True)
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """As `Submission.evaluation_weights`; optimizers with the `eval()`/`train()` convention of Schedule-Free are
+        switched. Their own way back rounds, which would make the result depend on how often one evaluates, so the
+        trained weights are restored from a copy."""
+        switching: list[Any] = [o for o in self.optimizers if hasattr(o, "eval") and hasattr(o, "train")]
+        if not switching:
+            yield
+            return
+        parameters: list[Tensor] = list(self.setup.parameters)
+        trained = [parameter.detach().clone() for parameter in parameters]
+        for optimizer in switching:
+            optimizer.eval()
+        try:
+            yield
+        finally:
+            for optimizer in switching:
+                optimizer.train()
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+            _restore_dtypes(optimizer, saved)
+
+    def state_tensors(self) -> list[Tensor]:
+        return [tensor for optimizer in self.optimizers for tensor in collect_tensors(dict(optimizer.state))]
+
+    def _gradient(self, ctx: StepContext) -> Tensor:
+        loss = ctx.backward()
+        self.clip_gradients()
+        return loss
+
+    def _check_each_parameter_is_claimed_once(self) -> None:
+        # By addresses and elements and not by identity, since an optimizer may hold a parameter in blocks.
+        claimed = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        addresses = {p.data_ptr() for p in claimed}
+        parameters = self.setup.parameters
+        complete = addresses >= {p.data_ptr() for p in parameters}
+        if not complete or sum(p.numel() for p in claimed) != sum(p.numel() for p in parameters):
+            raise ValueError(
+                f"the optimizers of {type(self).__name__} claim {len(claimed)} parameters, "
+                f"{len(addresses)} of them different, but the model has {len(parameters)}; each must be claimed once"
+            )
+
+
+class Wrapper(Submission):
+    """A submission around another one, named in a YAML's `wrappers`. This base class changes nothing.
+
+    Its hyperparameters stand beside those of the submission inside, so their names must differ (`ema_decay`, not
+    `decay`). To act on the weights it overrides `step`; to act on the gradient it hands `inner.step` a
+    `harness.interface.WrappedContext`. State goes into `state_dict` under further keys.
+    """
+
+    def __init__(self, setup: Setup, inner: Submission) -> None:
+        super().__init__(setup)
+        self.inner = inner
+
+    def select(self, stream: ExampleStream) -> Selection:
+        return self.inner.select(stream)
+
+    def step(self, ctx: StepContext) -> None:
+        self.inner.step(ctx)
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        with self.inner.evaluation_weights():
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+
+    def state_tensors(self) -> list[Tensor]:
+        wrapper_state = {key: value for key, value in self.state_dict().items() if key != "inner"}
+        return self.inner.state_tensors() + collect_tensors(wrapper_state)
+
+
+def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Undo that Optimizer.load_state_dict casts state to the dtype of its parameter, where it was saved wider."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    indices = [index for group in saved["param_groups"] for index in group["params"]]
+    for index, parameter in zip(indices, parameters, strict=True):
+        state = optimizer.state.get(parameter, {})
+        for name, value in saved["state"].get(index, {}).items():
+            if isinstance(value, Tensor) and isinstance(state.get(name), Tensor) and state[name].dtype != value.dtype:
+                state[name] = value.to(state[name].device, copy=True)
+
+
+def collect_tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in collect_tensors(item)]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in collect_tensors(item)]
+    return []

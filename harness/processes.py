@@ -1,0 +1,72 @@
+"""Processes: which machine this is, whether a process is alive, and what a launcher such as torchrun started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+
+def host_id() -> str:
+    """An identifier of this machine, different wherever process ids mean something else (reboots, containers)."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def process_start_time(pid: int) -> str | None:
+    """When process `pid` of this machine started, in clock ticks since boot.
+
+    None if there is no such process or it is a zombie; an empty string where the system does not say.
+    """
+    try:
+        # The name of the program, in brackets, may hold spaces and brackets itself.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        return "" if _answers_signals(pid) else None
+    state, start_time = fields[0], fields[19]
+    return None if state == "Z" else start_time
+
+
+def _answers_signals(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# ---- what torchrun says about this process, in environment variables -----------------------------------------------
+
+
+def world_size() -> int:
+    """How many processes the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """The number of this process among those of this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """How many processes the launcher started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process beside others."""
+    return world_size() > 1
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0, which owns the record and talks to the user."""
+    return int(os.environ.get("RANK", "0")) == 0

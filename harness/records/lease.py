@@ -1,0 +1,177 @@
+"""Leases: which process may write a trial's folder, on one machine or on several that share a file system.
+
+A lease is a file `.lease.<n>` in the folder. Its holder touches it every few seconds, the heartbeat. Whoever finds the
+newest one dead (no heartbeat for `EXPIRY_SECONDS`, or its process gone from this machine) creates number n + 1, which
+only one process can; a holder that finds a higher number than its own has lost the folder and must not write again.
+Ages are differences of times that the file system stamped itself, so clocks of different machines are never compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import LeaseLost
+from harness.processes import host_id, process_start_time
+
+EXPIRY_SECONDS = 60.0
+"""A lease of another machine without a heartbeat for so long is dead."""
+HEARTBEAT_SECONDS = 10.0
+
+_FILE_NAME = re.compile(r"\.lease\.(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a folder."""
+
+    number: int
+    token: str
+    host: str
+    pid: int
+    started: str
+    """Start time of the process, so that a later one with the same pid is not taken for it; empty where unknown."""
+    executor: str = ""
+
+
+class Lease:
+    """The right to write a folder, from `acquire` to `release`."""
+
+    def __init__(self, folder: Path, holder: Holder, *, inherited: bool = False) -> None:
+        """inherited: the parent process holds the lease, keeps its heartbeat and releases it."""
+        self.folder, self.holder, self.inherited = folder, holder, inherited
+        self._path = folder / f".lease.{holder.number}"
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def acquire(cls, folder: Path, *, executor: str = "", token: str | None = None) -> Lease | None:
+        """The lease of `folder`, or None while another process holds it. The folder must exist; OSError if it cannot
+        be written. token: of a lease that the parent process holds and lends to this one."""
+        newest = _newest(folder)
+        if newest is not None and token is not None and newest.token == token:
+            return cls(folder, newest, inherited=True)
+        if newest is not None and is_alive(folder, newest):
+            return None
+        holder = Holder(
+            number=newest.number + 1 if newest else 1,
+            token=uuid.uuid4().hex,
+            host=host_id(),
+            pid=os.getpid(),
+            started=process_start_time(os.getpid()) or "",
+            executor=executor,
+        )
+        lease = cls(folder, holder)
+        try:
+            # "x": of several processes that create the same number, one succeeds.
+            with lease._path.open("x") as file:
+                json.dump({k: v for k, v in vars(holder).items() if k != "number"}, file)
+        except FileExistsError:
+            return None
+        # Another process may have listed the folder before this file existed, or acquired and released the lease
+        # between our look and our file.
+        if any(number > holder.number for number, _ in _list_files(folder)):
+            lease._path.unlink(missing_ok=True)
+            return None
+        for number, path in _list_files(folder):
+            if number < holder.number:
+                path.unlink(missing_ok=True)
+        return lease
+
+    def start_heartbeat(self, when_lost: Callable[[], None] | None = None) -> Lease:
+        """Touch the lease from a thread until it is released or lost; `when_lost` is then called in that thread."""
+        if not self.inherited:
+            self._thread = threading.Thread(target=self._beat, args=(when_lost,), daemon=True)
+            self._thread.start()
+        return self
+
+    def check(self) -> None:
+        """Raise LeaseLost if this process may not write any more."""
+        if not self.is_owned():
+            raise LeaseLost(f"lost the lease of {self.folder}: it was taken over by another process")
+
+    def is_owned(self) -> bool:
+        """Whether no other process has taken the folder over."""
+        numbers = [number for number, _ in _list_files(self.folder)]
+        return bool(numbers) and max(numbers) == self.holder.number
+
+    def release(self) -> None:
+        """Give the folder free, unless it was lost or belongs to the parent process."""
+        self._stop.set()
+        if not self.inherited and self.is_owned():
+            self._path.unlink(missing_ok=True)
+
+    def _beat(self, when_lost: Callable[[], None] | None) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                owned = self.is_owned()
+                if owned:
+                    os.utime(self._path)
+            except OSError:
+                continue  # a file server that does not answer now may answer the next time
+            if not owned:
+                if when_lost is not None and not self._stop.is_set():
+                    when_lost()
+                return
+
+
+def current_holder(folder: Path) -> Holder | None:
+    """The process that holds `folder` now; None if there is none."""
+    newest = _newest(folder)
+    return newest if newest is not None and is_alive(folder, newest) else None
+
+
+def is_alive(folder: Path, holder: Holder) -> bool:
+    """Whether the holder of a lease is still at it, as far as can be told from this machine."""
+    if holder.host == host_id():
+        # On this machine there is no need to wait for the heartbeat to expire.
+        start_time = process_start_time(holder.pid)
+        return start_time is not None and (not holder.started or start_time == holder.started)
+    try:
+        last_heartbeat = (folder / f".lease.{holder.number}").stat().st_mtime
+        return _file_system_time(folder) - last_heartbeat < EXPIRY_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _file_system_time(folder: Path) -> float:
+    """The time now by the clock of the file system that holds `folder`."""
+    probe = folder / f".now.{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def _list_files(folder: Path) -> list[tuple[int, Path]]:
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    matches = ((_FILE_NAME.fullmatch(name), name) for name in names)
+    return [(int(match[1]), folder / name) for match, name in matches if match]
+
+
+def _newest(folder: Path) -> Holder | None:
+    files = _list_files(folder)
+    if not files:
+        return None
+    number, path = max(files)
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return Holder(number=number, **content)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        # Its holder is writing it this moment: unknown, but alive until it is too old.
+        return Holder(number, "", "", 0, "")

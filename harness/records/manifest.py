@@ -1,0 +1,215 @@
+"""The manifest of a trial: all that its record holds besides the evaluations. Written and read here alone.
+
+manifest.json is strict JSON. Nothing in it is executed on loading. `Manifest` documents the format; version 1 is the
+only one so far. Keys that it does not know are kept, so that a later version's records survive an earlier one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from harness.errors import ManifestError
+from harness.files import write_atomically
+from harness.records.layout import machine_folder_name
+from harness.records.status import UNUSABLE, Status
+
+FORMAT: Final = "pacemark-record"
+FORMAT_VERSION: Final = 1
+
+
+class FinalFigures(BaseModel):
+    """What came of a trial. A trial that ended before its first evaluation has only the first three.
+
+    Besides these there are, with the target's metric in their names: `final_validation/<metric>`,
+    `best_validation/<metric>`, and `test/<metric>_at_target`; see `of_metric`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    stop_reason: str | None = None
+    traceback: str | None = None
+    """Of the exception that a failed trial ended with."""
+    lost_ranks: list[int] = []
+    """Processes that were lost; such a trial can be continued."""
+    time_to_target: float | None = None
+    """Seconds on the training clock at the first evaluation that met the target; None if none did."""
+    steps_to_target: int | float | None = None
+    """Nominal steps there."""
+    resolution_seconds: float | None = None
+    """Seconds since the evaluation before: how exactly the time to target is known."""
+    resolution_steps: int | float | None = None
+    forward_examples_to_target: int | None = None
+    backward_examples_to_target: int | None = None
+    energy_joules_to_target: float | None = None
+    """None where no meter could be read."""
+    global_step: int | float | None = None
+    """Nominal steps at the end."""
+    submission_seconds: float | None = None
+    """Seconds on the training clock at the end."""
+    peak_memory_bytes: int | None = None
+    parameters: int | None = None
+    """Trainable parameters of the model."""
+    optimizer_state_bytes: int | None = None
+    optimizer_state_bytes_per_parameter: float | None = None
+    data_wait_share: float | None = None
+    """Share of the training clock that was spent waiting for data."""
+    evaluation_share: float | None = None
+    """Share of the wall time that was spent on evaluations."""
+    cpu_seconds_per_second: float | None = None
+    slow_segment_ratio: float | None = None
+    disturbed: bool | None = None
+    """Whether the machine was visibly busy with something else."""
+    weights_sha256: str | None = None
+
+    def of_metric(self, key: str) -> float | None:
+        """A figure that has the metric in its name, such as `best_validation/loss`; None if there is none."""
+        value = (self.model_extra or {}).get(key)
+        return float(value) if isinstance(value, int | float) else None
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+class Manifest(BaseModel):
+    """The contents of manifest.json."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Literal["pacemark-record"]
+    format_version: Literal[1]
+    status: Status
+    preemption_count: int = Field(default=0, ge=0)
+    """How often the trial was interrupted and continued."""
+    failures: list[str | None] = []
+    """Tracebacks of former tries of a trial that crashed and was tried again."""
+    modified: list[str] = []
+    """Keys of the workload that differ from the shipped one; no table takes such a trial."""
+    config_hash: str
+    """SHA-256 of `identity`."""
+    identity: dict[str, Any]
+    """Everything that can move the result."""
+    config: dict[str, Any]
+    """The whole configuration, as `harness.config.schema.Run` has it."""
+    submission: str
+    """The submission's label."""
+    workload: str
+    """With the variant: gpt2, or gpt2_silu."""
+    variant_of: Annotated[str | None, BeforeValidator(_text_or_none)] = None
+    """Of a held-out variant: its base workload."""
+    workload_version: int
+    target_version: int
+    metric: str
+    """The target's column, for example `validation/loss`."""
+    direction: Literal["min", "max"]
+    target: float
+    hyperparameters: dict[str, Any]
+    """As the algorithm was built with them."""
+    needs: list[str] = []
+    arranged: dict[str, Any] = {}
+    """What the harness arranged for the needs: compilation of the model, kind of attention."""
+    seeds: dict[str, int] = {}
+    """study, trial, and base: the hash of the two that all randomness comes from."""
+    data: dict[str, str] = {}
+    """Content hashes of the data and where they came from."""
+    code: dict[str, Any] = {}
+    """Git commit of Pacemark and whether its files differed from it; empty outside a checkout."""
+    packages: dict[str, str] = {}
+    machine: dict[str, Any] = {}
+    final: FinalFigures | None = None
+    """What came of the trial; None while it runs."""
+
+    @field_validator("status")
+    @classmethod
+    def _check_status(cls, status: Status) -> Status:
+        if status in UNUSABLE:
+            raise ValueError(f"{status} is no status of a manifest")
+        return status
+
+    @property
+    def metric_name(self) -> str:
+        """The metric without its split: `loss`."""
+        return self.metric.removeprefix("validation/")
+
+    @property
+    def scale(self) -> str:
+        """The name of the trial's scale, an empty string if the identity has none."""
+        return _name(self.identity.get("scale"))
+
+    @property
+    def ruleset(self) -> str:
+        """The name of the trial's ruleset, an empty string if the identity has none."""
+        return _name(self.identity.get("ruleset"))
+
+    @property
+    def optimizer(self) -> Mapping[str, Any]:
+        """The submission's configuration, empty if there is none."""
+        optimizer = self.config.get("optimizer")
+        return optimizer if isinstance(optimizer, dict) else {}
+
+    @property
+    def max_steps(self) -> int | None:
+        """The budget in nominal steps; None if the identity has none."""
+        workload = self.identity.get("workload")
+        steps = workload.get("max_steps") if isinstance(workload, dict) else None
+        return steps if isinstance(steps, int) and steps > 0 else None
+
+    @property
+    def machine_folder(self) -> str | None:
+        """The name of the machine's folder that its description gives; None if it lacks what that takes."""
+        try:
+            return machine_folder_name(self.machine)
+        except (KeyError, TypeError):
+            return None
+
+    @classmethod
+    def parse(cls, content: bytes | str) -> Manifest:
+        """From the text of a manifest.json; raises ManifestError naming the first key that is wrong."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise ManifestError(_describe(error)) from error
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest | None:
+        """From a file; None if there is none. Raises ManifestError if it cannot be read."""
+        try:
+            return cls.parse(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ManifestError(str(error.strerror)) from error
+
+    def write(self, path: Path) -> None:
+        """Write manifest.json whole or not at all, with the keys that were set. Raises OSError."""
+        content = self.model_dump(exclude_unset=True)
+        write_atomically(path, json.dumps(_strict(content), indent=2) + "\n")
+
+
+def _name(entry: Any) -> str:
+    name = entry.get("name") if isinstance(entry, dict) else entry
+    return name if isinstance(name, str) else ""
+
+
+def _describe(error: ValidationError) -> str:
+    detail = error.errors()[0]
+    key = ".".join(str(part) for part in detail["loc"])
+    text = detail["msg"].replace("Input should", "must")
+    return f"{key}: {text}" if key else text
+
+
+def _strict(value: Any) -> Any:
+    """`value` for strict JSON, which has no NaN and no infinity: a non-finite number becomes its name."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

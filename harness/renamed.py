@@ -1,0 +1,113 @@
+"""What an earlier version called otherwise: code written for it gets an error that names the new way.
+
+Modules moved into rooms, and a few names of the interface changed with them. Nothing here keeps the former names
+working; it only answers who still uses them.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MODULES = {
+    "problems": "errors",
+    **dict.fromkeys(("needs", "roles", "schedules", "ranks", "workload", "step", "submission"), "interface"),
+    **dict.fromkeys(("choices", "hyperparameters", "search_space"), "config"),
+    "study": "config.study_trials",
+    "lease": "records.lease",
+    "evaluations": "records.evaluations",
+    "record": "trial.record",
+    "clock": "trial.clock",
+    "energy": "trial.energy",
+    "environment": "trial.environment",
+    "machine": "trial.hardware",
+    "recalibration": "trial.batch_norm",
+    "refined_schedule": "trial.refined_schedule",
+    "conformance": "trial.conformance",
+    "tracker": "trial.trackers",
+    "training": "trial.training",
+    "ledger": "study.ledger",
+    "worker": "study.worker",
+    "process": "study.trial_process",
+    "executors": "study.executors",
+    "progress": "study.progress",
+    "status": "study.status",
+    "target_setting": "study.target_procedure",
+    "pruning": "study.pruning_rules",
+    "pruner": "study.pruning_online",
+    "replay": "study.pruning_replay",
+    "reading": "scoring.load_records",
+    "consolidated": "scoring.trials_table",
+    "targets": "scoring.targets",
+    "median_models": "scoring.interval_models",
+    "uncertainty": "scoring.uncertainty",
+    "tunability": "scoring.tunability",
+    "timing": "scoring.timings",
+    "leaderboard": "scoring.leaderboard",
+    "publish": "board.files",
+    "page": "board.page",
+    "generated": "board.generated_docs",
+    "recipes": "board.recipe_table",
+    "algorithms": "board.algorithm_table",
+}
+"""Former modules of harness/ and where their contents are now."""
+
+
+class _MovedModules:
+    """An import hook of last resort: it is asked only for modules that nobody else finds."""
+
+    @staticmethod
+    def find_spec(
+        fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        if package == "harness" and name in MODULES:
+            raise ModuleNotFoundError(f"harness.{name} is now harness.{MODULES[name]}", name=fullname)
+        return None
+
+
+def install_import_hook() -> None:
+    """Let the import of a moved module fail with a message that names the new one."""
+    if _MovedModules not in sys.meta_path:
+        sys.meta_path.append(_MovedModules)
+
+
+def arguments(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator: keyword arguments `old="new"` that are given under their old name raise a TypeError."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            for old, new in renamed.items():
+                if old in kwargs:
+                    raise TypeError(f"{function.__qualname__}({old}=...) is now {function.__qualname__}({new}=...)")
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def names(module: str, **renamed: str) -> Callable[[str], object]:
+    """A `__getattr__` for a module: `from module import old` fails with an error that names `new` (of `old="new"`)."""
+
+    def getattr_of_module(name: str) -> object:
+        if name in renamed:
+            raise ImportError(f"{module}.{name} is now {module}.{renamed[name]}")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return getattr_of_module
+
+
+def refuse_overrides(cls: type[object], renamed: Mapping[str, str]) -> None:
+    """TypeError if the class defines a method under a name that is no longer called, which would do nothing."""
+    for old, new in renamed.items():
+        if old in vars(cls):
+            raise TypeError(f"{cls.__name__}.{old} is never called: the method is now named {new}")

@@ -1,0 +1,4 @@
+"""From records to a leaderboard: reading them, times to target, scores, intervals, tunability, and their assembly.
+
+It may import records, config and interface. It trains nothing and writes no file but its own table of trials.
+"""

@@ -1,0 +1,432 @@
+"""Records of many trials as one table: AlgoPerf's own, and ours.
+
+    .../<submission>/study_<i>/<workload>_<jax|pytorch>/trial_<j>/eval_measurements.csv [+ manifest.json, ours]
+
+Tolerant of what real folders hold, and strict about reporting it: every trial folder ends in a status, and
+`Records.problems` lists what was missing, repaired or refused, and why. Nothing in a record is executed, and nothing is
+written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from harness.errors import ManifestError, UserError
+from harness.records.evaluations import NO_ROWS, Evaluations, Parsed, parse_evaluations
+from harness.records.layout import (
+    EVALUATIONS,
+    FRAMEWORKS,
+    MANIFEST,
+    split_workload_name,
+    study_number,
+    trial_number,
+)
+from harness.records.manifest import Manifest
+from harness.records.status import Status
+from harness.scoring.crossings import Crossings, find_crossings
+from harness.scoring.targets import Target, Targets
+
+LARGEST_FILE = 64 * 2**20
+"""Bytes of a CSV. A real record has a few hundred rows; a larger file is no record."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something missing, repaired or refused."""
+
+    path: str
+    """Of the trial's folder below the folder of records, or the name of a workload or submission."""
+    message: str
+
+
+@dataclass
+class Records:
+    """What `load_records` returns."""
+
+    trials: pd.DataFrame
+    """A row per trial folder:
+
+    submission, workload (without framework), study, trial, framework, status (a `Status`);
+    index (of the evaluation that met the target), seconds, steps and examples (of all gradients) there, NaN if it was
+    not met; resolution_seconds and resolution_steps since the evaluation before; limit_seconds and limit_steps, how far
+    the trial went; best and final value of the target's metric; machine, path, and figures of our manifests.
+    """
+    rows: Evaluations
+    """All evaluations, by row label of `trials`."""
+    targets: Targets
+    problems: list[Problem] = field(default_factory=list)
+    manifests: dict[int, Manifest] = field(default_factory=dict)
+    """By row label of `trials`; AlgoPerf's records have none."""
+
+    def select_workloads(self, workloads: Iterable[str]) -> Records:
+        """The records of these workloads alone; raises UserError for one that is not there."""
+        wanted, known = set(workloads), sorted(self.targets.targets)
+        if unknown := sorted(wanted.difference(known)):
+            raise UserError(f"--workloads {', '.join(unknown)}: not in the records, which hold {', '.join(known)}")
+        base, held_out = ([w for w in names if w in wanted] for names in (self.targets.base, self.targets.held_out))
+        targets = Targets(tuple(base), tuple(held_out), {w: self.targets.targets[w] for w in (*base, *held_out)})
+        return replace(self, trials=self.trials[self.trials["workload"].isin(wanted)], targets=targets)
+
+
+@dataclass
+class _TrialFolder:
+    """A folder that is named like a trial's, with what was read of it."""
+
+    path: Path
+    shown: str
+    """Its path below the folder of records."""
+    submission: str
+    workload: str
+    framework: str
+    study: int
+    trial: int
+    files: frozenset[str]
+    manifest: Manifest | None = None
+
+    @property
+    def declared_status(self) -> Status | None:
+        return self.manifest.status if self.manifest is not None else None
+
+    @property
+    def is_modified(self) -> bool:
+        return self.manifest is not None and bool(self.manifest.modified)
+
+    @property
+    def machine(self) -> str | None:
+        """What the trial ran on by its manifest, whatever its folder is called; None without a manifest."""
+        if self.manifest is None or not self.manifest.machine:
+            return None
+        return self.manifest.machine_folder or self.path.parents[3].name
+
+    @property
+    def stopped_at_another_target(self) -> float | None:
+        """The target at which the trial stopped, where it did not go on to the end of its budget; else None."""
+        manifest = self.manifest
+        if manifest is None or manifest.status is not Status.REACHED or manifest.config.get("run_to_end") is not False:
+            return None
+        return manifest.target
+
+    def final(self, key: str) -> float:
+        """A figure of the manifest, NaN where there is none."""
+        final = self.manifest.final if self.manifest is not None else None
+        value = getattr(final, key, None)
+        return float(value) if value is not None else np.nan
+
+
+def load_records(
+    folders: Iterable[Path],
+    targets: Targets | None = None,
+    *,
+    scale: str | None = None,
+    ruleset: str | None = None,
+    trust_clock: bool = False,
+) -> Records:
+    """Read every trial below `folders`. Without `targets`, those of the manifests count.
+
+    scale, ruleset: which of our records to take, where several are there (AlgoPerf's carry neither). trust_clock: keep
+    trials whose clock runs backwards, as AlgoPerf does. Raises UserError if nothing can be scored or versions are
+    mixed.
+    """
+    folders = list(folders)
+    problems: list[Problem] = []
+    trials = [trial for folder in folders for trial in _find_trials(folder, problems)]
+    for trial in trials:
+        if MANIFEST in trial.files:
+            trial.manifest = _read_manifest(trial, problems)
+    trials = _select_kind(trials, scale, ruleset, problems)
+    if targets is None:
+        targets = _declared_targets(trials)
+    not_scored = Counter((t.workload, _why_not_scored(t, targets)) for t in trials if t.workload not in targets.targets)
+    for (workload, reason), count in sorted(not_scored.items()):
+        problems.append(Problem(workload, f"{count} trials not scored: {reason}"))
+    trials = [trial for trial in trials if trial.workload in targets.targets]
+    if not trials:
+        listed = "".join(f"\n  {problem.path}: {problem.message}" for problem in problems[:10])
+        raise UserError(
+            f"no trial to score in {', '.join(map(str, folders))}; expected .../study_<i>/<workload>_<jax|pytorch>/"
+            f"trial_<j>/{EVALUATIONS}{listed}"
+        )
+    trials.sort(key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.shown))
+    return _tabulate(trials, targets, problems, trust_clock)
+
+
+# ---- finding the folders -------------------------------------------------------------------------------------------
+
+
+def _find_trials(root: Path, problems: list[Problem]) -> list[_TrialFolder]:
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; give a folder of records, or a table ending in .csv")
+    trials: list[_TrialFolder] = []
+    pending = [str(root.resolve())]
+    root_length = len(pending[0]) + 1
+    while pending:
+        folder = pending.pop()
+        for entry in _list_folder(folder, problems):
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            study = study_number(entry.name)
+            if study is None:
+                pending.append(entry.path)
+            else:
+                submission = os.path.basename(folder)  # noqa: PTH119
+                trials += _find_trials_of_study(entry.path, submission, study, root_length, problems)
+    return trials
+
+
+def _find_trials_of_study(
+    folder: str, submission: str, study: int, root_length: int, problems: list[Problem]
+) -> list[_TrialFolder]:
+    trials = []
+    for entry in _list_folder(folder, problems):
+        if not entry.is_dir(follow_symlinks=False):
+            continue
+        workload, framework = split_workload_name(entry.name)
+        if framework not in FRAMEWORKS or not workload:
+            message = "refused: not named <workload>_jax or <workload>_pytorch"
+            problems.append(Problem(entry.path[root_length:], message))
+            continue
+        for inner in _list_folder(entry.path, problems):
+            shown, number = inner.path[root_length:], trial_number(inner.name)
+            if number is None or not inner.is_dir(follow_symlinks=False):
+                if inner.name.startswith("trial"):
+                    problems.append(Problem(shown, "refused: not a folder named trial_<number>"))
+                continue
+            files = frozenset(file.name for file in _list_folder(inner.path, problems))
+            trial = _TrialFolder(Path(inner.path), shown, submission, workload, framework, study, number, files)
+            trials.append(trial)
+    return trials
+
+
+def _list_folder(path: str, problems: list[Problem]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        problems.append(Problem(path, f"cannot be listed: {error.strerror}"))
+        return []
+
+
+def _read_manifest(trial: _TrialFolder, problems: list[Problem]) -> Manifest | None:
+    try:
+        return Manifest.read(trial.path / MANIFEST)
+    except ManifestError as error:
+        problems.append(Problem(trial.shown, f"{MANIFEST} ignored: {error}"))
+        return None
+
+
+# ---- one kind of records in a table --------------------------------------------------------------------------------
+
+
+def _select_kind(
+    trials: list[_TrialFolder], scale: str | None, ruleset: str | None, problems: list[Problem]
+) -> list[_TrialFolder]:
+    """The trials of one scale and one ruleset, without those of modified workloads; UserError where kinds mix."""
+    modified = Counter(trial.submission for trial in trials if trial.is_modified)
+    for submission, count in sorted(modified.items()):
+        problems.append(Problem(submission, f"{count} trials left out: facts of their workload were overridden"))
+    trials = [trial for trial in trials if not trial.is_modified]
+    for key, wanted in (("scale", scale), ("ruleset", ruleset)):
+        kind_of = {id(t): getattr(t.manifest, key) for t in trials if t.manifest is not None}
+        kinds = ", ".join(sorted(set(kind_of.values())))
+        if wanted is None:
+            if len(set(kind_of.values())) > 1:
+                raise UserError(f"the records mix {key}s ({kinds}), and no table does; choose one with --{key}")
+            continue
+        others = [trial for trial in trials if id(trial) in kind_of and kind_of[id(trial)] != wanted]
+        if others and len(others) == len(trials):
+            raise UserError(f"no record is of {key}={wanted}; there are: {kinds}")
+        if others:
+            problems.append(Problem(f"{key}={wanted}", f"{len(others)} trials of another {key} left out"))
+        trials = [trial for trial in trials if kind_of.get(id(trial), wanted) == wanted]
+    return trials
+
+
+def _declared_targets(trials: list[_TrialFolder]) -> Targets:
+    """The targets that the manifests declare, which also say what is a held-out variant of what.
+
+    Of several versions of a target the newest counts, since curves can be scored again. Held-out variants without
+    records of their base workload are ignored. Raises UserError where two trials of a workload disagree otherwise.
+    """
+    declared: dict[str, Target] = {}
+    versions: dict[str, tuple[int, int]] = {}
+    variant_of: dict[str, str] = {}
+    for trial in trials:
+        manifest = trial.manifest
+        if manifest is None or not np.isfinite(manifest.target):
+            continue
+        version = (manifest.workload_version, manifest.target_version)
+        target = Target(
+            manifest.metric_name, manifest.direction, manifest.target, f"workload {version[0]}, target {version[1]}"
+        )
+        other = declared.setdefault(trial.workload, target)
+        other_version = versions.setdefault(trial.workload, version)
+        same_curve = (other.metric, other.direction, other_version[0]) == (target.metric, target.direction, version[0])
+        if same_curve and version[1] != other_version[1]:
+            if version[1] > other_version[1]:
+                declared[trial.workload], versions[trial.workload] = target, version
+        elif other != target:
+            raise UserError(
+                f"{trial.shown}: its {trial.workload} has {target}, others have {other}; no table mixes versions: "
+                "give only the records of one, or the target with --targets"
+            )
+        base = manifest.variant_of
+        if base is not None and trial.workload.startswith(f"{base}_"):
+            variant_of[trial.workload] = base
+    if not declared and trials:
+        raise UserError(
+            "these records declare no targets (AlgoPerf's do not); give AlgoPerf's targets file with --targets"
+        )
+    base_workloads = sorted(declared.keys() - variant_of.keys())
+    held_out = sorted(workload for workload, base in variant_of.items() if base in base_workloads)
+    scored = {workload: declared[workload] for workload in (*base_workloads, *held_out)}
+    return Targets(tuple(base_workloads), tuple(held_out), scored)
+
+
+def _why_not_scored(trial: _TrialFolder, targets: Targets) -> str:
+    base = trial.manifest.variant_of if trial.manifest is not None else None
+    if base is not None and base not in targets.base:
+        return f"it is held out, and there are no records of {base}, which it is a variant of"
+    return "no target is declared for this workload"
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """The status of a trial, and what is to be reported of it."""
+
+    status: Status
+    message: str | None = None
+
+
+def _tabulate(trials: list[_TrialFolder], targets: Targets, problems: list[Problem], trust_clock: bool) -> Records:
+    target_of = [targets.targets[trial.workload] for trial in trials]
+    contents, without_rows = _read_contents(trials)
+    parsed = parse_evaluations(contents, {i: target_of[i].column for i in contents})
+    crossings = find_crossings(
+        parsed.rows,
+        np.array([target.value for target in target_of]),
+        np.array([target.direction == "min" for target in target_of]),
+    )
+    verdicts = [
+        without_rows.get(i) or _judge(trial, target_of[i], i, parsed, crossings, trust_clock)
+        for i, trial in enumerate(trials)
+    ]
+    met = np.array([verdict.status is Status.REACHED for verdict in verdicts])
+    _refuse_stopped_early([trial for trial, is_met in zip(trials, met.tolist(), strict=True) if not is_met], targets)
+    problems += [
+        Problem(trial.shown, verdict.message)
+        for trial, verdict in zip(trials, verdicts, strict=True)
+        if verdict.message is not None
+    ]
+    table = pd.DataFrame(
+        {
+            "submission": [trial.submission for trial in trials],
+            "workload": [trial.workload for trial in trials],
+            "study": np.array([trial.study for trial in trials]),
+            "trial": np.array([trial.trial for trial in trials]),
+            "framework": [trial.framework for trial in trials],
+            "status": np.array([str(verdict.status) for verdict in verdicts], dtype=object),
+            **crossings.columns(met),
+            "machine": [trial.machine for trial in trials],
+            "energy_joules": np.array([trial.final("energy_joules_to_target") for trial in trials]),
+            "disturbed": [trial.final("disturbed") == 1 for trial in trials],
+            "state_bytes_per_parameter": np.array(
+                [trial.final("optimizer_state_bytes_per_parameter") for trial in trials]
+            ),
+            "path": [trial.shown for trial in trials],
+        }
+    )
+    manifests = {i: trial.manifest for i, trial in enumerate(trials) if trial.manifest is not None}
+    return Records(table, parsed.rows, targets, problems, manifests)
+
+
+def _read_contents(trials: list[_TrialFolder]) -> tuple[dict[int, bytes], dict[int, _Verdict]]:
+    """The CSV of each trial by its position, and the verdict on those that have none to parse."""
+    contents: dict[int, bytes] = {}
+    without: dict[int, _Verdict] = {}
+    first_of: dict[tuple[str, str, int, int], _TrialFolder] = {}
+    for i, trial in enumerate(trials):
+        first = first_of.setdefault((trial.submission, trial.workload, trial.study, trial.trial), trial)
+        if first is not trial:
+            without[i] = _Verdict(Status.DUPLICATE, f"left out: the same trial as {first.shown}")
+            continue
+        content = _read_csv(trial)
+        if isinstance(content, bytes):
+            contents[i] = content
+            continue
+        status = trial.declared_status
+        # A trial whose manifest says how it ended before its first evaluation is a result.
+        if status is None or status not in (Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED):
+            status = Status.MISSING
+        without[i] = _Verdict(status, content)
+    return contents, without
+
+
+def _read_csv(trial: _TrialFolder) -> bytes | str:
+    """The content of the CSV, or why there is none."""
+    if EVALUATIONS not in trial.files:
+        return f"missing: no {EVALUATIONS}"
+    try:
+        # A third of the time of Path.open, over thousands of files.
+        with open(trial.path / EVALUATIONS, "rb") as file:  # noqa: PTH123
+            content = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        return f"missing: {EVALUATIONS} cannot be read ({error.strerror})"
+    if len(content) > LARGEST_FILE:
+        return f"refused: {EVALUATIONS} is larger than {LARGEST_FILE >> 20} MiB"
+    return content
+
+
+def _judge(
+    trial: _TrialFolder, target: Target, i: int, parsed: Parsed, crossings: Crossings, trust_clock: bool
+) -> _Verdict:
+    """The status of a trial whose CSV was read. i: its position.
+
+    The rows decide whether the target is met, since it can be another than the one the trial was run with.
+    """
+    if i in parsed.refused:
+        reason = parsed.refused[i]
+        return _Verdict(Status.MISSING if reason == NO_ROWS else Status.INVALID, reason)
+    message = parsed.repaired.get(i)
+    if crossings.non_monotonic[i]:
+        if not trust_clock:
+            return _Verdict(Status.INVALID, "refused: its clock or its steps run backwards")
+        message = "its clock or its steps run backwards; taken as it is"
+    if np.isfinite(crossings.index[i]):
+        return _Verdict(Status.REACHED, message)
+    status = trial.declared_status
+    if status is None or status is Status.REACHED:
+        return _Verdict(Status.EXHAUSTED if np.isfinite(crossings.final[i]) else Status.DIVERGED, message)
+    if status is Status.PRUNED and trial.manifest is not None and trial.manifest.target != target.value:
+        message = (
+            f"pruned under the target {trial.manifest.target}; under {target.value:g} it might have been the best of "
+            "its study"
+        )
+    return _Verdict(status, message)
+
+
+def _refuse_stopped_early(unmet: list[_TrialFolder], targets: Targets) -> None:
+    """Raise UserError for trials that stopped at a target of their own, short of the table's: they are no misses."""
+    stopped = [
+        (trial, own_target)
+        for trial in unmet
+        if (own_target := trial.stopped_at_another_target) is not None
+        and own_target != targets.targets[trial.workload].value
+    ]
+    if stopped:
+        first, own_target = stopped[0]
+        target = targets.targets[first.workload]
+        raise UserError(
+            f"{len(stopped)} trials stopped at another target than the table's and do not show when they would have "
+            f"met it, the first of them {first.shown}: its target was {own_target:g}, here it is {target.value:g} "
+            f"({target.version}); run them again with overwrite=true, or leave them out of the folders"
+        )

@@ -1,0 +1,217 @@
+"""Tunability: how good a submission is after k trials of a study, and how wide the band of points is that works.
+
+The time of the best of k trials is infinite when all k miss, and so is its expectation as soon as one trial can miss.
+What stands here is finite whatever is missed:
+
+- **reached**, the probability that at least one of k trials meets the target;
+- **score**, the expectation of what the best of k contributes to the benchmark score: (tau_max - r) / (tau_max - 1)
+  within [0, 1], with r its time over the workload's fastest on the board, and 0 for a miss; what the board ranks by;
+- **seconds**, the median time of the best of k, infinite only where fewer than half of the draws meet the target.
+
+All three are over the orders in which the trials of a study could have come: every k of its n trials are equally
+likely to have been the first k. Reached and score are then U-statistics, unbiased for the expectation over points drawn
+anew: the i-th best of n values is the best of k drawn without replacement with probability C(n - i, k - 1) / C(n, k).
+Dodge et al. 2019 ("Show Your Work", arXiv:1909.03004) draw with replacement, which underestimates; Tang et al. 2020
+("Showing Your Work Doesn't Always Work", arXiv:2004.13453) show it and use the form without. It needs k <= n: beyond
+the trials of a study nothing is said. Points are quasi-random, so k trials cover slightly more than k independent ones.
+
+Studies with pruned trials are refused: whether such a trial would have met its target, nobody knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from harness.config.search_space import Dimension, parse_search_space
+from harness.errors import UserError
+from harness.records.manifest import Manifest
+from harness.scoring.benchmark_score import TAU_MAX
+
+Array = NDArray[np.float64]
+
+DRAWS = 2000
+FEWEST = 8
+"""Trials on a workload below which there is no interval for the score: fewer cannot be resampled sensibly."""
+
+
+@dataclass
+class Tunability:
+    """What `measure` returns."""
+
+    cells: pd.DataFrame
+    """submission, workload, k, studies, trials (of all studies), trials_reached, seconds, and reached and score, each
+    with _low and _high at 95%. k goes to the number of trials of the cell's smallest study.
+
+    The interval of reached is exact for independent trials (Clopper & Pearson 1934, of a single trial's chance). That
+    of the score is a bootstrap over all trials of the cell; it cannot know of points better than the best that was
+    tried, and where studies repeat the same points, as AlgoPerf's do, both are too narrow.
+    """
+    overall: pd.DataFrame
+    """submission, k, score, score_low, score_high: the mean over the base workloads; one that was not run gives 0. As
+    the rules for held-out workloads leave no time of the best of k, they do not enter."""
+    bands: pd.DataFrame
+    """submission, workload, hyperparameter, low and high of the search space, reached_low and reached_high of the
+    points that met the target, width: from the one to the other as a share of the range, on the range's own scale (of
+    choices: the share that met it). m points, evenly in a band, show (m - 1) / (m + 1) of its width on average."""
+    left_out: list[str] = field(default_factory=list)
+    """In words."""
+
+
+def best_of(values: Array) -> Array:
+    """Expected largest of k of the n values, drawn without replacement, for k = 1..n: float [..., n] -> [..., n]."""
+    return np.asarray(-np.sort(-values, axis=-1) @ _weights(values.shape[-1]).T)
+
+
+def _weights(n: int) -> Array:
+    """[k, i], both from 1: the probability that the i-th best of n is the best of k of them."""
+    k, i = np.arange(1, n + 1)[:, None], np.arange(1, n + 1)[None, :]
+    return np.asarray(special.comb(n - i, k - 1) / special.comb(n, k))
+
+
+def measure(
+    trials: pd.DataFrame, fastest: pd.Series, base: tuple[str, ...], manifests: dict[int, Manifest], seed: int = 0
+) -> Tunability | None:
+    """Tunability of every submission on every workload; None where no study has more than one trial.
+
+    trials: a row per trial as in scoring.load_records.Records, `seconds` NaN or infinite where the target was missed.
+    fastest: seconds of the fastest submission by workload. base: the workloads that the score is a mean of. manifests:
+    by row label of `trials`, from which search spaces and points are read.
+    """
+    keys = ["submission", "workload", "study"]
+    pruned = trials["status"].eq("pruned").groupby([trials[key] for key in keys]).transform("any")
+    left_out = []
+    if pruned.any():
+        count = len(trials.loc[pruned, keys].drop_duplicates())
+        left_out.append(
+            f"Tunability leaves out {count} studies with pruned trials: how those would have ended is unknown."
+        )
+    trials = trials[~pruned & ~trials["status"].isin(["running", "stopped"])]
+    if trials.empty or trials.groupby(keys).size().max() < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    cells, draws = [], {}
+    for (submission, workload), group in trials.groupby(["submission", "workload"]):
+        seconds = [of_study.to_numpy(float) for _, of_study in group.groupby("study")["seconds"]]
+        times = [np.where(np.isfinite(s), s, np.inf) for s in seconds]
+        frame, draws[submission, workload] = _cell(times, float(fastest.get(workload, np.inf)), rng)
+        cells.append(frame.assign(submission=str(submission), workload=str(workload)))
+    table = pd.concat(cells, ignore_index=True)
+    table = table[["submission", "workload", *table.columns.drop(["submission", "workload"])]]
+    bands = pd.DataFrame(_bands(trials, manifests), columns=_BAND)
+    return Tunability(table, _overall(table, draws, base), bands, left_out)
+
+
+def _cell(times: list[Array], fastest: float, rng: np.random.Generator) -> tuple[pd.DataFrame, Array]:
+    """The rows of a cell from the times of each study, and bootstrap draws of its score [draws, k]."""
+    most = min(map(len, times))
+    everything = np.concatenate(times)
+    reached, score = (
+        np.mean([best_of(values(t))[:most] for t in times], axis=0)
+        for values in (lambda t: np.isfinite(t).astype(float), lambda t: _contribution(t, fastest))
+    )
+    k = np.arange(1, most + 1)
+    hits = int(np.isfinite(everything).sum())
+    chance = stats.binomtest(hits, len(everything)).proportion_ci(0.95, method="exact")
+    counts = {"studies": len(times), "trials": len(everything), "trials_reached": hits}
+    frame = pd.DataFrame({"k": k, **counts, "reached": reached})
+    # Without replacement a success comes a little sooner; the interval holds the estimate in any case.
+    frame["reached_low"] = np.minimum(reached, 1 - (1 - chance.low) ** k)
+    frame["reached_high"] = np.maximum(reached, 1 - (1 - chance.high) ** k)
+    frame["seconds"] = [_median_best(times, number) for number in k.tolist()]
+    frame["score"] = score
+    resampled = rng.choice(_contribution(everything, fastest), (DRAWS, len(everything)))
+    draws = best_of(resampled)[:, :most]
+    if len(everything) < FEWEST:
+        draws = np.full_like(draws, np.nan)
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    frame["score_low"], frame["score_high"] = np.minimum(score, low), np.maximum(score, high)
+    return frame, draws
+
+
+def _contribution(times: Array, fastest: float) -> Array:
+    if not np.isfinite(fastest):
+        return np.zeros(len(times))
+    return np.asarray(np.clip((TAU_MAX - times / fastest) / (TAU_MAX - 1), 0.0, 1.0))
+
+
+def _median_best(times: list[Array], k: int) -> float:
+    """Smallest time that the best of k is at most, in half of the draws of a study and of k of its trials."""
+    everything = np.concatenate([np.sort(t) for t in times])
+    weights = np.concatenate([_weights(len(t))[k - 1] / len(times) for t in times])
+    order = np.argsort(everything, kind="stable")
+    return float(everything[order][np.searchsorted(weights[order].cumsum(), 0.5 - 1e-12)])
+
+
+def _overall(cells: pd.DataFrame, draws: dict[Any, Array], base: tuple[str, ...]) -> pd.DataFrame:
+    frames = []
+    for submission, own in cells[cells["workload"].isin(base)].groupby("submission"):
+        most = int(own.groupby("workload")["k"].max().min())
+        score = own[own["k"] <= most].groupby("k")["score"].sum() / len(base)
+        drawn = sum(draws[submission, workload][:, :most] for workload in own["workload"].unique()) / len(base)
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "submission": submission,
+                    "k": score.index,
+                    "score": score.to_numpy(),
+                    "score_low": np.minimum(score, low),
+                    "score_high": np.maximum(score, high),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+# ---- bands of hyperparameters ------------------------------------------------------------------------------------
+
+_BAND = ["submission", "workload", "hyperparameter", "low", "high", "reached_low", "reached_high", "width"]
+
+
+def _bands(trials: pd.DataFrame, manifests: dict[int, Manifest]) -> Iterator[tuple[Any, ...]]:
+    for (submission, workload), group in trials.groupby(["submission", "workload"]):
+        optimizers = {i: manifests[i].optimizer for i in group.index if i in manifests}
+        raw = next((o["search_space"] for o in optimizers.values() if o.get("search_space")), None)
+        if raw is None:
+            continue
+        try:
+            dimensions = parse_search_space(raw).dimensions
+        except UserError:
+            continue  # of another version of the harness
+        met = group.index[np.isfinite(group["seconds"])]
+        for dimension in dimensions:
+            values = [_at(optimizers[i].get("recipe"), dimension.path) for i in met if i in optimizers]
+            row = _band(dimension, [value for value in values if value is not None])
+            if row is not None:
+                yield submission, workload, dimension.name, *row
+
+
+def _at(recipe: Any, path: tuple[str | int, ...]) -> Any:
+    for part in path:
+        try:
+            recipe = recipe[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return recipe
+
+
+def _band(dimension: Dimension, reached: list[Any]) -> tuple[Any, ...] | None:
+    """low, high, reached_low, reached_high, width; None for what is not a number or never varied."""
+    if len(dimension.values) < 2 or not all(isinstance(value, int | float) for value in [*dimension.values, *reached]):
+        return None
+    ends = (min(dimension.values), max(dimension.values))
+    if not reached:
+        return *ends, np.nan, np.nan, 0.0
+    if dimension.kind == "choices":
+        width = len(set(reached) & set(dimension.values)) / len(dimension.values)
+    else:
+        places = [dimension.position(value) for value in reached]
+        width = max(places) - min(places)
+    return *ends, min(reached), max(reached), width

@@ -1,0 +1,184 @@
+"""Where workers run: processes of this machine, a SLURM cluster, a Ray cluster.
+
+Each executor starts `executor.workers` workers (harness/study/worker.py) on the same trials and waits for them.
+Executors are stateless: workers pull trials from the ledger, so that workers may join or die at any time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from harness.config.schema import Executor, Run
+from harness.errors import UserError
+from harness.study.ledger import PlannedTrial
+from harness.study.trial_process import SOURCE_ROOT, Slot
+from harness.study.worker import Worker, work
+
+Report = Callable[[str], None]
+"""Tells the user a line."""
+
+
+def execute(trials: Sequence[PlannedTrial], report: Report) -> None:
+    """Run the trials with the executor of their configuration, until all are over.
+
+    Raises UserError for what the user has to correct, and KeyboardInterrupt after every running trial has stopped.
+    """
+    executor = trials[0].study.executor
+    {"local": _local, "slurm": _slurm, "ray": _ray}[executor.name](trials, executor, report)
+
+
+# ---- this machine ------------------------------------------------------------------------------------------------
+
+
+def _local(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -> None:
+    number = min(executor.workers, len(trials))
+    workers = [Worker(trials, slot) for slot in assign_slots(trials[0].study, number, report)]
+    with ThreadPoolExecutor(number) as pool:
+        running = [pool.submit(worker.work) for worker in workers]
+        try:
+            futures.wait(running, return_when=futures.FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            report("stopping the running trials; the same command continues them")
+            raise
+        finally:
+            # After an error or an interruption the running trials stop in good order before it is passed on. Where all
+            # have come to their end, there is nothing to stop.
+            for worker in workers:
+                worker.stop()
+            futures.wait(running)
+        for future in running:
+            future.result()
+
+
+def assign_slots(run: Run, number: int, report: Report) -> list[Slot]:
+    """Cores or a GPU of its own for each of `number` workers, so that they do not disturb each other's timings; reports
+    where there are too few."""
+    gpus = _visible_gpus(run)
+    if gpus:
+        if number > len(gpus):
+            report(f"executor.workers={number} share {len(gpus)} GPUs: their seconds disturb each other")
+        return [Slot(gpu=gpus[i % len(gpus)]) for i in range(number)]
+    if not hasattr(os, "sched_getaffinity"):
+        return [Slot()] * number
+    cores = sorted(os.sched_getaffinity(0))
+    if number * run.threads > len(cores):
+        report(f"executor.workers={number} with threads={run.threads} share {len(cores)} cores: "
+            "their seconds disturb each other")  # fmt: skip
+        return [Slot()] * number
+    return [Slot(cores=tuple(cores[i * run.threads : (i + 1) * run.threads])) for i in range(number)]
+
+
+def _visible_gpus(run: Run) -> list[str]:
+    if run.device not in ("auto", "cuda"):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+# ---- SLURM -------------------------------------------------------------------------------------------------------
+
+
+class _Job:
+    """One job of the array. submitit calls `checkpoint` when the job is preempted or out of time: the job is then
+    requeued, and its trial goes on from its checkpoint."""
+
+    def __call__(self, trials: Sequence[PlannedTrial]) -> None:
+        work(trials)
+
+    def checkpoint(self, trials: Sequence[PlannedTrial]) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, trials)
+
+
+def _slurm(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -> None:
+    try:
+        submitit: Any = importlib.import_module("submitit")
+    except ImportError as error:
+        raise UserError("executor=slurm: submitit is not installed; pip install -e '.[slurm]'") from error
+    run = trials[0].study
+    cluster = executor.options.get("cluster")
+    options = {key: value for key, value in executor.options.items() if key != "cluster"}
+    jobs: list[Any]
+    try:
+        submit = submitit.AutoExecutor(folder=run.records.resolve() / ".submitit", cluster=cluster)
+        parameters = {"name": "pacemark", "cpus_per_task": run.threads, "timeout_min": executor.minutes or 240}
+        if run.device.startswith("cuda"):
+            parameters["gpus_per_node"] = 1
+        submit.update_parameters(**parameters | options)
+        jobs = submit.map_array(_Job(), [trials] * min(executor.workers, len(trials)))
+    except (RuntimeError, NameError, TypeError, OSError, submitit.core.utils.FailedSubmissionError) as error:
+        raise UserError(
+            f"executor=slurm: {error}; run this where sbatch works, or take executor=local. "
+            f"executor.options holds parameters of submitit: {options or 'none given'}"
+        ) from error
+    job_ids = ", ".join(job.job_id for job in jobs)
+    report(f"submitted {len(jobs)} jobs: {job_ids} (interrupting this command leaves them)")
+    for job in jobs:
+        try:
+            job.result()
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(f"executor=slurm: job {job.job_id} failed: {str(error).strip()[-2000:]}") from error
+
+
+# ---- Ray ---------------------------------------------------------------------------------------------------------
+
+
+def _ray(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -> None:
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError("executor=ray: ray is not installed; pip install -e '.[ray]'") from error
+    run = trials[0].study
+    _check_reachable(str(executor.options.get("address", "")))
+    # Workers import the same code as this process.
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), os.environ.get("PYTHONPATH", "")])}}
+    try:
+        ray.init(**{"log_to_driver": False, "include_dashboard": False, "runtime_env": environment} | executor.options)
+    except (ConnectionError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"executor=ray: cannot start or join a cluster with executor.options={executor.options}: {error}"
+        ) from error
+    try:
+        resources = {"num_cpus": run.threads, "num_gpus": 1 if run.device.startswith("cuda") else 0}
+        task = ray.remote(max_retries=3, **resources)(work)
+        number = min(executor.workers, len(trials))
+        capacity = int(ray.cluster_resources().get("CPU", 0) // run.threads)
+        if capacity < 1:
+            raise UserError(f"executor=ray: the cluster has no {run.threads} cores for a trial")
+        if number > capacity:
+            report(f"executor.workers={number}, but the cluster has room for {capacity} at a time; the others wait")
+        references = [task.remote(list(trials)) for _ in range(number)]
+        try:
+            ray.get(references)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, UserError) else UserError(f"executor=ray: {error}") from error
+        except ray.exceptions.RayError as error:
+            raise UserError(f"executor=ray: {error}") from error
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise UserError if nothing listens at host:port. Ray itself tries for many minutes before it gives up."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"executor=ray: nothing answers at executor.options.address={address} ({error}); start the cluster with "
+            "`ray start --head`, or leave the address out for one of this machine's own"
+        ) from error

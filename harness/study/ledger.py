@@ -1,0 +1,296 @@
+"""The ledger: which trials are planned in a folder of records, and how far each is.
+
+The records are the truth. A plan beside them (`RecordPath.plan`) lists the trials of a study before they have begun.
+Everything else is read off the trials' folders: a manifest gives the status, a live lease shows that a process is at
+it. So any number of processes, on machines that share the file system, agree without talking to each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from harness.config.schema import NOT_RECORDED, Run
+from harness.config.study_trials import configure_trial, list_trials
+from harness.errors import ManifestError, UserError
+from harness.files import write_atomically
+from harness.hashing import stable_hash
+from harness.records.differences import differences
+from harness.records.layout import RecordPath, list_submission_folders, list_trials_of_submission
+from harness.records.lease import Lease, current_holder
+from harness.records.manifest import FinalFigures, Manifest
+from harness.records.status import Status
+
+PLAN_FORMAT = "pacemark-plan"
+PLAN_FORMAT_VERSION = 1
+
+
+class Phase(StrEnum):
+    """Where a planned trial stands, from the point of view of workers."""
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    """Begun, and no process is at it."""
+    TO_RETRY = "to retry"
+    """It crashed, and the ruleset allows another try."""
+    OVER = "over"
+    """It has ended, with a status."""
+
+
+CLAIMABLE = (Phase.PLANNED, Phase.INTERRUPTED, Phase.TO_RETRY)
+"""Phases of trials that a worker may take."""
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial of the ledger."""
+
+    study: Run
+    """The configuration of its study, without the point that the trial tries."""
+    path: RecordPath
+
+    @property
+    def run(self) -> Run:
+        """The configuration of the trial itself."""
+        return configure_trial(self.study, self.path.study, self.path.trial)
+
+    @property
+    def name(self) -> str:
+        """For messages: `adamw on gpt2, study 0, trial 1`."""
+        return f"{self.path.label} on {self.path.workload}, study {self.path.study}, trial {self.path.trial}"
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """What the ledger knows of a trial at one moment."""
+
+    phase: Phase
+    manifest: Manifest | None
+    """None for a trial that has not begun."""
+    worker: str = ""
+    """Of a running trial: executor, host and process."""
+
+    @property
+    def name(self) -> str:
+        """The phase, or for a trial that is over its status."""
+        return str(self.manifest.status if self.is_over and self.manifest is not None else self.phase)
+
+    @property
+    def final(self) -> FinalFigures:
+        """What came of the trial so far."""
+        return self.manifest.final if self.manifest is not None and self.manifest.final is not None else FinalFigures()
+
+    @property
+    def is_claimable(self) -> bool:
+        """Whether a worker may take the trial."""
+        return self.phase in CLAIMABLE
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the trial has ended for good."""
+        return self.phase is Phase.OVER
+
+
+def read_state(trial: PlannedTrial) -> TrialState:
+    """Where the trial stands at this moment; raises UserError if its manifest cannot be read."""
+    try:
+        manifest = Manifest.read(trial.path.manifest)
+    except ManifestError as error:
+        raise UserError(
+            f"{trial.path.manifest} cannot be read ({error}); move the folder away to run the trial again"
+        ) from error
+    is_finished = manifest is not None and manifest.status.is_finished
+    can_retry = (
+        manifest is not None and manifest.status.is_crash and len(manifest.failures) < trial.study.ruleset.retries
+    )
+    if is_finished and not can_retry:
+        return TrialState(Phase.OVER, manifest)
+    holder = current_holder(trial.path.folder)
+    if holder is not None:
+        worker = f"{holder.executor} {holder.host.split(' ')[0]} {holder.pid}".strip()
+        return TrialState(Phase.RUNNING, manifest, worker)
+    if can_retry:
+        return TrialState(Phase.TO_RETRY, manifest)
+    return TrialState(Phase.PLANNED if manifest is None else Phase.INTERRUPTED, manifest)
+
+
+def enumerate_trials(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
+    """Every trial that `runs` ask for, in running order; nothing is written. machine: the machine's folder name.
+
+    Raises UserError where a folder is planned for another configuration, unless overwrite=true.
+    """
+    messages: list[str] = []
+    trials: dict[Path, PlannedTrial] = {}
+    for run in runs:
+        first = RecordPath.of_run(run, machine)
+        if not run.overwrite and first.plan.exists():
+            differing = differences(_read_plan(first.plan)["identity"], _study_identity(run))
+            if differing:
+                messages.append(
+                    f"{first.submission_folder} holds a study of another configuration ({'; '.join(differing)}); give "
+                    "label=NAME for a folder of its own, or overwrite=true to replace it"
+                )
+        for seed, number in list_trials(run):
+            trial = PlannedTrial(run, first.sibling(seed, number))
+            trials[trial.path.folder] = trial
+    if messages:
+        raise UserError(messages)
+    # Ordered by study and shuffled deterministically within a study, so that a temporary slowdown affects all
+    # submissions.
+    return sorted(trials.values(), key=lambda trial: (trial.path.study, stable_hash(trial.name)))
+
+
+def plan(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
+    """Write the trials that `runs` ask for into their plans, beside what is planned already; otherwise as
+    `enumerate_trials`.
+
+    With overwrite=true a study's former trials are discarded first.
+    """
+    runs = list(runs)
+    trials = enumerate_trials(runs, machine)
+    for run in runs:
+        path = RecordPath.of_run(run, machine)
+        of_run = [trial for trial in trials if trial.study is run]
+        former = _planned_trials(path.plan) if path.plan.exists() else []
+        if run.overwrite:
+            _discard({trial.path.folder: trial for trial in [*former, *of_run]}.values())
+            former = []
+        _write_plan(path.plan, run, [*former, *of_run])
+    return trials
+
+
+def list_all_trials(records: Path) -> tuple[list[PlannedTrial], list[str]]:
+    """Every trial below `records`, planned or only recorded (a command that runs a single trial writes no plan), and a
+    message for each folder that cannot be read."""
+    if not records.is_dir():
+        raise UserError(f"{records} is not a folder; give a folder of records")
+    trials: list[PlannedTrial] = []
+    messages: list[str] = []
+    for folder in list_submission_folders(records):
+        of_submission: dict[Path, PlannedTrial] = {}
+        for plan_path in sorted(folder.glob("plan_*.json")):
+            try:
+                of_submission |= {trial.path.folder: trial for trial in _planned_trials(plan_path)}
+            except UserError as error:
+                messages += error.messages
+        studies: dict[str, Run] = {}
+        for path in list_trials_of_submission(folder):
+            if path.folder in of_submission:
+                continue
+            try:
+                if path.workload not in studies:
+                    manifest = Manifest.read(path.manifest)
+                    if manifest is None:
+                        continue  # a worker has made the folder this moment
+                    studies[path.workload] = _study_from_config(manifest.config, folder)
+                of_submission[path.folder] = PlannedTrial(studies[path.workload], path)
+            except (ManifestError, ValueError, TypeError) as error:
+                messages.append(f"{path.manifest} cannot be read ({str(error).splitlines()[0]}); left out")
+        trials += of_submission.values()
+    return trials, messages
+
+
+def record_crash(trial: PlannedTrial, reason: str) -> None:
+    """Note in the manifest that the process of a trial ended without writing why, with status `failed` once the
+    ruleset's retries are used up.
+
+    To be called while holding the trial's lease. Raises FileNotFoundError where the trial has no manifest yet.
+    """
+    manifest = Manifest.read(trial.path.manifest)
+    if manifest is None:
+        raise FileNotFoundError(trial.path.manifest)
+    if len(manifest.failures) >= trial.study.ruleset.retries:
+        manifest.status = Status.FAILED
+        manifest.final = FinalFigures(stop_reason=None, traceback=reason)
+    else:
+        manifest.failures = [*manifest.failures, reason]
+    manifest.write(trial.path.manifest)
+
+
+# ---- plans on disk -------------------------------------------------------------------------------------------------
+
+
+def _study_identity(run: Run) -> dict[str, Any]:
+    identity = run.identity()
+    del identity["seed"], identity["trial"]
+    # As it comes back from JSON, where tuples are lists.
+    return dict(json.loads(json.dumps(identity)))
+
+
+def _write_plan(path: Path, run: Run, trials: list[PlannedTrial]) -> None:
+    content = {
+        "format": PLAN_FORMAT,
+        "format_version": PLAN_FORMAT_VERSION,
+        "identity": _study_identity(run),
+        "trials": sorted({(trial.path.study, trial.path.trial) for trial in trials}),
+        "overridden": run.overridden,
+        "config": run.model_dump(mode="json", exclude=NOT_RECORDED),
+    }
+    text = json.dumps(content, indent=1) + "\n"
+    try:
+        if path.exists():
+            # What else may differ is documentation, such as the provenance of a target. A plan that says the same is
+            # left alone, so that a mere look at committed records changes no file.
+            written = _read_plan(path)
+            if all(written.get(key) == json.loads(text)[key] for key in ("identity", "trials", "overridden")):
+                return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(
+            f"records={run.records}: {path} cannot be written ({error.strerror}); give another folder with records="
+        ) from error
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != PLAN_FORMAT or content["format_version"] != PLAN_FORMAT_VERSION:
+            raise ValueError("of another format or version")
+        return dict(content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it, and the same command plans again") from error
+
+
+def _planned_trials(path: Path) -> list[PlannedTrial]:
+    content = _read_plan(path)
+    try:
+        study = _study_from_config(content["config"], path.parent)
+    except ValueError as error:
+        raise UserError(f"{path} is of a version of Pacemark with other keys ({str(error).splitlines()[0]})") from error
+    study = study.model_copy(update={"overridden": tuple(content["overridden"])})
+    # By where the plan lies, and not by its configuration: the records may have been moved.
+    workload = study.spec.full_name
+    return [
+        PlannedTrial(study, RecordPath.below(path.parent, seed, workload, number)) for seed, number in content["trials"]
+    ]
+
+
+def _study_from_config(config: dict[str, Any], folder: Path) -> Run:
+    """The run of a study from its configuration on disk. folder: of the submission, which may have been moved."""
+    here = {"records": folder.parents[3], "overwrite": False, "debug": False, "label": folder.name}
+    return Run(**config | here)
+
+
+def _discard(trials: Iterable[PlannedTrial]) -> None:
+    """Delete what is recorded of the trials; all or, where another process writes one of them, none."""
+    leases = []
+    try:
+        for trial in trials:
+            if not trial.path.folder.exists():
+                continue
+            lease = Lease.acquire(trial.path.folder)
+            if lease is None:
+                raise UserError(f"{trial.path.folder} is being written by another process; wait for it, or stop it")
+            leases.append((lease, trial.path))
+        for _, path in leases:
+            for file in (path.manifest, path.evaluations, path.checkpoint):
+                file.unlink(missing_ok=True)
+    finally:
+        for lease, _ in leases:
+            lease.release()

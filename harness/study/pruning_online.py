@@ -1,0 +1,89 @@
+"""The stopping rule of a running trial: reads what the finished trials around it recorded, and asks pruning_rules.
+
+Siblings are looked up again at every evaluation, the other submissions' trials once. Only finished trials count. With
+several workers it depends on timing which siblings those are, so a study under pruning cannot be repeated exactly: that
+is why it is off unless asked for, and never used for a committed board.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from harness.config.schema import Run
+from harness.errors import ManifestError
+from harness.interface.workload import WorkloadSpec
+from harness.records.evaluations import read_evaluations
+from harness.records.layout import RecordPath
+from harness.records.manifest import Manifest
+from harness.study import pruning_rules
+from harness.study.pruning_rules import Curve, References
+
+
+class OnlinePruner:
+    """The rule `run.pruning` for the trial whose record lies at `path`."""
+
+    def __init__(self, run: Run, path: RecordPath) -> None:
+        self._policy = run.pruning
+        self._optimizer = run.optimizer.name
+        self._spec = run.spec
+        self._path = path
+        self._siblings: dict[RecordPath, Curve] = {}
+        self._references: References | None = None
+
+    def stop_reason(self, rows: list[dict[str, Any]]) -> str | None:
+        """Why the trial is to end after the last of its `rows`, for the record; None to go on."""
+        columns = ("accumulated_submission_time", "global_step", f"validation/{self._spec.metric}")
+        table = np.array([[float(row[column]) for column in columns] for row in rows]).reshape(-1, 3)
+        seconds, steps, values = table.T
+        trial = _make_curve(self._path, seconds, steps, values, self._spec)
+        return pruning_rules.stop_reason(self._policy, trial, self._finished_siblings(), self._other_submissions())
+
+    def _finished_siblings(self) -> list[Curve]:
+        for path in self._path.trials_of_study():
+            if path != self._path and path not in self._siblings and _read_finished(path, self._spec) is not None:
+                curve = _read_curve(path, self._spec)
+                if curve is not None:
+                    self._siblings[path] = curve
+        return list(self._siblings.values())
+
+    def _other_submissions(self) -> References:
+        if self._policy != "futility":
+            return pruning_rules.NO_REFERENCES
+        if self._references is None:
+            self._references = References.from_trials(self._trials_of_others())
+        return self._references
+
+    def _trials_of_others(self) -> Iterator[tuple[str, int, Curve]]:
+        """(submission, study, curve) of the same scale, ruleset and machine, since seconds are compared too."""
+        for path in self._path.trials_on_workload():
+            manifest = _read_finished(path, self._spec)
+            # The same algorithm under another label may have tried the same points.
+            if manifest is None or manifest.optimizer.get("name") in (None, self._optimizer):
+                continue
+            curve = _read_curve(path, self._spec)
+            if curve is not None:
+                yield path.label, path.study, curve
+
+
+def _read_finished(path: RecordPath, spec: WorkloadSpec) -> Manifest | None:
+    """The manifest of a finished trial of this version of the workload; None for any other."""
+    try:
+        manifest = Manifest.read(path.manifest)
+    except ManifestError:
+        return None
+    if manifest is None or not manifest.status.is_finished or manifest.workload_version != spec.version:
+        return None
+    return manifest
+
+
+def _read_curve(path: RecordPath, spec: WorkloadSpec) -> Curve | None:
+    rows = read_evaluations(path.evaluations, f"validation/{spec.metric}")
+    return None if rows is None else _make_curve(path, rows.seconds, rows.steps, rows.value, spec)
+
+
+def _make_curve(path: RecordPath, seconds: Any, steps: Any, values: Any, spec: WorkloadSpec) -> Curve:
+    distance: Any = spec.distance(values)
+    return Curve.from_columns(f"trial {path.trial}", seconds, steps, steps / spec.max_steps, distance)

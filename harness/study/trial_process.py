@@ -1,0 +1,136 @@
+"""A trial in a process of its own: the same environment under every executor, whatever ran before in the parent.
+
+The parent holds the trial's lease and keeps the child's standard input open. When the parent dies, however it dies, the
+child sees the end of its input and ends too. Threads, cores and GPU are set before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config.schema import Run
+from harness.errors import UserError
+from harness.records.lease import Lease
+
+SOURCE_ROOT = Path(__file__).parents[2]
+"""The folder that holds the packages harness, workloads and submissions."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a worker's trials run on. None: whatever the process has."""
+
+    cores: tuple[int, ...] | None = None
+    gpu: str | None = None
+    """As CUDA_VISIBLE_DEVICES names it."""
+
+
+class TrialProcess:
+    """The running process of one trial."""
+
+    def __init__(self, run: Run, lease: Lease, slot: Slot) -> None:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(run.threads),
+            "PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        if slot.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        request = {"run": run.model_dump(mode="json"), "token": lease.holder.token, "cores": slot.cores}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "harness.study.trial_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            # Ctrl-C reaches the parent alone, which passes it on.
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        # Where the child has ended at once, `wait` tells why.
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def wait(self) -> str | None:
+        """Wait for the end. None when the trial ended in its record or was stopped, otherwise how its process ended.
+
+        Raises UserError for what the user has to correct.
+        """
+        assert self._process.stderr is not None and self._process.stdin is not None
+        errors = self._process.stderr.read()
+        code = self._process.wait()
+        self._process.stdin.close()
+        if code == 2:
+            lines = errors.splitlines()
+            messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            raise UserError(messages or errors)
+        if code in (0, 130):
+            return None
+        cause = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+        return f"the process of the trial ended {cause}\n{errors[-4000:]}".rstrip()
+
+    def interrupt(self) -> None:
+        """Stop the trial as Ctrl-C does; it can be continued."""
+        self._send(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End the process at once; the trial can be continued from its last checkpoint."""
+        self._send(signal.SIGKILL)
+
+    def is_alive(self) -> bool:
+        """Whether the process has not ended yet."""
+        return self._process.poll() is None
+
+    def _send(self, number: signal.Signals) -> None:
+        if self.is_alive():
+            self._process.send_signal(number)
+
+
+def main() -> int:
+    """Run in the child: read the request, run the trial, and return the exit status."""
+    request: dict[str, Any] = json.loads(sys.stdin.readline())
+    if request["cores"] is not None:
+        os.sched_setaffinity(0, request["cores"])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # From here on torch is loaded, whose thread pools are sized on import.
+    from harness.records.status import Status
+    from harness.study.stop_rule import make_should_stop
+    from harness.trial.trackers import make_tracker
+    from harness.trial.trial import Observer, run_trial
+
+    run = Run(**request["run"])
+
+    def make_observers() -> list[Observer]:
+        tracker = make_tracker(run)
+        return [] if tracker is None else [tracker]
+
+    try:
+        record, _ = run_trial(
+            run, make_observers, make_should_stop=make_should_stop, retry=True, lease_token=request["token"]
+        )
+    except UserError as error:
+        for message in error.messages:
+            print(f"error: {message}", file=sys.stderr)
+        return 2
+    return 130 if record.status is Status.STOPPED else 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""A worker: takes trials from the ledger, one after the other, until none is left.
+
+Any number may work on the same trials, in one process, on one machine or on several: who holds the lease of a trial's
+folder runs it, and the others go on to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+
+from harness.errors import UserError
+from harness.records.lease import Lease
+from harness.study.ledger import PlannedTrial, read_state, record_crash
+from harness.study.trial_process import Slot, TrialProcess
+
+POLL_SECONDS = 2.0
+"""How long to wait while others run the last trials: one of them may die, and its trial become free again."""
+
+
+class Worker:
+    """Runs in one thread; `stop` may be called from another."""
+
+    def __init__(self, trials: Sequence[PlannedTrial], slot: Slot | None = None) -> None:
+        self._pending = list(trials)
+        self._slot = slot or Slot()
+        self._stopping = threading.Event()
+        self._process: TrialProcess | None = None
+
+    def work(self) -> None:
+        """Run trials until every one is over, or `stop` is called. Raises UserError for what the user has to correct;
+        the remaining trials wait."""
+        while self._pending and not self._stopping.is_set():
+            claimed = self._claim_next()
+            if claimed is None:
+                self._stopping.wait(POLL_SECONDS)
+                continue
+            trial, lease = claimed
+            try:
+                self._run(trial, lease)
+            finally:
+                lease.release()
+
+    def stop(self) -> None:
+        """Interrupt the trial that is running; `work` returns when it has stopped."""
+        self._stopping.set()
+        if self._process is not None:
+            self._process.interrupt()
+
+    def _claim_next(self) -> tuple[PlannedTrial, Lease] | None:
+        """The first trial that is free, with its lease; trials that are over are dropped."""
+        for trial in list(self._pending):
+            state = read_state(trial)
+            if state.is_over:
+                self._pending.remove(trial)
+            elif state.is_claimable and (lease := acquire_lease(trial)) is not None:
+                # Another worker may have run it between the look and the lease.
+                if not read_state(trial).is_over:
+                    return trial, lease
+                lease.release()
+                self._pending.remove(trial)
+        return None
+
+    def _run(self, trial: PlannedTrial, lease: Lease) -> None:
+        self._process = process = TrialProcess(trial.run, lease, self._slot)
+        lease.start_heartbeat(when_lost=process.kill)
+        if self._stopping.is_set():
+            process.interrupt()
+        try:
+            crash = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            self._process = None
+        if crash is None or not lease.is_owned():
+            return
+        try:
+            record_crash(trial, crash)
+        except FileNotFoundError:
+            # Nothing of the trial exists: it is the environment that is broken, not the trial.
+            raise UserError(f"{trial.name}: {crash}") from None
+
+
+def acquire_lease(trial: PlannedTrial) -> Lease | None:
+    """The lease of a trial's folder, which is made if need be; None if another process holds it. Raises UserError if
+    the folder cannot be written."""
+    folder = trial.path.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Lease.acquire(folder, executor=trial.study.executor.name)
+    except OSError as error:
+        raise UserError(
+            f"records={trial.path.records}: {folder} cannot be written ({error.strerror}); "
+            "make room or give another folder with records=; the same command continues"
+        ) from error
+
+
+def work(trials: Sequence[PlannedTrial], slot: Slot | None = None) -> None:
+    """Run a worker from start to end; an exception of this thread (of a scheduler, say) stops it."""
+    worker = Worker(trials, slot)
+    with contextlib.ExitStack() as stack:
+        stack.callback(worker.stop)
+        worker.work()

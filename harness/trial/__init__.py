@@ -1,0 +1,4 @@
+"""One trial: training, clock, record, ranks, hardware, trackers, and the conformance checks of a submission.
+
+It may import records, config and interface. It does not know studies: what may stop a trial early is handed to it.
+"""

@@ -1,0 +1,194 @@
+"""The clock: what a trial is charged for.
+
+On the clock: building the submission, waiting for the training batch, forward, backward, the update and its
+compilation, preparing the weights for an evaluation, whatever a submission does to choose data. Off the clock: building
+model and data, warming up the fixed model, evaluation, logging, checkpoints.
+
+The device is synchronised where a segment starts and where it ends and nowhere inside, so that the clock does not slow
+what it measures. It is not synchronised after an exception: the device may be waiting for a rank that is lost. Time is
+monotonic (time.perf_counter).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from harness.trial.energy import make_meter
+
+
+@dataclass
+class Elapsed:
+    """Accumulated seconds, and joules. All columns but `total` are measured only while this trial is active."""
+
+    submission: float = 0.0
+    """The training clock: all that a submission is charged for. Includes the next four columns."""
+    build: float = 0.0
+    """Building the submission on the model."""
+    data_wait: float = 0.0
+    """Selecting examples and waiting for the training batch."""
+    compile: float = 0.0
+    """Compiling the submission's own code, from an empty cache."""
+    averaging: float = 0.0
+    """Preparing weights for evaluations and putting the trained ones back."""
+    cpu: float = 0.0
+    """CPU seconds of all threads of this process while the training clock ran."""
+    evaluation: float = 0.0
+    """Evaluations, without the preparation of the weights."""
+    logging: float = 0.0
+    """Rows, tracker and checkpoints."""
+    energy: float | None = None
+    """Joules used while the training clock ran (harness/energy.py); None where they cannot be read."""
+    total: float = 0.0
+    """Wall time since the trial began, without the pauses between a kill and its resume."""
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Clock:
+    """Adds up a trial's time by column; `state_dict` makes it continue after a resume."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.elapsed = Elapsed()
+        # What measures energy; None where nothing can.
+        self.meter = make_meter(device)
+        if self.meter is not None:
+            self.elapsed.energy = 0.0
+        self._compile = _CompileTime()
+        self._total_mark = time.perf_counter()
+
+    @contextmanager
+    def submission(self, column: str | None = None, *, charge_compile: bool = True) -> Iterator[None]:
+        """Run the training clock, and the column `column` beside it if given.
+
+        charge_compile=False does not charge compilation: compiling again after a resume is not the submission's fault.
+        """
+        synchronize(self.device)
+        compile_before = self._compile.seconds
+        if self.meter is not None:
+            self.meter.start()
+        cpu, start = time.process_time(), time.perf_counter()
+        try:
+            yield
+            synchronize(self.device)
+        finally:
+            seconds = time.perf_counter() - start
+            compiling = self._compile.seconds - compile_before
+            if charge_compile:
+                self.elapsed.compile += compiling
+            else:
+                seconds -= compiling
+            self.elapsed.submission += seconds
+            self.elapsed.cpu += time.process_time() - cpu
+            if self.meter is not None and self.elapsed.energy is not None:
+                self.elapsed.energy += self.meter.stop()
+            if column is not None:
+                self._add(column, seconds)
+
+    @contextmanager
+    def off(self, column: str) -> Iterator[None]:
+        """Time that is recorded but not charged: `evaluation` or `logging`."""
+        synchronize(self.device)
+        start = time.perf_counter()
+        try:
+            yield
+            synchronize(self.device)
+        finally:
+            self._add(column, time.perf_counter() - start)
+
+    def data_wait(self, seconds: float) -> None:
+        """Add to the column of data waiting. The seconds are part of a segment, and so charged already. Host time only,
+        without synchronisation."""
+        self.elapsed.data_wait += seconds
+
+    def tick(self) -> None:
+        """Bring `total` up to date."""
+        now = time.perf_counter()
+        self.elapsed.total += now - self._total_mark
+        self._total_mark = now
+
+    def state_dict(self) -> dict[str, float | None]:
+        """The accumulated times, for a checkpoint."""
+        self.tick()
+        return asdict(self.elapsed)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's times."""
+        self.elapsed = Elapsed(**state)
+        if self.meter is None:
+            # Energy of only a part of the trial would be read as that of the whole.
+            self.elapsed.energy = None
+        self._total_mark = time.perf_counter()
+
+    def _add(self, column: str, seconds: float) -> None:
+        setattr(self.elapsed, column, getattr(self.elapsed, column) + seconds)
+
+
+class _CompileTime:
+    """Seconds that torch.compile has spent in this process, counted once something has loaded the compiler."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._start: float | None = None
+        self._installed = False
+
+    @property
+    def seconds(self) -> float:
+        if not self._installed and "torch._dynamo" in sys.modules:
+            from torch._dynamo.callback import callback_handler
+
+            callback_handler.register_start_callback(self._on_start)
+            callback_handler.register_end_callback(self._on_end)
+            self._installed = True
+        return self._total
+
+    def _on_start(self, _: object) -> None:
+        self._start = time.perf_counter()
+
+    def _on_end(self, _: object) -> None:
+        if self._start is not None:
+            self._total += time.perf_counter() - self._start
+            self._start = None
+
+
+class Disturbance:
+    """Whether the machine was visibly busy with something else while a trial's clock ran. Either of two signs flags it.
+
+    On a CPU: the process got less than `MIN_CPU_SHARE` of the CPU time that its wall time allows. On any device: the
+    slowest tenth of the training segments took more than `MAX_SLOW_RATIO` times the median per step.
+    """
+
+    MIN_CPU_SHARE = 0.9
+    MAX_SLOW_RATIO = 1.5
+
+    def __init__(self) -> None:
+        self.seconds_per_step: list[float] = []
+
+    def add_segment(self, seconds: float, steps: float) -> None:
+        """Note how long a training segment took."""
+        if steps:
+            self.seconds_per_step.append(seconds / steps)
+
+    def summary(self, elapsed: Elapsed, device: torch.device) -> dict[str, float | bool | None]:
+        """The figures for the manifest; None where there is too little to tell."""
+        # The first segment holds one-off costs (allocation, compilation of the update) and says nothing about noise.
+        times = sorted(self.seconds_per_step[1:])
+        slow_ratio = times[int(0.9 * (len(times) - 1))] / times[len(times) // 2] if len(times) >= 10 else None
+        cpu_share = elapsed.cpu / elapsed.submission if device.type == "cpu" and elapsed.submission > 0 else None
+        return {
+            "cpu_seconds_per_second": cpu_share,
+            "slow_segment_ratio": slow_ratio,
+            "disturbed": (cpu_share is not None and cpu_share < self.MIN_CPU_SHARE)
+            or (slow_ratio or 0.0) > self.MAX_SLOW_RATIO,
+        }

@@ -1,0 +1,103 @@
+"""The small workload on which the conformance checks train.
+
+Its model has what real models have and update rules forget: a scalar, an empty and a non-contiguous parameter, one
+without gradient, a frozen one, a convolution, an embedding, BatchNorm statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from harness.interface.workload import Batch, Split, Workload, WorkloadSpec
+
+STEPS = 80
+"""Budget of the problem."""
+TARGET_LOSS = 0.9
+"""Training loss to reach within it; it starts near log 3 = 1.1."""
+
+
+class _ModelOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class _DataOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 8)
+        self.convolution = nn.Conv1d(8, 8, 3, padding=1, bias=False)
+        self.batch_norm = nn.BatchNorm1d(8)
+        self.norm = nn.LayerNorm(8)
+        self.hidden = nn.Linear(8, 8)
+        self.transposed = nn.Parameter((torch.randn(4, 8) / 8**0.5).t())
+        self.head = nn.Linear(4, 3)
+        self.scalar = nn.Parameter(torch.tensor(1.0))
+        self.empty = nn.Parameter(torch.empty(0, 3))
+        self.unused = nn.Parameter(torch.ones(3))
+        self.frozen = nn.Parameter(torch.ones(8), requires_grad=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.batch_norm(self.convolution(self.embedding(tokens).transpose(1, 2))).mean(2)
+        x = torch.tanh(self.hidden(self.norm(x) * self.frozen)) @ self.transposed
+        return self.head(x) * self.scalar + self.empty.sum()
+
+
+class Problem(Workload):
+    """Sequences of four tokens in three classes, by their sum."""
+
+    Model = _ModelOptions
+    Data = _DataOptions
+
+    def load(self, source: str, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._tokens = torch.randint(6, (256, 4), generator=generator)
+        total = self._tokens.sum(1)
+        self._classes = (total > 8) * 1 + (total > 11) * 1
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def train_size(self) -> int:
+        return len(self._tokens)
+
+    def build_model(self) -> nn.Module:
+        return _Model().to(getattr(torch, self.model_options.dtype))
+
+    def batch(self, indices: Tensor, keys: Tensor) -> Batch:
+        return {"inputs": self._tokens[indices], "labels": self._classes[indices]}
+
+    def loss(self, outputs: Tensor, batch: Batch, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+        return F.cross_entropy(outputs.float(), batch["labels"], reduction=reduction)
+
+    def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.multinomial(outputs.float().softmax(-1), 1, generator=generator).squeeze(1)
+
+    def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:
+        yield from [{"inputs": self._tokens, "labels": self._classes}][part]
+
+    def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self.loss(outputs, batch, "none").sum(), "num_examples": torch.tensor(len(batch["labels"]))}
+
+
+def make_problem(dtype: str = "float32") -> Problem:
+    """The problem with its data on the CPU. dtype: of the parameters, float32 or bfloat16."""
+    spec: dict[str, Any] = dict(
+        name="conformance", description="", class_path="harness.trial.conformance_problem.Problem", version=1,
+        metric="loss", direction="min", target=TARGET_LOSS, target_version=1, nominal_batch=32, micro_batch=16,
+        max_steps=STEPS, eval_every=1, max_seconds=60.0, model={"dtype": dtype}, data={},
+    )  # fmt: skip
+    problem = Problem(WorkloadSpec(**spec))
+    problem.load("", torch.device("cpu"))
+    return problem

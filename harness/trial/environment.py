@@ -1,0 +1,86 @@
+"""The environment of a trial: device, threads, determinism, compiler cache. The same under every way of starting it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from harness.config.schema import Run
+from harness.errors import UserError
+from harness.processes import is_launched, local_rank, local_world_size
+
+
+def select_device(run: Run) -> torch.device:
+    """The device that `run` asks for, made current if it is a GPU; raises UserError if it is not there.
+
+    Of several processes that share a trial, each takes the GPU of its number on its machine.
+    """
+    name = run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if is_launched() and name != "cpu":
+        if name != "cuda":
+            raise UserError(f"device={name}: of several processes, each takes a GPU of its own; use device=cuda")
+        name = f"cuda:{local_rank()}"
+    if name.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(f"device={run.device}: torch {torch.__version__} sees no GPU here; use device=cpu")
+        index = int(name.partition(":")[2] or 0)
+        if is_launched() and local_world_size() > torch.cuda.device_count():
+            # Raised by every rank, also where its own GPU is there, so that all of them end.
+            raise UserError(
+                f"{local_world_size()} processes on this machine, of which each takes a GPU of its own, but there are "
+                f"{torch.cuda.device_count()} GPUs; start at most as many, or use device=cpu"
+            )
+        if index >= torch.cuda.device_count():
+            raise UserError(
+                f"device={run.device}: GPU {index} was asked for, but there are {torch.cuda.device_count()}, counted "
+                "from 0"
+            )
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    return torch.device(name)
+
+
+def configure_torch(run: Run, device: torch.device) -> None:
+    """Set threads, determinism and precision of this process, whatever torch's defaults are."""
+    torch.set_num_threads(run.threads)
+    # Deterministic cuBLAS asks for a workspace of fixed size.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(run.deterministic)
+    # Deterministic mode fills fresh memory with NaN, a debugging aid that would be charged to the submission.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # torch's defaults differ between matrix products and convolutions.
+    products = "tf32" if run.precision == "tf32" else "ieee"
+    cudnn: Any = torch.backends.cudnn
+    torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = products
+    torch.backends.cudnn.benchmark = not run.deterministic
+
+
+@contextmanager
+def private_compiler_cache(wanted: bool) -> Iterator[None]:
+    """Within it torch.compile starts from an empty cache, so that every trial pays for its own compilation."""
+    if not wanted:
+        yield
+        return
+    import torch._dynamo
+
+    # What an earlier trial of this process compiled must be paid for again.
+    torch._dynamo.reset()
+    with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, ExitStack() as stack:
+        before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        stack.callback(_restore_environment, "TORCHINDUCTOR_CACHE_DIR", before)
+        yield
+
+
+def _restore_environment(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

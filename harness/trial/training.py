@@ -1,0 +1,236 @@
+"""Training itself: a model, a submission built on it, and segments of steps on the clock. No records, no evaluations.
+
+A trial evaluates between the segments and records what came of it (harness/trial/trial.py); a timing run alternates the
+segments of several submissions (harness/study/timing_run.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from harness.config import hyperparameters
+from harness.config.declared_needs import declared_needs
+from harness.config.schema import Run
+from harness.interface.data_order import ExampleStream
+from harness.interface.model_runner import Counters, ModelRunner
+from harness.interface.needs import Need
+from harness.interface.ranks import SINGLE_RANK, Ranks
+from harness.interface.roles import Role, parameter_roles
+from harness.interface.step import StepContext
+from harness.interface.submission import OptimizerSubmission, Setup, Submission
+from harness.interface.workload import Workload
+from harness.seeding import TrialSeeds
+from harness.trial.batch_norm import recompute_statistics
+from harness.trial.clock import Clock, Disturbance
+
+UNCOMPILED_NEEDS = frozenset({Need.SECOND_DERIVATIVES, Need.LAYERS})
+"""Needs under which the model is not compiled."""
+
+
+class Training:
+    """The state of one training run: model, submission, position in the example stream, clock."""
+
+    def __init__(self, run: Run, workload: Workload, device: torch.device, ranks: Ranks = SINGLE_RANK) -> None:
+        self.run, self.workload, self.device, self.ranks = run, workload, device, ranks
+        self.cls = hyperparameters.import_algorithm(run.optimizer.class_path)
+        self.wrappers = [hyperparameters.import_wrapper(path) for path in run.optimizer.wrappers]
+        self.needs = declared_needs(run)
+        self.spec = workload.spec
+        self.seeds = TrialSeeds(run.seed, run.trial)
+        self.stream = ExampleStream(self.seeds, workload.train_size)
+        self.clock = Clock(device)
+        self.disturbance = Disturbance()
+        self.runner: ModelRunner
+        self.submission: Submission
+
+    @property
+    def is_built(self) -> bool:
+        """Whether `build` has come to its end."""
+        return hasattr(self, "submission")
+
+    @property
+    def nominal_step(self) -> float:
+        """Nominal steps done: examples over the nominal batch, an int where it is whole."""
+        step = self.runner.counters.examples / self.spec.nominal_batch
+        return int(step) if step == int(step) else step
+
+    @property
+    def compiles_model(self) -> bool:
+        """Whether the model is compiled: if the run says so and no need forbids it."""
+        return self.run.compile and not self.needs & UNCOMPILED_NEEDS
+
+    # ---- building --------------------------------------------------------------------------------------------------
+
+    def build(self, *, charge_compile: bool = True) -> None:
+        """Build and warm up the model, then, on the clock, the submission on it.
+
+        charge_compile: whether compilation of the submission's own code is charged (see `Clock.submission`).
+        """
+        torch.manual_seed(self.seeds.key("initial weights"))
+        model = self.workload.build_model().to(self.device)
+        if self.spec.memory_format == "channels_last":
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.train()
+        roles = parameter_roles(model, self.workload.role_patterns())
+        forward_model: Any = torch.compile(model) if self.compiles_model else model
+        self.runner = ModelRunner(self.workload, model, self.seeds, self._precision, forward_model, self.ranks)
+        self._warm_up()
+        generator = torch.Generator().manual_seed(self.seeds.key("submission"))
+        device_generator = generator
+        if self.device.type != "cpu":
+            device_generator = torch.Generator(self.device).manual_seed(self.seeds.key("submission on device"))
+        setup = self._make_setup(model, roles, generator, device_generator)
+        with self.clock.submission("build", charge_compile=charge_compile):
+            self.submission = self._build_submission(setup)
+
+    def _make_setup(
+        self, model: nn.Module, roles: dict[str, Role], generator: torch.Generator, device_generator: torch.Generator
+    ) -> Setup:
+        options = self.run.optimizer
+        return Setup(
+            named_parameters={name: p for name, p in model.named_parameters() if p.requires_grad},
+            nominal_batch=self.spec.nominal_batch,
+            schedule=self.run.schedule,
+            generator=generator,
+            device_generator=device_generator,
+            clip_norm=options.clip_norm,
+            no_decay=frozenset(Role(role) for role in options.no_decay),
+            needs=self.needs,
+            _roles=roles,
+            _max_steps=self.spec.max_steps,
+            _model=model,
+            _ranks=self.ranks,
+            _recalibrate=self._recalibrate,
+        )
+
+    def _build_submission(self, setup: Setup) -> Submission:
+        values = self.run.optimizer.effective_hyperparameters
+        arguments = hyperparameters.select_arguments(self.cls, values)
+        submission: Submission
+        if issubclass(self.cls, Submission):
+            submission = self.cls(setup, **arguments)
+        else:
+            # Exempting some roles from weight decay takes an optimizer that knows weight decay.
+            decays = "weight_decay" in hyperparameters.signature_hyperparameters(self.cls)
+            groups = setup.decay_groups() if decays else [{"params": setup.parameters}]
+            optimizer = self.cls(groups, **arguments)
+            submission = OptimizerSubmission(setup, [optimizer], closure=self.run.optimizer.closure)
+        for wrapper in self.wrappers:
+            submission = wrapper(setup, submission, **hyperparameters.select_arguments(wrapper, values))
+        return submission
+
+    def _recalibrate(self, steps: int) -> None:
+        """Recompute the BatchNorm statistics from the examples of the last `steps` nominal steps."""
+        nominal, examples = self.spec.nominal_batch, self.runner.counters.examples
+        starts = range(max(0, examples - steps * nominal), max(nominal, examples), nominal)
+        stream = ExampleStream(self.seeds, self.workload.train_size)
+        recompute_statistics(self.runner, (stream.peek(start, nominal) for start in starts))
+
+    def _warm_up(self) -> None:
+        """Fill caches and compile the model, off the clock, on the first batch; leaves no trace in the model."""
+        runner = self.runner
+        buffers_before = [buffer.detach().clone() for buffer in runner.buffers]
+        batch = runner.load_batch(self.stream.peek(0, self.spec.nominal_batch))
+        for _ in range(2):
+            StepContext(runner, batch, 0, frozenset(Need), "warm-up").backward()
+        for buffer, value in zip(runner.buffers, buffers_before, strict=True):
+            buffer.copy_(value)
+        for parameter in runner.parameters:
+            parameter.grad = None
+        runner.counters = Counters()
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def segment(self, goal: int, charge_compile: bool) -> Tensor:
+        """Train until `goal` examples are done; the mean of the steps' losses, a scalar on the device.
+
+        Nothing between the start and the end of a segment waits for the device.
+        """
+        counters, nominal = self.runner.counters, self.spec.nominal_batch
+        seconds_before = self.clock.elapsed.submission
+        steps_before, examples_before = counters.update_steps, counters.examples
+        total_loss = torch.zeros((), device=self.device)
+        with self.clock.submission(charge_compile=charge_compile):
+            while counters.examples < goal:
+                loss = self._step()
+                if loss is not None:
+                    total_loss += loss
+        nominal_steps = (counters.examples - examples_before) / nominal
+        self.disturbance.add_segment(self.clock.elapsed.submission - seconds_before, nominal_steps)
+        return total_loss / (counters.update_steps - steps_before)
+
+    def _step(self) -> Tensor | None:
+        """One step; its first loss. The batch is freed on return, before the next one needs the room."""
+        counters = self.runner.counters
+        start = perf_counter()
+        selection = self.submission.select(self.stream)
+        self._prefetch()
+        batch = self.runner.load_batch(selection)
+        self.clock.data_wait(perf_counter() - start)
+        position = counters.examples / self.spec.nominal_batch
+        ctx = StepContext(self.runner, batch, position, self.needs, self.run.optimizer.name)
+        self.submission.step(ctx)
+        counters.update_steps += 1
+        counters.examples += len(selection.indices)
+        return ctx.first_loss
+
+    def _prefetch(self) -> None:
+        """Announce the next batches to the workload, unless the submission chooses them itself."""
+        if self.workload.lookahead and Need.SELECTION not in self.needs:
+            size = self.spec.nominal_batch
+            local = self.runner.local_slice(size)
+            for position in range(self.stream.position, self.stream.position + self.workload.lookahead * size, size):
+                selection = self.stream.peek(position, size)
+                self.workload.prefetch(selection.indices[local], selection.keys[local])
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything from which `load_state_dict` continues to the bit, on a training that has been built.
+
+        With Need.COMMUNICATION the ranks differ, and the states of all of them are in it.
+        """
+        setup = self.submission.setup
+        state = {
+            "model": self.runner.model.state_dict(),
+            "submission": self.submission.state_dict(),
+            "generator": setup.generator.get_state(),
+            "device_generator": setup.device_generator.get_state(),
+            "position": self.stream.position,
+            "counters": asdict(self.runner.counters),
+            "clock": self.clock.state_dict(),
+            "seconds_per_step": self.disturbance.seconds_per_step,
+        }
+        return {"of_ranks": self.ranks.all_gather(state)} if Need.COMMUNICATION in self.needs else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        if "of_ranks" in state:
+            state = state["of_ranks"][self.ranks.rank]
+        setup = self.submission.setup
+        self.runner.model.load_state_dict(state["model"])
+        self.submission.load_state_dict(state["submission"])
+        setup.generator.set_state(state["generator"].cpu())
+        setup.device_generator.set_state(state["device_generator"].cpu())
+        self.stream.position = state["position"]
+        self.runner.counters = Counters(**state["counters"])
+        self.clock.load_state_dict(state["clock"])
+        self.disturbance.seconds_per_step = state["seconds_per_step"]
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.run.precision == "bf16":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            if Need.SECOND_DERIVATIVES in self.needs:
+                # Fused attention has no second derivative.
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield

@@ -1,0 +1,404 @@
+"""One trial: train a workload with a submission until it meets the target, and leave a record.
+
+check -> load the data -> open the record -> build and warm up the model -> build the submission (the clock starts)
+-> [train a segment | evaluate | append a row | checkpoint] ... -> close the record with a status
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from harness.config import hyperparameters
+from harness.config.declared_needs import declared_needs
+from harness.config.schema import Run
+from harness.errors import LeaseLost, UserError, WorkloadError
+from harness.interface.needs import Need
+from harness.interface.ranks import Ranks
+from harness.interface.workload import Split, Workload
+from harness.processes import world_size
+from harness.records.layout import RecordPath
+from harness.records.status import Status
+from harness.trial import figures
+from harness.trial.distributed import announce_exit, init_distributed, watchdog
+from harness.trial.environment import configure_torch, private_compiler_cache, select_device
+from harness.trial.figures import Row
+from harness.trial.hardware import PeakMemory, machine_folder
+from harness.trial.outcome import Outcome
+from harness.trial.record import ReadOnlyRecord, Record
+from harness.trial.training import Training
+
+INTERRUPTED = "interrupted; the same command continues it"
+
+ShouldStop = Callable[[list[Row]], str | None]
+"""Called off the clock after each evaluation with all rows so far; a reason stops the trial, None lets it go on."""
+MakeShouldStop = Callable[[Run, RecordPath], ShouldStop | None]
+
+
+class Observer(Protocol):
+    """Watches a trial, off the clock: the progress line, a tracker."""
+
+    def begin(self, record: Record, first_step: float) -> None:
+        """Called once, before training; first_step: nominal steps that a checkpoint had done."""
+
+    def evaluation(self, row: Row) -> None:
+        """Called after each evaluation with its row."""
+
+    def end(self, record: Record) -> None:
+        """Called once, when the record has its final status."""
+
+
+def run_trial(
+    run: Run,
+    make_observers: Callable[[], list[Observer]] = list,
+    *,
+    make_should_stop: MakeShouldStop | None = None,
+    retry: bool = False,
+    lease_token: str | None = None,
+) -> tuple[Record, bool]:
+    """Run, continue, or leave alone because it is finished, the trial that `run` describes.
+
+    make_should_stop: makes the rule that `run.pruning` names. retry: run a trial that crashed again, from its last
+    checkpoint. lease_token: of the lease of its folder, if the parent process holds it.
+
+    Returns the record and whether anything was done. Raises UserError, before anything is written, for what the user
+    can correct; every later failure is a status in the record.
+    """
+    if run.pruning != "none" and make_should_stop is None:
+        raise ValueError(f"pruning={run.pruning} takes a make_should_stop (harness.study.stop_rule)")
+    device = select_device(run)
+    configure_torch(run, device)
+    check_ranks(run)
+    ranks = init_distributed()
+    path = RecordPath.of_run(run, machine_folder(device, run.threads))
+    record = ranks.run_on_all(lambda: (Record if ranks.is_main else ReadOnlyRecord).load(run, path))
+    is_done = record.is_over and not (retry and record.status is not None and record.status.is_crash)
+    if ranks.broadcast(is_done and not run.overwrite):
+        return record, False
+    declared_needs(run)  # raises its errors before data are loaded
+    workload = ranks.run_on_all(lambda: load_workload(run, device))
+    with ExitStack() as stack:
+        stack.callback(record.close)
+        observers = make_observers() if ranks.is_main else []
+        checkpoint = None if run.overwrite else ranks.run_on_all(lambda: record.load_checkpoint(device))
+        _check_checkpoint(checkpoint, record, ranks)
+        training = Training(run, workload, device, ranks)
+        ranks.run_on_all(lambda: record.start(figures.manifest_values(training), lease_token))
+        if checkpoint is not None:
+            record.write_rows()
+        should_stop = make_should_stop(run, path) if make_should_stop is not None and ranks.is_main else None
+        trial = _Trial(training, record, observers, should_stop)
+        try:
+            trial.finish(trial.run(checkpoint))
+        except LeaseLost as error:
+            raise UserError(
+                f"{error} after this one missed its heartbeats; the trial goes on there, and nothing is to be done"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"records={run.records}: {record.folder} could not be written ({error.strerror}); make room there, "
+                "and the same command continues from the last checkpoint"
+            ) from error
+        for observer in observers:
+            observer.end(record)
+    return record, True
+
+
+def check_ranks(run: Run) -> None:
+    """Raise UserError if the processes that the launcher started cannot share the trial."""
+    spec, size = run.spec, world_size()
+    count = spec.nominal_batch // spec.micro_batch
+    if count % size:
+        raise UserError(
+            f"{size} processes cannot share a step of workload={spec.full_name} evenly: its nominal_batch="
+            f"{spec.nominal_batch} is {count} micro-batches of {spec.micro_batch}; start as many as divide {count}"
+        )
+    if size > 1 and Need.LAYERS in declared_needs(run):
+        raise UserError(
+            f"optimizer={run.optimizer.name} reads the layers of the model (Need.LAYERS), and a hook sees the examples "
+            f"of its own process only; start one process instead of {size}"
+        )
+
+
+def load_workload(run: Run, device: torch.device) -> Workload:
+    """The workload of `run` with its data on `device`; raises UserError if the data cannot be had."""
+    try:
+        workload: Workload = hyperparameters.import_class(run.spec.class_path, "workload.class_path")(run.spec)
+        workload.load(run.data, device)
+    except WorkloadError as error:
+        raise UserError(str(error)) from error
+    return workload
+
+
+def _check_checkpoint(checkpoint: dict[str, Any] | None, record: Record, ranks: Ranks) -> None:
+    """Raise UserError where the ranks read different checkpoints, or one of another number of ranks that differ."""
+    if len(set(ranks.all_gather(len(record.rows)))) > 1:
+        raise UserError(
+            f"records={record.run.records}: the ranks see different checkpoints; give a folder that all share"
+        )
+    if checkpoint is None:
+        return
+    saved = len(checkpoint["training"].get("of_ranks", ())) or ranks.size
+    if saved != ranks.size:
+        raise UserError(
+            f"{record.folder} holds a trial of {saved} processes, each with a state of its own, and there are now "
+            f"{ranks.size}; start {saved}, give label=NAME for a record of its own, or overwrite=true to replace it"
+        )
+
+
+class _Trial:
+    """A training with its evaluations, and the record of them."""
+
+    def __init__(
+        self, training: Training, record: Record, observers: list[Observer], should_stop: ShouldStop | None
+    ) -> None:
+        self.training, self.record, self.observers, self.should_stop = training, record, observers, should_stop
+        self.run_config, self.workload, self.spec = training.run, training.workload, training.spec
+        self.clock, self.ranks = training.clock, training.ranks
+        self.memory = PeakMemory(training.device)
+        self.state_bytes = 0
+        # Index of the row at which the target was met first.
+        self.reached_row: int | None = None
+
+    # ---- the life of a trial ---------------------------------------------------------------------------------------
+
+    def run(self, checkpoint: dict[str, Any] | None) -> Outcome:
+        """Train from the checkpoint or from the start to the end; how it ended. Raises OSError and LeaseLost, for the
+        record cannot be written then."""
+        try:
+            own_compilation = Need.OWN_COMPILATION in self.training.needs
+            with watchdog(self.ranks, self._give_up), private_compiler_cache(own_compilation):
+                self._build(checkpoint)
+                outcome = self._train(resumed=checkpoint is not None)
+        except _RecordNotWritten as caught:
+            raise caught.error from caught
+        except LeaseLost:
+            raise
+        except (KeyboardInterrupt, Exception) as caught:
+            outcome = self._outcome_of(caught)
+        if self.ranks.size > 1 and (outcome.status.is_crash or outcome.status is Status.STOPPED):
+            outcome = self._agree_with_other_ranks(outcome)
+        return outcome
+
+    def finish(self, outcome: Outcome) -> None:
+        """Write the outcome and the final figures into the record."""
+        self.record.finish(outcome.status, figures.final_values(self.training, self.record.rows, self.reached_row,
+                                                                self.state_bytes, outcome))  # fmt: skip
+
+    def _build(self, checkpoint: dict[str, Any] | None) -> None:
+        self.training.build(charge_compile=checkpoint is None)
+        if checkpoint is not None:
+            self.training.load_state_dict(checkpoint["training"])
+            self.reached_row, self.state_bytes = checkpoint["reached_row"], checkpoint["state_bytes"]
+            self._resume_energy()
+        for observer in self.observers:
+            observer.begin(self.record, self.training.nominal_step)
+
+    def _train(self, resumed: bool) -> Outcome:
+        """Segments and evaluations until the trial ends."""
+        if resumed and (outcome := self._outcome_after(self.record.rows[-1])) is not None:
+            return outcome
+        last_checkpoint = perf_counter()
+        while True:
+            # No rank's clock or energy runs while another is still busy off the clock.
+            self.ranks.barrier()
+            train_loss = self.training.segment(self._next_goal(), charge_compile=not resumed)
+            resumed = False
+            outcome = self._evaluate_and_record(train_loss)
+            with self.clock.off("logging"):
+                if outcome is None:
+                    due = perf_counter() - last_checkpoint >= self.run_config.checkpoint_seconds
+                    # Rank 0 decides, by its own clock.
+                    outcome, due = self.ranks.broadcast((self._pruned(), due))
+                    if outcome is None and due:
+                        self._write(lambda: self.record.save_checkpoint(self._checkpoint()))
+                        last_checkpoint = perf_counter()
+            if outcome is not None:
+                return outcome
+
+    def _next_goal(self) -> int:
+        """Examples at which the next evaluation is due: on the grid, or at the end of the budget."""
+        spec = self.spec
+        grid = spec.eval_every * spec.nominal_batch
+        return min(spec.max_steps * spec.nominal_batch, (self.training.runner.counters.examples // grid + 1) * grid)
+
+    def _evaluate_and_record(self, train_loss: Tensor) -> Outcome | None:
+        """Evaluate, append the row, and tell the observers; how the trial ends, if it does."""
+        metrics = self._evaluate("validation")
+        with self.clock.off("logging"):
+            row = self._combine_ranks(self._row(train_loss, metrics))
+        outcome = self._outcome_after(row)
+        reaches_target = self.reached_row is None and self.spec.meets_target(row[f"validation/{self.spec.metric}"])
+        if reaches_target:
+            self.reached_row = len(self.record.rows)
+        # The test split is for the report alone: where the target is met, and at the end.
+        if reaches_target or outcome is not None:
+            row |= figures.split_columns("test", self._evaluate("test"))
+        with self.clock.off("logging"):
+            self._write(lambda: self.record.append(row))
+            for observer in self.observers:
+                observer.evaluation(row)
+        return outcome
+
+    def _evaluate(self, split: Split) -> dict[str, float]:
+        """Metrics of the weights that the submission wants evaluated. Preparing those is on the clock, the rest off."""
+        runner, model = self.training.runner, self.training.runner.model
+        weights = self.training.submission.evaluation_weights()
+        with self.clock.submission("averaging"):
+            weights.__enter__()
+        try:
+            with self.clock.off("evaluation"), torch.no_grad():
+                model.eval()
+                sums: dict[str, Tensor] = {}
+                # The ranks share the batches.
+                part = slice(self.ranks.rank, None, self.ranks.size)
+                for batch in self.workload.evaluation_batches(split, part):
+                    with runner.precision_context():
+                        outputs = self.workload.forward(runner.forward_model, batch)
+                    for key, value in self.workload.evaluation_sums(outputs, batch).items():
+                        sums[key] = sums[key] + value if key in sums else value
+                total: dict[str, float] = {}
+                for of_rank in self.ranks.all_gather({key: float(value) for key, value in sums.items()}):
+                    total |= {key: total.get(key, 0.0) + value for key, value in of_rank.items()}
+                count = total.pop("num_examples")
+                metrics = {key: value / count for key, value in total.items()} | {"num_examples": int(count)}
+                model.train()
+        finally:
+            with self.clock.submission("averaging"):
+                weights.__exit__(None, None, None)
+        return metrics
+
+    # ---- how it ends -----------------------------------------------------------------------------------------------
+
+    def _outcome_after(self, row: Row) -> Outcome | None:
+        """How the trial ends after `row`; None to go on."""
+        value = row[f"validation/{self.spec.metric}"]
+        if not (math.isfinite(row["train/loss"]) and math.isfinite(value)):
+            reason = f"train/loss={row['train/loss']}, validation/{self.spec.metric}={value}"
+            return Outcome(Status.DIVERGED, reason)
+        reached = self.reached_row is not None or self.spec.meets_target(value)
+        if reached and not self.run_config.run_to_end:
+            return Outcome(Status.REACHED)
+        status = Status.REACHED if reached else Status.EXHAUSTED
+        if row["global_step"] >= self.spec.max_steps:
+            return Outcome(status)
+        if row["accumulated_submission_time"] > self.spec.max_seconds:
+            return Outcome(status, f"workload.max_seconds={self.spec.max_seconds} used up")
+        return None
+
+    def _pruned(self) -> Outcome | None:
+        """What the stopping rule says of the rows so far; a trial that met its target is never stopped."""
+        if self.should_stop is None or self.reached_row is not None:
+            return None
+        reason = self.should_stop(self.record.rows)
+        return None if reason is None else Outcome(Status.PRUNED, reason)
+
+    def _outcome_of(self, caught: BaseException) -> Outcome:
+        """How a trial ends that raised an exception."""
+        text = traceback.format_exc()
+        if isinstance(caught, KeyboardInterrupt):
+            return Outcome(Status.STOPPED, INTERRUPTED)
+        if isinstance(caught, torch.OutOfMemoryError):
+            # torch's message says how much was asked for and how much was free.
+            return Outcome(Status.OUT_OF_MEMORY, self._how_to_need_less_memory(), f"{caught}\n{text}")
+        if isinstance(caught, MemoryError):
+            return Outcome(Status.OUT_OF_MEMORY, self._how_to_need_less_memory(), text)
+        return Outcome(Status.FAILED, None, text)
+
+    def _how_to_need_less_memory(self) -> str:
+        micro_batch, device = self.spec.micro_batch, self.training.device.type
+        hints = []
+        if micro_batch > 1:
+            hints.append(f"workload.micro_batch={micro_batch // 2} halves the activations (and marks the record)")
+        if device == "cuda" and self.run_config.precision != "bf16":
+            hints.append("precision=bf16 halves most of them")
+        if device == "cpu":
+            hints.append("a smaller executor.workers leaves more to each trial")
+        return "; ".join(hints)
+
+    def _agree_with_other_ranks(self, outcome: Outcome) -> Outcome:
+        """How the trial ended, with what the other ranks announce: the launcher stops all when one of them ends."""
+        exits = announce_exit(self.ranks, str(outcome.status), outcome.traceback or "")
+        for rank, rank_exit in sorted(exits.items()):
+            if rank_exit is not None and Status(rank_exit.status).is_crash:
+                text = f"on rank {rank} of {self.ranks.size}:\n{rank_exit.traceback}"
+                return Outcome(Status(rank_exit.status), None, text)
+        lost = sorted(rank for rank, rank_exit in exits.items() if rank_exit is None)
+        if lost:
+            text = f"the process of rank {lost[0]} is gone\n{outcome.traceback or ''}".rstrip()
+            reason = f"lost rank {', '.join(map(str, lost))}; the same command continues"
+            return Outcome(Status.FAILED, reason, text, lost)
+        return outcome
+
+    def _give_up(self) -> int:
+        """End the record while this rank waits for a lost one (see distributed.watchdog); the exit status."""
+        outcome = self._agree_with_other_ranks(Outcome(Status.STOPPED, INTERRUPTED))
+        self.finish(outcome)
+        self.record.close()
+        if self.ranks.is_main:
+            print(f"{outcome.status}: {outcome.stop_reason or outcome.traceback}", file=sys.stderr)
+        return int(outcome.status.is_crash) or 130
+
+    # ---- what is recorded ------------------------------------------------------------------------------------------
+
+    def _row(self, train_loss: Tensor, metrics: dict[str, float]) -> Row:
+        self.state_bytes = max(self.state_bytes, self.training.submission.state_bytes())
+        return figures.row_values(
+            self.training,
+            float(train_loss),
+            metrics,
+            preemption_count=self.record.preemption_count,
+            peak_memory_bytes=self.memory.bytes(),
+            state_bytes=self.state_bytes,
+        )
+
+    def _combine_ranks(self, row: Row) -> Row:
+        """Rank 0's row, so that all take the same decisions, with the largest of the figures that each rank has of its
+        own, and the energy of all."""
+        rows = self.ranks.all_gather(row)
+        largest = ("peak_memory_bytes", "optimizer_state_bytes", "accumulated_data_wait_time")
+        combined = rows[0] | {key: max(of_rank[key] for of_rank in rows) for key in largest}
+        energy = "accumulated_energy_joules"
+        if energy in combined:
+            # Each rank counts its own GPU, but the processor packages of a machine are counted by its first rank alone.
+            combined[energy] = sum(of_rank.get(energy, 0.0) for of_rank in rows)
+            if self.training.device.type == "cuda" and not all(energy in of_rank for of_rank in rows):
+                # A part of the energy would be read as all of it.
+                del combined[energy]
+        return combined
+
+    def _resume_energy(self) -> None:
+        """After a resume, what all ranks used goes on as rank 0's: the checkpoint's clock is that of rank 0 alone."""
+        elapsed = self.clock.elapsed
+        if self.ranks.size > 1 and self.clock.meter is not None:
+            used_by_all = self.record.rows[-1].get("accumulated_energy_joules")
+            elapsed.energy = used_by_all if self.ranks.is_main or used_by_all is None else 0.0
+
+    def _checkpoint(self) -> dict[str, Any]:
+        return {
+            "training": self.training.state_dict(),
+            "reached_row": self.reached_row,
+            "state_bytes": self.state_bytes,
+        }
+
+    def _write(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise _RecordNotWritten(error) from error
+
+
+class _RecordNotWritten(Exception):
+    """The record could not be written. An OSError of the submission, in contrast, is a failure of the trial."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from harness.records import lease
+from harness.records.lease import Lease, LeaseLost, current_holder
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def foreign(folder: Path, number: int = 1, age: float = 0.0) -> Path:
+    """A lease of another machine, last touched `age` seconds ago."""
+    path = folder / f".lease.{number}"
+    content = {"token": "x", "host": "elsewhere", "pid": 1, "started": "1", "executor": "slurm"}
+    path.write_text(json.dumps(content))
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
+def test_one_holds_it_until_it_is_released(tmp_path: Path) -> None:
+    first = Lease.acquire(tmp_path, executor="local")
+    assert first is not None and first.is_owned()
+    assert Lease.acquire(tmp_path) is None
+    holder = current_holder(tmp_path)
+    assert holder is not None and (holder.pid, holder.executor) == (os.getpid(), "local")
+    first.release()
+    assert current_holder(tmp_path) is None and files(tmp_path) == []
+    assert Lease.acquire(tmp_path) is not None
+
+
+def test_of_many_who_try_at_once_one_gets_it(tmp_path: Path) -> None:
+    for _ in range(30):
+        start = threading.Barrier(8)
+
+        def attempt(_: int, start: threading.Barrier = start) -> Lease | None:
+            start.wait()
+            return Lease.acquire(tmp_path)
+
+        with ThreadPoolExecutor(8) as pool:
+            got = [taken for taken in pool.map(attempt, range(8)) if taken is not None]
+        assert len(got) == 1
+        got[0].release()
+
+
+def test_the_lease_of_a_process_that_died_here_is_free_at_once(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from harness.records.lease import Lease; Lease.acquire(Path({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert files(tmp_path) == [".lease.1"]
+    assert current_holder(tmp_path) is None
+    assert Lease.acquire(tmp_path) is not None
+    assert files(tmp_path) == [".lease.2"]
+
+
+def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path: Path) -> None:
+    mine = Lease.acquire(tmp_path)
+    assert mine is not None
+    content = json.loads((tmp_path / ".lease.1").read_text())
+    (tmp_path / ".lease.1").write_text(json.dumps(content | {"started": "12"}))
+    assert current_holder(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("age", "alive"), [(0.0, True), (lease.EXPIRY_SECONDS / 2, True), (lease.EXPIRY_SECONDS * 2, False)]
+)
+def test_the_lease_of_another_machine_lives_as_long_as_it_is_touched(tmp_path: Path, age: float, alive: bool) -> None:
+    foreign(tmp_path, age=age)
+    assert (current_holder(tmp_path) is not None) is alive
+    assert (Lease.acquire(tmp_path) is None) is alive
+
+
+def test_clocks_of_machines_are_never_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert current_holder(tmp_path) is not None
+
+
+def test_half_a_lease_is_somebody_elses(tmp_path: Path) -> None:
+    """The file exists a moment before its content does."""
+    (tmp_path / ".lease.3").touch()
+    assert Lease.acquire(tmp_path) is None
+    os.utime(tmp_path / ".lease.3", (1, 1))
+    assert Lease.acquire(tmp_path) is not None
+
+
+def test_who_was_taken_over_finds_out_before_it_writes(tmp_path: Path) -> None:
+    slow = Lease.acquire(tmp_path)
+    assert slow is not None
+    foreign(tmp_path, number=2)
+    with pytest.raises(LeaseLost, match="taken over"):
+        slow.check()
+    slow.release()  # not its own any more
+    assert ".lease.2" in files(tmp_path)
+
+
+def test_a_lost_lease_is_told_and_a_kept_one_stays_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
+    lost = threading.Event()
+    kept = Lease.acquire(tmp_path)
+    assert kept is not None
+    os.utime(tmp_path / ".lease.1", (1, 1))
+    kept.start_heartbeat(when_lost=lost.set)
+    while (tmp_path / ".lease.1").stat().st_mtime == 1:
+        time.sleep(0.005)
+    assert not lost.is_set()
+    foreign(tmp_path, number=2)
+    assert lost.wait(60)
+
+
+def test_a_token_lends_the_lease_to_a_child_which_does_not_release_it(tmp_path: Path) -> None:
+    mine = Lease.acquire(tmp_path)
+    assert mine is not None
+    lent = Lease.acquire(tmp_path, token=mine.holder.token)
+    assert lent is not None and lent.is_owned()
+    lent.release()
+    assert mine.is_owned()
+    assert Lease.acquire(tmp_path, token="another") is None

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from harness.errors import UserError
+from harness.records.evaluations import parse_evaluations
+from harness.records.status import SCORED, UNUSABLE
+from harness.scoring.leaderboard import score
+from harness.scoring.load_records import load_records
+from harness.scoring.targets import Target, Targets, read_targets
+from tests.harness import algoperf
+from tests.harness.folders import HEADER, algoperf_trial, curve, folder, own_trial
+
+LM = Targets(("lm",), (), {"lm": Target("loss", "min", 2.0)})
+
+
+def only(root: Path, **options: bool) -> tuple[pd.Series, list[str]]:
+    records = load_records([root], LM, **options)  # type: ignore[arg-type]
+    assert len(records.trials) == 1
+    return records.trials.iloc[0], [problem.message for problem in records.problems]
+
+
+def test_a_clean_trial(tmp_path: Path) -> None:
+    algoperf_trial(tmp_path, [3.0, 2.5, 1.9, 2.1, 1.8])
+    trial, problems = only(tmp_path)
+    assert trial[["submission", "workload", "framework", "status"]].tolist() == ["a", "lm", "pytorch", "reached"]
+    numbers = ["index", "seconds", "steps", "resolution_seconds", "resolution_steps", "limit_seconds", "best", "final"]
+    assert trial[numbers].tolist() == [2, 30, 300, 10, 100, 50, 1.8, 1.8]
+    assert not problems
+
+
+def test_a_first_evaluation_that_meets_the_target_is_known_to_itself(tmp_path: Path) -> None:
+    algoperf_trial(tmp_path / "x", [3.0] * 4, submission="before")  # its rows must not leak into the next trial
+    algoperf_trial(tmp_path / "x", [1.0])
+    trials = load_records([tmp_path], LM).trials.set_index("submission")
+    assert trials.loc["a", ["index", "resolution_seconds", "resolution_steps"]].tolist() == [0, 10, 100]
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_the_direction_is_the_declared_one(tmp_path: Path, direction: str) -> None:
+    algoperf_trial(tmp_path, [3.0, 1.0])
+    targets = Targets(("lm",), (), {"lm": Target("loss", direction, 2.0)})  # type: ignore[arg-type]
+    assert load_records([tmp_path], targets).trials["index"].tolist() == [0 if direction == "max" else 1]
+
+
+def test_both_frameworks_and_a_column_order_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "study_0" / "lm_jax" / "trial_1"
+    path.mkdir(parents=True)
+    (path / "eval_measurements.csv").write_text(
+        "validation/loss,extra,global_step,accumulated_submission_time\n1.5,x y,7,3.5\n"
+    )
+    trial, problems = only(tmp_path)
+    assert trial[["framework", "seconds", "steps"]].tolist() == ["jax", 3.5, 7] and not problems
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "said"),
+    [
+        (b"", "missing", "no rows"),
+        (HEADER.encode() + b"\n", "missing", "no rows"),
+        (b"a,b\n1,2\n", "invalid", "no column validation/loss, global_step, score"),
+        (HEADER.encode() + b",score\n1,1,1,1,1,1,1\n", "invalid", "twice"),
+        (bytes(range(256)) * 20, "invalid", "refused"),
+        (curve([3, 1.5]).encode()[:-10], "exhausted", "1 rows with too few or too many cells"),  # cut in the last row
+        (curve([3, 1.5]).replace("\n20.0", "\n20.0,9,9").encode(), "exhausted", "too few or too many"),
+        (curve([3, 1.5]).replace(",1.5,", ",abc,").encode(), "exhausted", "1 cells without a number"),
+        (curve([3, 1.5]).replace(",1.5,", ",,").encode(), "diverged", None),  # ended without a value
+        (curve([3, float("nan")]).encode(), "diverged", None),
+        (curve([3, float("-inf")]).encode(), "diverged", None),  # no loss is minus infinity
+        (curve([3, 1.5]).replace("20.0,", "inf,").encode(), "exhausted", "whose time or step is no number"),
+        (curve([3, 1.5]).replace("20.0,", "-20.0,").encode(), "exhausted", "whose time or step is no number"),
+        (curve([3, 2.5, 1.5]).replace("20.0,", "5.0,").encode(), "invalid", "run backwards"),
+        ((HEADER + "\n1,1,1,1," + "9" * 200_000 + ",1\n").encode(), "diverged", None),
+        ((HEADER + '\n1,1,1,1,"' + "x" * 200_000 + ",1\n").encode(), "invalid", "not a CSV file"),
+        (curve([3, 1.5]).encode("utf-16"), "invalid", "refused"),
+        (curve([3, 1.5]).replace("\n", "\r\n").encode(), "reached", None),
+        (("\ufeff" + curve([3, 1.5])).encode(), "reached", None),
+        (curve([3, 1.5]).replace("3,64", '"3","64"').encode(), "reached", "quotes"),
+    ],
+)  # fmt: skip
+def test_what_real_folders_hold_is_read_or_refused_and_said(tmp_path: Path, content: bytes, status: str, said: str | None) -> None:  # fmt: skip  # noqa: E501
+    (folder(tmp_path) / "eval_measurements.csv").write_bytes(content)
+    trial, problems = only(tmp_path)
+    assert trial["status"] == status
+    assert (said is None and not problems) or said in problems[0]  # type: ignore[operator]
+    assert np.isfinite(trial["seconds"]) == (status == "reached")
+
+
+@given(st.one_of(st.binary(max_size=300), st.text(alphabet='0123456789.,-einf\n"\r x', max_size=300).map(lambda t: (HEADER + "\n" + t).encode())))  # fmt: skip  # noqa: E501
+@example(HEADER.encode() + b"\n,,,,,\n")
+@example(HEADER.encode() + b"\n\n\n1,1,1,1,1,1\n")
+def test_any_bytes_end_in_a_status(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    root = tmp_path_factory.mktemp("records")
+    (folder(root) / "eval_measurements.csv").write_bytes(content)
+    algoperf_trial(root, [3.0, 1.0], trial=2)
+    trials = load_records([root], LM).trials.set_index("trial")
+    assert trials.loc[1, "status"] in SCORED + UNUSABLE
+    assert trials.loc[2, ["status", "seconds"]].tolist() == ["reached", 20.0]
+
+
+@given(st.lists(st.lists(st.floats(width=32) | st.none(), max_size=6), min_size=1, max_size=5))
+def test_many_files_at_once_read_like_each_alone(curves: list[list[float | None]]) -> None:
+    contents = {i: curve(["" if v is None else v for v in values]).encode() for i, values in enumerate(curves)}  # type: ignore[misc]
+    together = parse_evaluations(contents, dict.fromkeys(contents, "validation/loss")).rows
+    for i, content in contents.items():
+        alone = parse_evaluations({i: content}, {i: "validation/loss"}).rows
+        for name in ("seconds", "steps", "value"):
+            np.testing.assert_array_equal(getattr(together, name)[together.rows_of(i)], getattr(alone, name))
+        expected = [np.nan if v is None else v for v in curves[i]]
+        np.testing.assert_array_equal(alone.value, np.array(expected, dtype=float))
+
+
+def test_missing_unfinished_failed_and_duplicate_trials_have_a_status(tmp_path: Path) -> None:
+    folder(tmp_path / "algoperf", trial=1)
+    own_trial(tmp_path / "x", [3.0], trial=2, status="running")
+    own_trial(tmp_path / "x", [3.0], trial=3, status="out_of_memory")
+    own_trial(tmp_path / "x", [3.0, 1.0], trial=4, status="failed")  # it met the target before it failed
+    own_trial(tmp_path / "y", [3.0, 1.0], trial=4)
+    own_trial(tmp_path / "x", [3.0], trial=5, status="reached", target=2.0)  # of an older target
+    (own_trial(tmp_path / "x", [3.0], trial=6) / "manifest.json").write_text("[1")
+    (own_trial(tmp_path / "x", [], trial=7, status="failed") / "eval_measurements.csv").unlink()
+    records = load_records([tmp_path], LM)
+    status = list(zip(records.trials["trial"], records.trials["status"], strict=True))
+    assert status == [(1, "missing"), (2, "running"), (3, "out_of_memory"), (4, "reached"), (4, "duplicate"),
+                      (5, "exhausted"), (6, "exhausted"), (7, "failed")]  # fmt: skip
+    said = {problem.path.rpartition("/")[2]: problem.message for problem in records.problems}
+    assert set(said) == {"trial_1", "trial_4", "trial_6", "trial_7"}
+    assert "same trial as" in said["trial_4"] and "manifest.json ignored" in said["trial_6"]
+
+
+def test_folders_that_are_no_trials_are_said(tmp_path: Path) -> None:
+    algoperf_trial(tmp_path, [1.0])
+    for name in ("a/study_0/trial_1", "a/study_0/lm_pytorch/trial_x", "a/study_0/other_jax/trial_1"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
+    records = load_records([tmp_path], LM)
+    assert len(records.trials) == 1 and len(records.problems) == 3
+
+
+def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
+    own_trial(tmp_path, [3.0, 1.0])
+    own_trial(tmp_path, [3.0, 1.0], submission="b", ruleset="external")
+    own_trial(tmp_path, [1.0], submission="c", modified=["max_steps"])
+    with pytest.raises(UserError, match=r"mix rulesets.*external, quick.*--ruleset"):
+        load_records([tmp_path])
+    records = load_records([tmp_path], ruleset="quick")
+    assert records.trials["submission"].tolist() == ["a"]
+    assert any("overridden" in p.message for p in records.problems)
+    with pytest.raises(UserError, match="no record is of ruleset=extrnal; there are: external, quick"):
+        load_records([tmp_path], ruleset="extrnal")
+    own_trial(tmp_path, [1.0], submission="d", workload_version=2)
+    with pytest.raises(UserError, match="no table mixes versions"):
+        load_records([tmp_path], ruleset="quick")
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_of_several_versions_of_a_target_the_newest_scores_all_curves(tmp_path: Path, newest_first: bool) -> None:
+    names = ("a", "b") if newest_first else ("b", "a")
+    own_trial(tmp_path, [3.0, 1.0], submission=names[0], target=1.2, target_version=2, status="reached")
+    old = {"target": 2.0, "target_version": 1, "status": "reached"}
+    own_trial(tmp_path, [1.9, 1.5, 1.1], submission=names[1], config={"run_to_end": True}, **old)
+    records = load_records([tmp_path])
+    assert records.targets.targets["lm"].value == 1.2 and "target 2" in records.targets.targets["lm"].version
+    assert dict(zip(records.trials["submission"], records.trials["steps"], strict=True)) == {
+        names[0]: 200.0, names[1]: 300.0,
+    }  # fmt: skip
+    own_trial(tmp_path, [1.9], submission="c", config={"run_to_end": False}, **old)
+    with pytest.raises(UserError, match=r"1 trials stopped at another target.*c/.*its target was 2, here it is 1.2"):
+        load_records([tmp_path])
+
+
+def test_one_version_of_a_target_has_one_value(tmp_path: Path) -> None:
+    own_trial(tmp_path, [3.0, 1.0])
+    own_trial(tmp_path, [3.0, 1.0], submission="b", target=1.5)
+    with pytest.raises(UserError, match="no table mixes versions"):
+        load_records([tmp_path])
+
+
+def test_a_variant_is_held_out_where_its_workload_has_records(tmp_path: Path) -> None:
+    own_trial(tmp_path, [3.0, 1.0])
+    assert load_records([tmp_path]).targets.held_out == ()
+    own_trial(tmp_path, [3.0, 1.0], workload="lm_silu", variant_of="lm", target=1.5)
+    own_trial(tmp_path, [3.0, 1.0], workload="mri_silu", variant_of="mri")
+    own_trial(tmp_path, [3.0, 1.0], workload="other_silu", variant_of=["lm"])
+    records = load_records([tmp_path])
+    assert records.targets.base == ("lm", "other_silu") and records.targets.held_out == ("lm_silu",)
+    assert records.targets.base_of("lm_silu") == "lm" and records.targets.targets["lm_silu"].value == 1.5
+    assert set(records.trials["workload"]) == {"lm", "lm_silu", "other_silu"}
+    (problem,) = records.problems
+    assert problem.path == "mri_silu" and "there are no records of mri" in problem.message
+    own_trial(tmp_path / "alone", [3.0, 1.0], workload="mri_silu", variant_of="mri")
+    with pytest.raises(UserError, match="mri_silu: 1 trials not scored: it is held out"):
+        load_records([tmp_path / "alone"])
+
+
+def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        load_records([tmp_path / "absent"], LM)
+    with pytest.raises(UserError, match="no trial to score"):
+        load_records([tmp_path], LM)
+    algoperf_trial(tmp_path, [1.0])
+    with pytest.raises(UserError, match="declare no targets"):
+        load_records([tmp_path])
+
+
+def test_the_published_algoperf_scores_come_out_of_the_raw_records(tmp_path: Path) -> None:
+    archive = algoperf.ARCHIVE / "v05_external.tar.xz"
+    if not archive.exists():
+        pytest.skip("AlgoPerf's records are not here (ALGOPERF_V05 names their folder)")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    targets = read_targets(algoperf.ARCHIVE / "targets_v05.json")
+    records = load_records([tmp_path], targets, trust_clock=True)
+    board = score(records, mode="algoperf", baseline="baseline")
+    scores = dict(zip(board.scores["submission"], board.scores["score"].round(4), strict=True))
+    assert scores == algoperf.PUBLISHED
+    table = pd.read_csv(algoperf.TABLE)
+    ours = records.trials[table.columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(ours, table, check_dtype=False)
+    assert records.trials["status"].value_counts()["missing"] == 174

@@ -1,0 +1,158 @@
+"""Workers on real trials, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.compose import load_run
+from harness.errors import UserError
+from harness.records.lease import Lease
+from harness.study import ledger
+from harness.study.ledger import PlannedTrial
+from harness.study.worker import Worker
+from tests.conftest import TINY_GPT2
+
+SEAM = ["optimizer=any", "optimizer.search_space={hyperparameters: {lr: {log: [1e-3, 1e-1]}}}"]
+
+
+def study(records: Path, *arguments: str) -> list[PlannedTrial]:
+    external = ["ruleset=external", "ruleset.studies=1", "ruleset.trials=1", "machine=here"]
+    return ledger.plan([load_run([*TINY_GPT2, *external, f"records={records}", *arguments])], "unused")
+
+
+def manifest(entry: PlannedTrial) -> dict[str, Any]:
+    return dict(json.loads((entry.path.folder / "manifest.json").read_text()))
+
+
+def test_workers_share_the_trials_and_run_each_once(tmp_path: Path) -> None:
+    entries = study(tmp_path, "optimizer=sgd", "ruleset.trials=3")
+    workers = [Worker(entries), Worker(entries)]
+    threads = [threading.Thread(target=worker.work) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for entry in entries:
+        assert manifest(entry)["status"] == "exhausted" and manifest(entry)["preemption_count"] == 0
+        assert sorted(path.name for path in entry.path.folder.iterdir()) == ["eval_measurements.csv", "manifest.json"]
+
+
+def test_a_trial_that_crashes_is_retried_and_then_left(tmp_path: Path) -> None:
+    entries = study(tmp_path, *SEAM, "optimizer.class_path=tests.harness.seams.Broken", "ruleset.retries=1")
+    Worker(entries).work()
+    content = manifest(entries[0])
+    assert content["status"] == "failed" and "the third step is wrong" in content["final"]["traceback"]
+    assert len(content["failures"]) == 1 and "the third step is wrong" in content["failures"][0]
+
+
+def test_a_trial_whose_process_dies_is_retried_from_its_checkpoint_and_then_left(tmp_path: Path) -> None:
+    entries = study(
+        tmp_path, *SEAM, "optimizer.class_path=tests.harness.seams.Deadly", "ruleset.retries=2", "checkpoint_seconds=0"
+    )
+    Worker(entries).work()
+    content = manifest(entries[0])
+    assert content["status"] == "failed" and "SIGABRT" in content["final"]["traceback"]
+    assert len(content["failures"]) == 2
+    assert content["preemption_count"] == 2
+
+
+def test_divergence_is_a_result_and_no_crash(tmp_path: Path) -> None:
+    entries = study(tmp_path, "optimizer=sgd", "optimizer.hyperparameters.lr=1e30", "optimizer.clip_norm=null")
+    Worker(entries).work()
+    assert manifest(entries[0])["status"] == "diverged" and "failures" not in manifest(entries[0])
+
+
+def test_what_the_user_must_mend_stops_the_worker_and_spoils_nothing(tmp_path: Path) -> None:
+    entries = study(tmp_path, "optimizer=sgd", "data=/nonexistent")
+    with pytest.raises(UserError, match="/nonexistent"):
+        Worker(entries).work()
+    assert ledger.read_state(entries[0]).name == "planned"
+
+
+def test_a_full_disk_is_said_and_the_same_trial_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    entries = study(tmp_path, "optimizer=sgd")
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "acquire", full)
+        with pytest.raises(UserError, match=r"records=.*No space left.*the same command continues"):
+            Worker(entries).work()
+    Worker(entries).work()
+    assert manifest(entries[0])["status"] == "exhausted"
+
+
+def test_a_stopped_worker_leaves_a_trial_that_another_continues(tmp_path: Path) -> None:
+    entries = study(tmp_path, "optimizer=sgd", "workload.max_steps=3000", "checkpoint_seconds=0")
+    worker = Worker(entries)
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    checkpoint = entries[0].path.folder / "checkpoint.pt"
+    while not checkpoint.exists():
+        assert thread.is_alive()
+        time.sleep(0.01)
+    worker.stop()
+    thread.join()
+    assert manifest(entries[0])["status"] == "stopped"
+    assert ledger.read_state(entries[0]).name == "interrupted"
+    assert (entries[0].path.folder / "checkpoint.pt").exists()
+
+
+def test_a_worker_whose_lease_was_taken_over_kills_its_process_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.records.lease.HEARTBEAT_SECONDS", 0.05)
+    entries = study(tmp_path, "optimizer=sgd", "workload.max_steps=100000", "checkpoint_seconds=0")
+    worker = Worker(entries)
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    rows = entries[0].path.folder / "eval_measurements.csv"
+    while not rows.exists():
+        assert thread.is_alive()
+        time.sleep(0.01)
+    (last,) = entries[0].path.folder.glob(".lease.*")
+    other = {"token": "x", "host": "elsewhere", "pid": 1, "started": "1", "executor": "slurm"}
+    (entries[0].path.folder / ".lease.99").write_text(json.dumps(other))
+    while worker._process is not None:
+        time.sleep(0.01)
+    before = rows.read_bytes()
+    worker.stop()
+    thread.join()
+    assert rows.read_bytes() == before
+    assert ledger.read_state(entries[0]).worker.startswith("slurm elsewhere")
+    assert last.exists()
+
+
+def test_a_trial_dies_with_its_worker(tmp_path: Path) -> None:
+    """However the parent ends, its child does not go on writing."""
+    from harness.study.trial_process import Slot, TrialProcess
+    from harness.study.worker import acquire_lease
+
+    entries = study(tmp_path, "optimizer=sgd", "workload.max_steps=100000")
+    held = acquire_lease(entries[0])
+    assert held is not None
+    child = TrialProcess(entries[0].run, held, Slot())
+    assert child._process.stdin is not None
+    while not (entries[0].path.folder / "eval_measurements.csv").exists():
+        assert child._process.poll() is None
+        time.sleep(0.01)
+    child._process.stdin.close()  # what the system does when the parent is killed
+    assert child._process.wait(120) == 1
+    held.release()
+
+
+def test_the_environment_of_a_trial_is_its_place(tmp_path: Path) -> None:
+    from harness.study.trial_process import Slot
+
+    entries = study(tmp_path, *SEAM, "optimizer.class_path=tests.harness.seams.Nosy", "ruleset.retries=0")
+    core = min(os.sched_getaffinity(0))
+    Worker(entries, Slot(cores=(core,), gpu="7")).work()
+    assert manifest(entries[0])["status"] == "failed"
+    assert f"cores {{{core}}} gpu 7 threads 1" in manifest(entries[0])["final"]["traceback"]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from harness.trial.clock import Clock, Disturbance, Elapsed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock on a time that the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "process_time", lambda: now[0] / 2)
+    monkeypatch.setattr("harness.trial.clock.make_meter", lambda device: None)
+    clock = Clock(CPU)
+    clock.now = now  # type: ignore[attr-defined]
+    return clock
+
+
+def test_what_is_on_the_clock(clock: Clock) -> None:
+    now = clock.now  # type: ignore[attr-defined]
+    with clock.submission("build"):
+        now[0] += 1
+    with clock.submission():
+        now[0] += 10
+        clock.data_wait(3)
+    with clock.off("evaluation"):
+        now[0] += 100
+    with clock.submission("averaging"):
+        now[0] += 0.5
+    state = clock.state_dict()
+    assert state == {
+        "submission": 11.5, "build": 1, "data_wait": 3, "compile": 0, "averaging": 0.5, "cpu": 5.75, "evaluation": 100,
+        "logging": 0, "energy": None, "total": 111.5,
+    }  # fmt: skip
+
+
+def test_a_resumed_clock_goes_on_from_its_checkpoint(clock: Clock) -> None:
+    now = clock.now  # type: ignore[attr-defined]
+    with clock.submission():
+        now[0] += 2
+    state = clock.state_dict()
+    now[0] += 1000  # killed, and continued later
+    clock.load_state_dict(state)
+    with clock.submission():
+        now[0] += 3
+    clock.tick()
+    assert (clock.elapsed.submission, clock.elapsed.total) == (5, 5)
+
+
+def test_compiling_again_after_a_resume_is_not_charged(clock: Clock) -> None:
+    now = clock.now  # type: ignore[attr-defined]
+
+    def compile_for(seconds: float) -> None:
+        clock._compile._on_start(None)
+        now[0] += seconds
+        clock._compile._on_end(None)
+
+    with clock.submission():
+        compile_for(4)
+        now[0] += 1
+    assert (clock.elapsed.submission, clock.elapsed.compile) == (5, 4)
+    with clock.submission(charge_compile=False):
+        compile_for(4)
+        now[0] += 1
+    assert (clock.elapsed.submission, clock.elapsed.compile) == (6, 4)
+
+
+def test_an_exception_still_counts_the_time(clock: Clock) -> None:
+    with pytest.raises(RuntimeError), clock.submission():
+        clock.now[0] += 2  # type: ignore[attr-defined]
+        raise RuntimeError
+    assert clock.elapsed.submission == 2
+
+
+def test_disturbance() -> None:
+    quiet = Disturbance()
+    for _ in range(20):
+        quiet.add_segment(1.0, 10)
+    assert not quiet.summary(Elapsed(submission=20, cpu=19.9), CPU)["disturbed"]
+    assert quiet.summary(Elapsed(submission=20, cpu=15), CPU)["disturbed"]
+    noisy = Disturbance()
+    for k in range(20):
+        noisy.add_segment(2.0 if k % 5 == 0 else 1.0, 10)
+    assert noisy.summary(Elapsed(submission=20, cpu=19.9), CPU)["disturbed"]
