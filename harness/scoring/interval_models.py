@@ -1,15 +1,14 @@
-"""Models of what a table of studies says about each cell's median log time; harness/uncertainty.py makes intervals of
-scores, speed-ups and comparisons from them.
+"""Two models of the median log time of every cell, from the few studies that a board has of it.
 
-A cell is a (submission, workload) with one log time per study; arrays are float [submissions, workloads, studies] or
-[submissions, workloads], absent entries NaN.
+- `t_model`, below ten studies. Log times are normal around their cell's median, with one standard deviation for the
+  whole table, and a miss is censored at the time that it trained (Tobin 1958). The prior is flat in the medians and
+  1 / sigma in sigma. Without misses every interval is then exactly the t interval with pooled variance.
+- `bootstrap`, from ten studies on: medians of resampled studies, each cell with its own spread. It is smoothed
+  (Silverman & Young 1987), since the resampled medians of ten studies take at most ten values.
 
-- `t_model`, for few studies. Log times are normal around the cell's own median, with one standard deviation for the
-  whole table; a miss says only that the time is beyond the limit (Tobit; Tobin 1958). The cells' medians are integrated
-  out under a flat prior and sigma has the prior 1 / sigma, so that without misses every interval is exactly the t
-  interval with the pooled degrees of freedom.
-- `bootstrap`, for ten or more: resampled medians, each cell with its own spread, smoothed (Silverman & Young 1987),
-  since the medians of a resampled handful take a handful of values.
+Intervals of scores, speed-ups and comparisons are made of either by harness/scoring/uncertainty.py. Derivations:
+docs/statistics.md, sections 3, 4 and 8. Shapes: S submissions, W workloads, D draws, C censored cells, G values of
+sigma, P values of a median.
 """
 
 from __future__ import annotations
@@ -17,356 +16,318 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 from scipy import special, stats
 
-MIN_DOF = 4
-"""Pooled degrees of freedom below which there is no interval: a t quantile above 2.8 says little."""
-PAIRING_LEVEL = 0.01
-"""Pairing by seed is used where a one-sided F test finds the common correlation above zero at this level,
-a strict one: where it is found by chance, the paired variance is too small and equals differ too often."""
+from harness.scoring.pooled_noise import Pairing
+from harness.scoring.study_table import Array, Index, Mask, StudyTable, uniform_sd
+
 DRAWS = 2000
+"""Draws of the log medians, unless the caller asks for another number."""
 SIGMA_POINTS = 48
+"""G, the grid on which the posterior of sigma is integrated where cells are censored."""
 MEDIAN_POINTS = 128
+"""P, the grid on which the posterior of a censored cell's median is integrated."""
 SMOOTHING = 0.5
-"""Width of the bootstrap's noise over s * n**(-1/5)."""
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+"""Standard deviation of the bootstrap's noise, in units of s * n**(-1/5)."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """The studies as arrays [submissions, workloads, studies], times on a log scale."""
+class MedianModel:
+    """What a model states about the log medians. Arrays [S, W] unless noted; NaN where a cell has no study."""
 
-    submissions: list[str]
-    workloads: list[str]
-    log_time: Array
-    """NaN for a miss or no study."""
-    log_limit: Array
-    """How long a miss trained, otherwise NaN: a study that met its target may have stopped there."""
-    limit: Array
-    """Log of the longest that the cell's studies trained or could have; infinite where nothing missed and no budget is
-    known: [submissions, workloads]."""
-    resolution: Array
-    """Relative, (time - time of the evaluation before) / time, in [0, 1); 0 where unknown."""
-    order: NDArray[np.intp]
-    """Position of each submission in an order that depends on its times and not on its name."""
-
-    @property
-    def hit(self) -> Mask:
-        return np.isfinite(self.log_time)
-
-    @property
-    def miss(self) -> Mask:
-        return np.isfinite(self.log_limit)
-
-    @property
-    def hits(self) -> Array:
-        return self.hit.sum(axis=-1).astype(float)
-
-    @property
-    def count(self) -> Array:
-        return self.hits + self.miss.sum(axis=-1)
-
-    @property
-    def missed(self) -> Mask:
-        """The median over studies is infinite: [submissions, workloads]."""
-        return (self.count > 0) & (2 * self.hits <= self.count)
-
-    @property
-    def log_resolution(self) -> Array:
-        """How much earlier, in log time, the crossing can have been; mean over hits, 0 without: [S, W]."""
-        widths = np.where(self.hit, -np.log1p(-self.resolution), 0.0)
-        return widths.sum(axis=-1) / np.maximum(self.hits, 1)
-
-
-@dataclass(frozen=True)
-class Model:
-    """What a model says about log medians. Arrays [submissions, workloads] unless noted, NaN for absent cells."""
-
-    centre: Array
+    estimate: Array
     variance: Array
-    """Squared standard error of `centre`."""
+    """Squared standard error of `estimate`."""
     covariance: Array
-    """Between two submissions on a workload: [submissions, submissions, workloads]; zero unless paired."""
+    """Of the estimates of two submissions on a workload: [S, S, W]; 0 unless paired by seed."""
     bound: Array
-    """Where the cell is missed: a log time that the median is at least, up to the error `bound_variance`."""
+    """Log time that the median of a missed cell is at least, up to an error of variance `bound_variance`."""
     bound_variance: Array
     dof: Array
     """Degrees of freedom of each variance."""
-    shared_dof: bool
-    """The variances are multiples of one estimate, so that their sum has the same degrees of freedom."""
+    has_shared_dof: bool
+    """Whether all variances are multiples of one estimate, so that their sums have its degrees of freedom."""
     draws: Array
-    """Joint draws of the log medians, [draws, submissions, workloads]; infinite beyond the limit."""
-    unlimited: Array
-    """The same without the limit; infinite only where nothing was ever met."""
+    """Joint draws of the log medians, infinite beyond the cell's horizon: [D, S, W]."""
+    latent_draws: Array
+    """The same draws with the times beyond the horizon; infinite only where no study met the target: [D, S, W]."""
     low: Array
     high: Array
+    """Ends of the interval of the log median; `high` is infinite where misses leave it open."""
     correlation: float
-    """Of two submissions' noise under the same seed, 0 unless paired."""
+    """Of the noise of two submissions under the same seed; 0 unless paired."""
 
 
-def tabulate(studies: pd.DataFrame) -> Table:
-    submissions, s = np.unique(studies["submission"].to_numpy(dtype=str), return_inverse=True)
-    workloads, w = np.unique(studies["workload"].to_numpy(dtype=str), return_inverse=True)
-    numbers, k = np.unique(studies["study"].to_numpy(), return_inverse=True)
-    time, limit, resolution = (studies[column].to_numpy(dtype=float) for column in ("time", "limit", "resolution"))
-    hit = np.isfinite(time)
-    shape = (len(submissions), len(workloads), len(numbers))
-    # A miss of unknown length is taken to have trained as long as anything did on its workload.
-    known = np.where(hit, time, np.where(np.isfinite(limit), limit, -np.inf))
-    longest = np.full(len(workloads), -np.inf)
-    np.maximum.at(longest, w, known)
-    limit = np.where(np.isfinite(limit), limit, np.where(np.isfinite(longest[w]), longest[w], 1.0))
-    budget = studies["budget"].to_numpy(dtype=float) if "budget" in studies else np.full(len(studies), np.nan)
-    most, missed = np.full(shape[:2], -np.inf), np.zeros(shape[:2], dtype=bool)
-    missed[s[~hit], w[~hit]] = True
-    # Where studies missed, what they trained is what the cell could have.
-    could = np.where(missed[s, w], time, np.where(np.isfinite(budget), np.maximum(budget, time), -np.inf))
-    np.maximum.at(most, (s, w), np.where(hit, could, limit))
-    log_time, log_limit, relative = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape)
-    log_time[s[hit], w[hit], k[hit]] = np.log(time[hit])
-    log_limit[s[~hit], w[~hit], k[~hit]] = np.log(limit[~hit])
-    with np.errstate(invalid="ignore"):
-        relative[s, w, k] = np.where(hit & (resolution > 0), np.minimum(resolution / time, 1 - 1e-9), 0.0)
-    # Noise is dealt out in this order, so that no name changes a number.
-    order = np.empty(shape[0], dtype=np.intp)
-    if shape[0]:
-        keys = np.concatenate([table.reshape(shape[0], -1) for table in (log_time, log_limit)], axis=1)
-        order[np.lexsort(np.nan_to_num(keys, nan=np.inf).T[::-1])] = np.arange(shape[0])
-    with np.errstate(divide="ignore"):
-        longest_of_cell = np.where(most > 0, np.log(np.maximum(most, 0.0)), np.inf)
-    return Table(list(submissions), list(workloads), log_time, log_limit, longest_of_cell, relative, order)
-
-
-def mean_of_hits(table: Table) -> Array:
-    """Mean log time of the studies that met the target, NaN where none did: [submissions, workloads]."""
-    total = np.where(table.hit, table.log_time, 0.0).sum(axis=-1)
-    return np.where(table.hits > 0, total / np.maximum(table.hits, 1), np.nan)
-
-
-def _resolution_sd(table: Table) -> float:
-    """Standard deviation that the evaluations' spacing alone implies: uniform over it, width / sqrt(12)."""
-    return float(np.sqrt((table.resolution[table.hit] ** 2).mean() / 12)) if table.hit.any() else 0.0
+# ---- the t model ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Pairing:
-    """What the same study number, hence the same data order, has in common between submissions."""
+class HitVariation:
+    """What the hits alone state about sigma: sigma**2 is distributed as sum_of_squares / chi2(dof)."""
 
-    correlation: float
-    """Of log times under the same seed; 0 where pairing was not shown to help."""
+    sum_of_squares: float
     dof: float
-    """Degrees of freedom of a paired difference's variance."""
-    efficiency: float
-    """Effective over nominal degrees of freedom of the pooled variance; correlated residuals tell less."""
-    found: str
 
 
-def spread(table: Table) -> tuple[float, float, Pairing]:
-    """Pooled sd of the hits' log times, its degrees of freedom, and whether to pair by seed.
+@dataclass(frozen=True)
+class CensoredCells:
+    """Posterior of the median of each of the C cells with hits and misses, for each of G values of sigma."""
 
-    The correlation is estimated where whole blocks exist, workload by workload among the submissions that met the
-    target in every study, from the mean squares of a two-way layout without interaction: between studies (B) and
-    residual (R), B = sigma^2 (1 + (S - 1) rho), R = sigma^2 (1 - rho).
-    """
-    residual = np.where(table.hit, table.log_time - mean_of_hits(table)[..., None], 0.0)
-    dof = float(np.maximum(table.hits - 1, 0).sum())
-    sigma = max(float(np.sqrt((residual**2).sum() / max(dof, 1))), _resolution_sd(table))
-    between = within = between_dof = within_dof = rows = 0.0
-    for w in range(len(table.workloads)):
-        studies = (table.hit | table.miss)[:, w].any(axis=0)
-        whole = table.hit[:, w][:, studies].all(axis=1)
-        if whole.sum() < 2 or studies.sum() < 2:
-            continue
-        block = residual[:, w][np.ix_(whole, studies)]
-        common = block.mean(axis=0)
-        between += block.shape[0] * (common**2).sum()
-        within += ((block - common) ** 2).sum()
-        between_dof += block.shape[1] - 1
-        within_dof += (block.shape[1] - 1) * (block.shape[0] - 1)
-        rows += block.shape[0] * (block.shape[1] - 1)
-    if within_dof < MIN_DOF or within <= 0:
-        unknown = "pairs not paired by seed: too few complete studies to see whether that helps"
-        return sigma, dof, Pairing(0.0, dof, 1.0, unknown)
-    b, r, size = between / between_dof, within / within_dof, rows / between_dof
-    correlation = (b - r) / (b + (size - 1) * r)
-    p = float(stats.f.sf(b / r, between_dof, within_dof))
-    found = f"correlation of submissions under the same seed {correlation:.2f}, p {p:.2g}"
-    if p > PAIRING_LEVEL:
-        unhelpful = f"pairs not paired by seed, for that was not shown to help ({found})"
-        return sigma, dof, Pairing(0.0, dof, 1.0, unhelpful)
-    effective = (between + within) ** 2 / (between**2 / between_dof + within**2 / within_dof)
-    efficiency = effective / (between_dof + within_dof)
-    return sigma, dof, Pairing(correlation, within_dof, efficiency, f"pairs paired by seed, for that helps ({found})")
+    submission: Index
+    workload: Index
+    """Where the cells are in the table: int [C]."""
+    sigmas: Array
+    """[G], ascending."""
+    points: Array
+    """Log medians at which the distribution is known, ascending: [C, G, P]."""
+    cumulative: Array
+    """Probability that the log median is at most the point: [C, G, P]."""
+    log_evidence: Array
+    """Log probability of the cell's misses given its hits: [C, G] (docs/statistics.md, eq. 15)."""
 
+    def moments(self) -> tuple[Array, Array]:
+        """Mean and variance of the log medians given sigma: both [C, G]."""
+        probability = np.diff(self.cumulative, axis=-1)
+        middle = (self.points[..., 1:] + self.points[..., :-1]) / 2
+        mean = (probability * middle).sum(axis=-1)
+        return mean, (probability * (middle - mean[..., None]) ** 2).sum(axis=-1)
 
-def _noise(table: Table, correlation: float, rng: np.random.Generator) -> Array:
-    """Standard normal [draws, submissions, workloads], correlated between submissions on a workload."""
-    own = rng.standard_normal((DRAWS, len(table.submissions), len(table.workloads)))[:, table.order]
-    common = rng.standard_normal((DRAWS, 1, len(table.workloads)))
-    return np.sqrt(1 - correlation) * own + np.sqrt(correlation) * common
-
-
-def t_model(table: Table, pairing: Pairing, level: float, rng: np.random.Generator) -> tuple[Model, float, float]:
-    """The t model, its sigma and its degrees of freedom."""
-    mean, hits, misses = mean_of_hits(table), table.hits, table.miss.sum(axis=-1)
-    residual = np.where(table.hit, table.log_time - mean[..., None], 0.0)
-    dof = float(np.maximum(hits - 1, 0).sum())
-    # Times that all cross at the same evaluation have no spread of their own, but the evaluations' spacing hides one.
-    square = max(float((residual**2).sum()), dof * max(_resolution_sd(table), 1e-12) ** 2)
-    dof, square = dof * pairing.efficiency, square * pairing.efficiency
-    correlation = pairing.correlation
-    partial = (hits > 0) & (misses > 0)
-    never = (hits == 0) & (misses > 0)
-    ps, pw = np.nonzero(partial)
-    uniform = (np.arange(DRAWS) + 0.5) / DRAWS
-
-    # Posterior of log sigma on a grid: an inverse chi-square from the hits, times what the misses say.
-    tail = stats.chi2.ppf([1 - 1e-5, 1e-5], dof)
-    spread = np.sqrt(square / tail) * [1.0, 2.0 if partial.any() else 1.0]
-    sigmas = np.geomspace(spread[0], spread[1], SIGMA_POINTS)
-    density = -dof * np.log(sigmas) - square / (2 * sigmas**2)
-    points, cdf, log_evidence = _censored_medians(
-        mean[ps, pw],
-        hits[ps, pw],
-        [table.log_limit[s, w][table.miss[s, w]] for s, w in zip(ps, pw, strict=True)],
-        sigmas,
-    )
-    density = density + log_evidence.sum(axis=0)
-    density = np.exp(density - density.max())
-    density /= density.sum()
-    if partial.any():
-        precision = (density / sigmas**2).sum()
-        dof = float(2 * precision**2 / (density * (sigmas**-2 - precision) ** 2).sum())
-        sigma = float(precision**-0.5)
-        cumulative = np.cumsum(density) - density / 2
-        sigma_draws = np.exp(np.interp(uniform, cumulative, np.log(sigmas)))
-    else:
-        sigma = float(np.sqrt(square / dof))
-        sigma_draws = np.sqrt(square / stats.chi2.ppf(1 - uniform, dof))
-
-    noise = _noise(table, correlation, rng)
-    size = np.maximum(hits, 1)
-    centre, variance = mean.copy(), sigma**2 / size
-    draws = mean + sigma_draws[:, None, None] * noise / np.sqrt(size)
-    if partial.any():
-        nearest = np.abs(np.log(sigma_draws)[:, None] - np.log(sigmas)).argmin(axis=1)
-        here = int(np.abs(np.log(sigma) - np.log(sigmas)).argmin())
-        mass = np.diff(cdf, axis=-1)
-        middle = (points[..., 1:] + points[..., :-1]) / 2
-        means = (mass * middle).sum(axis=-1)
-        spreads = (mass * (middle - means[..., None]) ** 2).sum(axis=-1)
-        centre[ps, pw] = (means * density).sum(axis=-1)
-        variance[ps, pw] = spreads[:, here] + (density * (means - centre[ps, pw, None]) ** 2).sum(axis=-1)
-        u = special.ndtr(noise[:, ps, pw])
+    def draw(self, sigma_draws: Array, uniform: Array) -> Array:
+        """Log medians [D, C] at the probabilities `uniform` [D, C], each at the grid's sigma nearest to its own."""
+        nearest = np.abs(np.log(sigma_draws)[:, None] - np.log(self.sigmas)).argmin(axis=1)
+        log_medians = np.empty_like(uniform)
         for g in np.unique(nearest):
             rows = np.nonzero(nearest == g)[0]
-            for i in range(len(ps)):
-                draws[rows, ps[i], pw[i]] = np.interp(u[rows, i], cdf[i, g], points[i, g])
-    # All missed: the confidence distribution of the median, P(all miss | median), which reaches 1 only at infinity.
-    beyond = special.ndtri(special.ndtr(noise[:, never]) ** (1 / misses[never]))
-    draws[:, never] = table.limit[never] + sigma_draws[:, None] * beyond
-    centre[never] = table.limit[never]
+            for c in range(len(self.submission)):
+                log_medians[rows, c] = np.interp(uniform[rows, c], self.cumulative[c, g], self.points[c, g])
+        return log_medians
 
-    width = stats.t.ppf((1 + level) / 2, dof) * np.sqrt(variance)
-    low, high = centre - width, centre + width
-    censored = partial | never
-    low[censored] = np.quantile(draws[:, censored], (1 - level) / 2, axis=0)
-    high[censored] = np.quantile(draws[:, censored], (1 + level) / 2, axis=0)
-    low = np.minimum(low, table.limit)
-    high = np.where((high > table.limit) | never, np.inf, high)
 
-    common = table.hit.astype(float)
-    shared = np.einsum("awk,bwk->abw", common, common) / (size[:, None] * size[None])
-    model = Model(
-        centre=centre,
+@dataclass(frozen=True)
+class SigmaPosterior:
+    """Posterior of the standard deviation of log time."""
+
+    sigma: float
+    dof: float
+    """Those of the scaled inverse chi-square with the posterior's mean and variance of 1 / sigma**2."""
+    draws: Array
+    """Its D equally likely quantiles, ascending. Being no random numbers, they add no noise to the intervals."""
+    weights: Array
+    """Probability of each of `CensoredCells.sigmas`: [G]; empty where no cell is censored."""
+
+
+def t_model(
+    table: StudyTable, pairing: Pairing, level: float, rng: np.random.Generator, draws: int = DRAWS
+) -> tuple[MedianModel, SigmaPosterior]:
+    """The t model of a table of studies, with intervals at `level`, and its posterior of sigma."""
+    hits = hit_variation(table, pairing.efficiency)
+    cells = censored_cells(table, sigma_grid(hits))
+    posterior = sigma_posterior(hits, cells, draws)
+    estimate, variance = cell_moments(table, cells, posterior)
+    log_medians = joint_draws(table, cells, posterior, pairing.correlation, rng)
+    low, high = _intervals(table, estimate, variance, posterior.dof, log_medians, level)
+
+    # Only studies that both submissions solved contribute common noise to their two means.
+    is_hit = table.is_hit.astype(float)
+    size = np.maximum(table.hit_count, 1)
+    common_share = np.einsum("awk,bwk->abw", is_hit, is_hit) / (size[:, None] * size[None])
+    model = MedianModel(
+        estimate=estimate,
         variance=variance,
-        covariance=correlation * sigma**2 * shared,
-        bound=np.minimum(centre, table.limit),
-        bound_variance=sigma**2 / np.maximum(table.count, 1),
-        dof=np.full(mean.shape, pairing.dof if correlation else dof),
-        shared_dof=True,
-        draws=np.where(draws > table.limit, np.inf, draws),
-        unlimited=np.where(never, np.inf, draws),
+        covariance=pairing.correlation * posterior.sigma**2 * common_share,
+        bound=np.minimum(estimate, table.log_horizon),
+        bound_variance=posterior.sigma**2 / np.maximum(table.study_count, 1),
+        dof=np.full(estimate.shape, pairing.dof if pairing.correlation else posterior.dof),
+        has_shared_dof=True,
+        draws=np.where(log_medians > table.log_horizon, np.inf, log_medians),
+        latent_draws=np.where(_never_met(table), np.inf, log_medians),
         low=low,
         high=high,
-        correlation=correlation,
+        correlation=pairing.correlation,
     )
-    return model, sigma, dof
+    return model, posterior
 
 
-def _censored_medians(mean: Array, hits: Array, limits: list[Array], sigmas: Array) -> tuple[Array, Array, Array]:
-    """Posterior of the log medians of cells with hits and misses, for each sigma.
+def _never_met(table: StudyTable) -> Mask:
+    return (table.hit_count == 0) & (table.miss_count > 0)
 
-    For cells [C] with the hits' mean and number and the misses' log limits: points and cumulative probabilities [C,
-    sigmas, points], and the log probability of the misses given the hits [C, sigmas].
-    """
-    furthest = np.array([limit.max() for limit in limits] or [0.0])[: len(limits)]
-    scale = sigmas / np.sqrt(hits)[:, None]
+
+def hit_variation(table: StudyTable, efficiency: float) -> HitVariation:
+    """Pooled squares of the hits (docs/statistics.md, eq. 10 and 12), worth `efficiency` of their number (eq. 26)."""
+    dof = float(np.maximum(table.hit_count - 1, 0).sum())
+    # Times that cross at the same evaluation show no spread, but the spacing of the evaluations hides one.
+    floor = max(table.resolution_sd, 1e-12)
+    sum_of_squares = max(float((table.residuals**2).sum()), dof * floor**2)
+    return HitVariation(sum_of_squares * efficiency, dof * efficiency)
+
+
+def sigma_grid(hits: HitVariation) -> Array:
+    """Values of sigma that hold all but 1e-5 of its posterior at each end: [G], evenly spaced in log sigma."""
+    quantiles = np.sqrt(hits.sum_of_squares / stats.chi2.ppf([1 - 1e-5, 1e-5], hits.dof))
+    # Misses far beyond the hits make sigma larger than the hits alone do.
+    low, high = quantiles * [1.0, 2.0]
+    return np.geomspace(low, high, SIGMA_POINTS)
+
+
+def censored_cells(table: StudyTable, sigmas: Array) -> CensoredCells:
+    """Integrate the medians of the cells with hits and misses (docs/statistics.md, eq. 14 and 15)."""
+    submission, workload = np.nonzero((table.hit_count > 0) & (table.miss_count > 0))
+    mean = table.mean_log_time[submission, workload]
+    is_miss = table.is_miss[submission, workload]
+    limits = np.where(is_miss, table.log_limit[submission, workload], -np.inf)
+    scale = sigmas / np.sqrt(table.hit_count[submission, workload])[:, None]
+
+    # The density is the hits' normal times a factor that rises from 0 to 1 around the limits. Six standard errors below
+    # the mean, and above the larger of mean and limits, it has fallen below 1e-5 of its peak.
     start = mean[:, None] - 6 * scale
-    stop = np.maximum(mean, furthest)[:, None] + 6 * scale
+    stop = np.maximum(mean, limits.max(axis=-1, initial=-np.inf))[:, None] + 6 * scale
     points = start[..., None] + (stop - start)[..., None] * np.linspace(0, 1, MEDIAN_POINTS)
-    density = -0.5 * ((points - mean[:, None, None]) / scale[..., None]) ** 2
-    most = max((len(limit) for limit in limits), default=0)
-    padded = np.full((len(limits), most), -np.inf)
-    for i, limit in enumerate(limits):
-        padded[i, : len(limit)] = limit
-    for k in range(most):
-        density = density + special.log_ndtr((points - padded[:, k, None, None]) / sigmas[:, None])
-    top = density.max(axis=-1, keepdims=True)
-    density = np.exp(density - top)
-    steps = (density[..., 1:] + density[..., :-1]) / 2
-    total = steps.sum(axis=-1)
-    cdf = np.concatenate([np.zeros_like(total)[..., None], np.cumsum(steps, axis=-1)], axis=-1) / total[..., None]
-    width = points[..., 1] - points[..., 0]
-    return points, cdf, np.log(total * width / scale) + top[..., 0]
+    log_density = -0.5 * ((points - mean[:, None, None]) / scale[..., None]) ** 2
+    for k in range(limits.shape[1]):
+        cells = is_miss[:, k]
+        log_density[cells] += special.log_ndtr((points[cells] - limits[cells, k, None, None]) / sigmas[:, None])
+
+    peak = log_density.max(axis=-1, keepdims=True)
+    density = np.exp(log_density - peak)
+    trapezoids = (density[..., 1:] + density[..., :-1]) / 2
+    total = trapezoids.sum(axis=-1)
+    cumulative = np.concatenate([np.zeros_like(total)[..., None], np.cumsum(trapezoids, axis=-1)], axis=-1)
+    step = points[..., 1] - points[..., 0]
+    log_evidence = np.log(total * step / scale) + peak[..., 0]
+    return CensoredCells(submission, workload, sigmas, points, cumulative / total[..., None], log_evidence)
 
 
-def bootstrap(table: Table, correlation: float, level: float, rng: np.random.Generator) -> Model:
-    """Medians of resampled studies, misses infinite; where pairing helps, the same studies for all submissions."""
-    shape = (len(table.submissions), len(table.workloads))
-    draws = np.full((DRAWS, *shape), np.nan)
-    centre, most = np.full(shape, np.nan), table.log_time.shape[-1]
-    by_order = np.argsort(table.order)
-    for w in range(shape[1]):
-        common = rng.random((DRAWS, most if correlation else 0))
-        for s in by_order:
-            taken = table.hit[s, w] | table.miss[s, w]
-            values = np.where(table.hit[s, w], table.log_time[s, w], np.inf)[taken]
-            n, met = len(values), np.isfinite(values)
-            if not n:
-                continue
-            uniform = common[:, :n] if correlation else rng.random((DRAWS, n))
-            noise = rng.standard_normal((DRAWS, n))
-            sd = values[met].std(ddof=1) if met.sum() > 1 else 0.0
-            grain = np.sqrt((table.resolution[s, w][table.hit[s, w]] ** 2).mean() / 12) if met.any() else 0.0
-            smoothing = max(SMOOTHING * sd * n**-0.2, grain, 1e-12)
-            draws[:, s, w] = np.median(values[(uniform * n).astype(np.intp)] + smoothing * noise, axis=1)
-            centre[s, w] = np.median(values)
-    never = table.hits == 0
-    draws = np.where(never, np.inf, draws)
-    limited = np.where(draws > table.limit, np.inf, draws)
-    capped = np.minimum(draws, table.limit)
-    bound = np.minimum(centre, table.limit)
-    usable = np.where(np.isfinite(capped), capped, 0.0)
-    deviation = usable - usable.mean(axis=0)
+def sigma_posterior(hits: HitVariation, cells: CensoredCells, draws: int) -> SigmaPosterior:
+    """Posterior of sigma from the hits and the evidence of the misses (docs/statistics.md, eq. 11, 16, 17)."""
+    quantiles = (np.arange(draws) + 0.5) / draws
+    if not len(cells.submission):
+        sigma = float(np.sqrt(hits.sum_of_squares / hits.dof))
+        sigma_draws = np.sqrt(hits.sum_of_squares / stats.chi2.ppf(1 - quantiles, hits.dof))
+        return SigmaPosterior(sigma, hits.dof, sigma_draws, np.empty(0))
+    sigmas = cells.sigmas
+    log_density = -hits.dof * np.log(sigmas) - hits.sum_of_squares / (2 * sigmas**2)
+    log_density = log_density + cells.log_evidence.sum(axis=0)
+    weights = np.exp(log_density - log_density.max())
+    weights /= weights.sum()
+    precision = (weights / sigmas**2).sum()
+    dof = float(2 * precision**2 / (weights * (sigmas**-2 - precision) ** 2).sum())
+    cumulative = np.cumsum(weights) - weights / 2
+    sigma_draws = np.exp(np.interp(quantiles, cumulative, np.log(sigmas)))
+    return SigmaPosterior(float(precision**-0.5), dof, sigma_draws, weights)
+
+
+def cell_moments(table: StudyTable, cells: CensoredCells, posterior: SigmaPosterior) -> tuple[Array, Array]:
+    """Estimate of each log median and its squared standard error: both [S, W] (docs/statistics.md, eq. 13, 18)."""
+    estimate = table.mean_log_time
+    variance = posterior.sigma**2 / np.maximum(table.hit_count, 1)
+    if len(cells.submission):
+        means, variances = cells.moments()
+        nearest = int(np.abs(np.log(posterior.sigma) - np.log(cells.sigmas)).argmin())
+        average = (means * posterior.weights).sum(axis=-1)
+        between = (posterior.weights * (means - average[:, None]) ** 2).sum(axis=-1)
+        estimate[cells.submission, cells.workload] = average
+        variance[cells.submission, cells.workload] = variances[:, nearest] + between
+    never = _never_met(table)
+    estimate[never] = table.log_horizon[never]
+    return estimate, variance
+
+
+def joint_draws(
+    table: StudyTable, cells: CensoredCells, posterior: SigmaPosterior, correlation: float, rng: np.random.Generator
+) -> Array:
+    """Draws of all log medians together, under a common sigma: [D, S, W] (docs/statistics.md, eq. 19 to 21)."""
+    noise = _seed_noise(table, correlation, len(posterior.draws), rng)
+    size = np.maximum(table.hit_count, 1)
+    log_medians = table.mean_log_time + posterior.draws[:, None, None] * noise / np.sqrt(size)
+    if len(cells.submission):
+        uniform = special.ndtr(noise[:, cells.submission, cells.workload])
+        log_medians[:, cells.submission, cells.workload] = cells.draw(posterior.draws, uniform)
+    never = _never_met(table)
+    beyond = special.ndtri(special.ndtr(noise[:, never]) ** (1 / table.miss_count[never]))
+    log_medians[:, never] = table.log_horizon[never] + posterior.draws[:, None] * beyond
+    return log_medians
+
+
+def _seed_noise(table: StudyTable, correlation: float, draws: int, rng: np.random.Generator) -> Array:
+    """Standard normal [D, S, W], correlated between the submissions on a workload (docs/statistics.md, eq. 20)."""
+    shape = (draws, len(table.submissions), len(table.workloads))
+    individual = rng.standard_normal(shape)[:, table.draw_order]
+    common = rng.standard_normal((draws, 1, shape[2]))
+    return np.sqrt(1 - correlation) * individual + np.sqrt(correlation) * common
+
+
+def _intervals(
+    table: StudyTable, estimate: Array, variance: Array, dof: float, log_medians: Array, level: float
+) -> tuple[Array, Array]:
+    """Ends of the intervals of the log medians: t intervals, and quantiles of the draws where cells are censored."""
+    width = stats.t.ppf((1 + level) / 2, dof) * np.sqrt(variance)
+    low, high = estimate - width, estimate + width
+    has_miss = table.miss_count > 0
+    low[has_miss] = np.quantile(log_medians[:, has_miss], (1 - level) / 2, axis=0)
+    high[has_miss] = np.quantile(log_medians[:, has_miss], (1 + level) / 2, axis=0)
+    is_open = (high > table.log_horizon) | _never_met(table)
+    return np.minimum(low, table.log_horizon), np.where(is_open, np.inf, high)
+
+
+# ---- the bootstrap -------------------------------------------------------------------------------------------------
+
+
+def bootstrap(
+    table: StudyTable, correlation: float, level: float, rng: np.random.Generator, draws: int = DRAWS
+) -> MedianModel:
+    """The smoothed bootstrap of the cells' medians, with intervals at `level` (docs/statistics.md, section 8).
+
+    With a correlation other than 0, a draw takes the same studies of all submissions.
+    """
+    estimate, log_medians = _resampled_medians(table, bool(correlation), rng, draws)
+    never = table.hit_count == 0
+    log_medians = np.where(never, np.inf, log_medians)
+    limited = np.where(log_medians > table.log_horizon, np.inf, log_medians)
+    capped = np.minimum(log_medians, table.log_horizon)
+    bound = np.minimum(estimate, table.log_horizon)
+
+    # A draw beyond the horizon enters the variance at the horizon: how far beyond it is, the data do not tell.
+    finite = np.where(np.isfinite(capped), capped, 0.0)
+    deviation = finite - finite.mean(axis=0)
     variance = (deviation**2).mean(axis=0) + 1e-24
-    covariance = np.einsum("daw,dbw->abw", deviation, deviation) / DRAWS if correlation else np.zeros(1)
+    covariance = np.zeros((len(estimate), *estimate.shape))
+    if correlation:
+        covariance = np.einsum("daw,dbw->abw", deviation, deviation) / draws
     low, high = np.quantile(limited, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
-    return Model(
-        centre=bound,
+    return MedianModel(
+        estimate=bound,
         variance=variance,
-        covariance=np.broadcast_to(covariance, (shape[0], *shape)) if correlation else np.zeros((shape[0], *shape)),
+        covariance=covariance,
         bound=bound,
         bound_variance=variance,
-        dof=np.maximum(table.count - 1, 1),
-        shared_dof=False,
+        dof=np.maximum(table.study_count - 1, 1),
+        has_shared_dof=False,
         draws=limited,
-        unlimited=np.where(never, np.inf, capped),
-        low=np.minimum(low, table.limit),
+        latent_draws=np.where(never, np.inf, capped),
+        low=np.minimum(low, table.log_horizon),
         high=high,
         correlation=correlation,
     )
+
+
+def _resampled_medians(table: StudyTable, paired: bool, rng: np.random.Generator, draws: int) -> tuple[Array, Array]:
+    """The log medians [S, W], infinite where half of the studies missed, and D resampled ones [D, S, W]."""
+    submissions, workloads, studies = table.log_time.shape
+    is_hit, is_miss = table.is_hit, table.is_miss
+    medians = np.full((submissions, workloads), np.nan)
+    resampled = np.full((draws, submissions, workloads), np.nan)
+    for w in range(workloads):
+        common = rng.random((draws, studies if paired else 0))
+        for s in np.argsort(table.draw_order):
+            values = np.where(is_hit[s, w], table.log_time[s, w], np.inf)[is_hit[s, w] | is_miss[s, w]]
+            n = len(values)
+            if not n:
+                continue
+            uniform = common[:, :n] if paired else rng.random((draws, n))
+            noise = rng.standard_normal((draws, n))
+            hits = values[np.isfinite(values)]
+            sd = hits.std(ddof=1) if len(hits) > 1 else 0.0
+            smoothing = max(SMOOTHING * sd * n**-0.2, uniform_sd(table.resolution[s, w][is_hit[s, w]]), 1e-12)
+            resampled[:, s, w] = np.median(values[(uniform * n).astype(np.intp)] + smoothing * noise, axis=1)
+            medians[s, w] = np.median(values)
+    return medians, resampled

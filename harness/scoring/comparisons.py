@@ -1,0 +1,267 @@
+"""Differences between submissions: ratios of their times with intervals, tests, verdicts, ranks and speed-ups.
+
+A comparison is made over the workloads that both submissions ran, less those that both missed. Where one of the two
+missed a target, its limit bounds its time, and the ratio is a bound. Arrays are [pairs] or [pairs, workloads].
+Derivations: docs/statistics.md, section 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from harness.scoring.interval_models import MedianModel
+from harness.scoring.study_table import Array, Index, Mask, StudyTable
+
+POWER = 0.8
+"""Probability with which the detectable difference is detected."""
+
+
+A_FASTER, B_FASTER = "a faster", "b faster"
+NO_DIFFERENCE, NO_VERDICT = "no difference shown", "no verdict"
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """What `compare` returns."""
+
+    pairs: pd.DataFrame
+    """A row per pair; see `uncertainty.Uncertainty.pairs`."""
+    detectable: float
+    """See `uncertainty.Uncertainty.detectable`."""
+
+
+@dataclass(frozen=True)
+class PairedWorkloads:
+    """Which workloads count in which pair: bool [pairs, workloads] unless noted."""
+
+    first: Index
+    second: Index
+    """The pair's submissions by their number: int [pairs]."""
+    shared: Mask
+    """Both submissions ran the workload."""
+    used: Mask
+    """Shared, and not missed by both."""
+    first_missed: Mask
+    second_missed: Mask
+    """Used, and missed by this submission alone."""
+
+    @property
+    def is_lower_bound(self) -> Mask:
+        """The ratio first / second is at least the estimate, as the first missed a target: bool [pairs]."""
+        return np.asarray(self.first_missed.any(axis=1))
+
+    @property
+    def is_upper_bound(self) -> Mask:
+        """The ratio first / second is at most the estimate, as the second missed a target: bool [pairs]."""
+        return np.asarray(self.second_missed.any(axis=1))
+
+    @property
+    def is_comparable(self) -> Mask:
+        """Some workload is used, and the misses do not bound the ratio on both sides: bool [pairs]."""
+        return self.used.any(axis=1) & ~(self.is_lower_bound & self.is_upper_bound)
+
+    def mean(self, values: Array, where: Mask | None = None) -> Array:
+        """Mean of `values` over the used workloads, counting those outside `where` as 0: [pairs]."""
+        counted = self.used if where is None else self.used & where
+        return np.where(counted, values, 0.0).sum(axis=1) / np.maximum(self.used.sum(axis=1), 1)
+
+
+@dataclass(frozen=True)
+class PairEstimates:
+    """Estimates of log(time of the first / time of the second), each [pairs]; NaN where nothing can be stated."""
+
+    log_ratio: Array
+    low: Array
+    high: Array
+    p: Array
+    """For a difference beyond the resolution of the evaluations, two-sided."""
+    p_holm: Array
+    """`p` corrected for the number of pairs."""
+    detectable: float
+    """See `uncertainty.Uncertainty.detectable`."""
+
+
+def compare(
+    table: StudyTable,
+    model: MedianModel | None,
+    first: Index,
+    second: Index,
+    considered: Mask,
+    level: float,
+    why_no_model: str,
+) -> Comparisons:
+    """Compare pairs of submissions, int [pairs], over the workloads in `considered`, bool [pairs, workloads].
+
+    Without a model there are ratios, but neither intervals nor verdicts, and `why_no_model` is their reason.
+    """
+    workloads = pair_workloads(table, first, second, considered)
+    estimates = _estimate_pairs(table, model, workloads, level)
+    verdicts = _verdicts(workloads, estimates, level)
+    names = np.array(table.submissions, dtype=object)
+    pairs = pd.DataFrame(
+        {
+            "a": names[first],
+            "b": names[second],
+            "log_ratio": estimates.log_ratio,
+            "low": estimates.low,
+            "high": estimates.high,
+            "p": estimates.p,
+            "p_holm": estimates.p_holm,
+            "verdict": verdicts,
+            "reason": _reasons(table, workloads, verdicts, why_no_model),
+        }
+    )
+    return Comparisons(pairs, estimates.detectable)
+
+
+def pair_workloads(table: StudyTable, first: Index, second: Index, considered: Mask) -> PairedWorkloads:
+    """Which of the workloads in `considered`, bool [pairs, workloads], each pair can be compared on."""
+    has_study = table.study_count > 0
+    shared = considered & has_study[first] & has_study[second]
+    first_missed, second_missed = shared & table.median_missed[first], shared & table.median_missed[second]
+    used = shared & ~(first_missed & second_missed)
+    return PairedWorkloads(first, second, shared, used, first_missed & used, second_missed & used)
+
+
+def _estimate_pairs(
+    table: StudyTable, model: MedianModel | None, workloads: PairedWorkloads, level: float
+) -> PairEstimates:
+    """Intervals and tests of the pairs (docs/statistics.md, eq. 28 to 33, 36)."""
+    comparable, is_lower, is_upper = workloads.is_comparable, workloads.is_lower_bound, workloads.is_upper_bound
+    detectable = np.nan
+    if model is None:
+        log_times = np.where(table.median_missed, table.log_horizon, table.mean_log_time)
+        log_ratio = workloads.mean(log_times[workloads.first] - log_times[workloads.second])
+        low = high = p = np.full(len(log_ratio), np.nan)
+    else:
+        log_ratio, error, dof = log_ratios(table, model, workloads)
+        quantile = stats.t.ppf((1 + level) / 2, dof)
+        low = np.where(is_upper, -np.inf, log_ratio - quantile * error)
+        high = np.where(is_lower, np.inf, log_ratio + quantile * error)
+
+        # "The first is faster" fails if the second can have met its targets that much earlier, and vice versa.
+        first_width = workloads.mean(table.log_resolution[workloads.first], ~workloads.first_missed)
+        second_width = workloads.mean(table.log_resolution[workloads.second], ~workloads.second_missed)
+        first_faster = np.where(is_lower, -np.inf, (-log_ratio - second_width) / error)
+        second_faster = np.where(is_upper, -np.inf, (log_ratio - first_width) / error)
+        p = np.minimum(2 * stats.t.sf(np.maximum(first_faster, second_faster), dof), 1.0)
+
+        exact = comparable & ~is_lower & ~is_upper
+        if exact.any():
+            errors = (quantile + stats.t.ppf(POWER, dof))[exact] * error[exact]
+            widths = np.maximum(first_width, second_width)[exact]
+            detectable = float(np.exp(np.median(errors) + np.median(widths)))
+    log_ratio, low, high, p = (np.where(comparable, column, np.nan) for column in (log_ratio, low, high, p))
+    return PairEstimates(log_ratio, low, high, p, holm(p), detectable)
+
+
+def log_ratios(table: StudyTable, model: MedianModel, workloads: PairedWorkloads) -> tuple[Array, Array, Array]:
+    """Mean log ratio first / second over the used workloads, its standard error and degrees of freedom: each [pairs].
+
+    A missed cell enters with its bound (docs/statistics.md, eq. 28, 29 and 34).
+    """
+    first, second = workloads.first, workloads.second
+    missed = table.median_missed
+    estimate = np.where(missed, model.bound, model.estimate)
+    variance = np.where(missed, model.bound_variance, model.variance)
+    log_ratio = workloads.mean(estimate[first] - estimate[second])
+
+    unpaired = variance[first] + variance[second]
+    covariance = np.where(missed[first] | missed[second], 0.0, model.covariance[first, second])
+    # The covariance is an estimate too: it must not take the variance of a difference to zero or below.
+    paired = np.where(workloads.used, np.maximum(unpaired - 2 * covariance, 1e-3 * unpaired), 0.0)
+    number = np.maximum(workloads.used.sum(axis=1), 1)
+    error = np.maximum(np.sqrt(paired.sum(axis=1)) / number, 1e-12)
+    if model.has_shared_dof:
+        return log_ratio, error, np.full(len(first), model.dof.flat[0])
+    parts = variance[first] ** 2 / model.dof[first] + variance[second] ** 2 / model.dof[second]
+    total = np.where(workloads.used, unpaired, 0.0).sum(axis=1)
+    denominator = np.where(workloads.used, parts, 0.0).sum(axis=1)
+    return log_ratio, error, np.maximum(total**2 / np.maximum(denominator, 1e-300), 1.0)
+
+
+def holm(p: Array) -> Array:
+    """Holm's (1979) step-down correction of p values [tests]; NaN stays NaN and is not counted as a test (eq. 33)."""
+    corrected = np.full(len(p), np.nan)
+    tested = np.nonzero(np.isfinite(p))[0]
+    order = tested[np.argsort(p[tested], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0)
+    return corrected
+
+
+def _verdicts(workloads: PairedWorkloads, estimates: PairEstimates, level: float) -> NDArray[np.object_]:
+    """A verdict per pair: str [pairs]. A bound that shows nothing leaves a pair without a verdict."""
+    is_shown = estimates.p_holm <= 1 - level
+    is_bound = workloads.is_lower_bound | workloads.is_upper_bound
+    is_undecided = ~workloads.is_comparable | np.isnan(estimates.p) | (is_bound & ~is_shown)
+    faster = np.where(estimates.log_ratio < 0, A_FASTER, B_FASTER)
+    return np.where(is_shown, faster, np.where(is_undecided, NO_VERDICT, NO_DIFFERENCE)).astype(object)
+
+
+def _reasons(
+    table: StudyTable, workloads: PairedWorkloads, verdicts: NDArray[np.object_], why_no_model: str
+) -> NDArray[np.object_]:
+    """Why a pair has no verdict, empty for those that have one: str [pairs]."""
+    reasons = np.full(len(verdicts), "", dtype=object)
+    for pair in np.nonzero(verdicts == NO_VERDICT)[0].tolist():
+        reasons[pair] = _reason(table, workloads, pair, why_no_model)
+    return reasons
+
+
+def _reason(table: StudyTable, workloads: PairedWorkloads, pair: int, why_no_model: str) -> str:
+    shared = workloads.shared[pair]
+    if not shared.any():
+        return "no workload that both ran"
+    if not workloads.used[pair].any():
+        return "both missed the target" if shared.sum() == 1 else "both missed every target that they share"
+    names = np.array(table.workloads, dtype=object)
+    misses = [
+        f"{table.submissions[submission]} missed {', '.join(names[missed])}"
+        for submission, missed in (
+            (workloads.first[pair], workloads.first_missed[pair]),
+            (workloads.second[pair], workloads.second_missed[pair]),
+        )
+        if missed.any()
+    ]
+    if len(misses) == 2:
+        return "; ".join(misses)
+    return why_no_model or f"{misses[0]}, and how long it trained does not settle it"
+
+
+def rank_ranges(pairs: pd.DataFrame, index: pd.Index) -> pd.DataFrame:
+    """By submission: low, high of its rank, from the pairs with a verdict (docs/statistics.md, eq. 37)."""
+    a_faster, b_faster = pairs[pairs["verdict"] == A_FASTER], pairs[pairs["verdict"] == B_FASTER]
+    beaten_by = pd.concat([a_faster["b"], b_faster["a"]]).value_counts().reindex(index, fill_value=0)
+    beats = pd.concat([a_faster["a"], b_faster["b"]]).value_counts().reindex(index, fill_value=0)
+    return pd.DataFrame({"low": 1 + beaten_by, "high": len(index) - beats}, index=index)
+
+
+def speedup_intervals(
+    table: StudyTable, model: MedianModel | None, baseline: str | None, level: float, index: pd.Index
+) -> pd.DataFrame:
+    """By submission: low, high of time[baseline] / time[submission], as `benchmark_score.speedups` defines it.
+
+    NaN without a model or baseline, and where misses bound the ratio on both sides. A miss enters with its limit, so
+    that the interval is open towards the side that the miss leaves open.
+    """
+    frame = pd.DataFrame(np.nan, index=index, columns=["low", "high"])
+    if model is None or baseline not in table.submissions:
+        return frame
+    first = np.full(len(index), table.submissions.index(baseline))
+    everything = np.ones((len(index), len(table.workloads)), dtype=bool)
+    workloads = pair_workloads(table, first, np.arange(len(index)), everything)
+    log_ratio, error, dof = log_ratios(table, model, workloads)
+    half = stats.t.ppf((1 + level) / 2, dof) * error
+    low = np.where(workloads.is_upper_bound, 0.0, np.exp(log_ratio - half))
+    high = np.where(workloads.is_lower_bound, np.inf, np.exp(log_ratio + half))
+    frame["low"] = np.where(workloads.is_comparable, low, np.nan)
+    frame["high"] = np.where(workloads.is_comparable, high, np.nan)
+    if workloads.is_comparable[first[0]]:
+        frame.loc[baseline] = 1.0
+    return frame

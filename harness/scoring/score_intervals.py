@@ -1,0 +1,92 @@
+"""Intervals of the benchmark score, from joint draws of the log medians.
+
+Quantiles of the score's draws alone would be wrong in two ways. The best of noisy times is biased downwards, and
+resampling adds the same bias again: submissions that are equal would all look beaten. So each end of the interval uses
+an estimator of the best time that errs on its own side. And a submission near its limit on several workloads would
+rarely meet all those targets in the same draw, or rarely miss them all; so the upper end counts every target that it
+may have met, and the lower end none that it may have missed. Derivations: docs/statistics.md, section 7.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from harness.scoring.interval_models import MedianModel
+from harness.scoring.study_table import Array, StudyTable
+
+LARGEST_LOG_RATIO = 700.0
+"""exp of more overflows; such a ratio scores nothing anyway."""
+
+
+def score_intervals(
+    table: StudyTable, model: MedianModel | None, tau_max: float, level: float, index: pd.Index
+) -> pd.DataFrame:
+    """By submission: low, high of the benchmark score at `level`; NaN without a model."""
+    if model is None or not len(index):
+        return pd.DataFrame(np.nan, index=index, columns=["low", "high"])
+    tail = (1 - level) / 2
+    pessimistic, optimistic = _times_for_ends(table, model, tail)
+    low = _scores(pessimistic, debiased_minimum(model), tau_max)
+    high = _scores(optimistic, softmin_best(model), tau_max)
+    ends = {"low": np.quantile(low, tail, axis=0), "high": np.quantile(high, 1 - tail, axis=0)}
+    return pd.DataFrame({name: np.clip(end, 0.0, 1.0) for name, end in ends.items()}, index=index)
+
+
+def softmin_best(model: MedianModel) -> Array:
+    """Best log time of each draw and workload for the upper end of the score: [D, 1, W].
+
+    A softmin of the draws plus a correction, whose expectation is never below the true best time and equals it where
+    all are equal or one is far ahead (docs/statistics.md, eq. 40 and 41). NaN where no draw meets the target.
+    """
+    draws = _absent_as_missed(model.draws)
+    fastest = draws.min(axis=1, keepdims=True)
+    is_solved = np.isfinite(fastest)
+    # The noise that submissions share under a seed moves all of them and cancels in the ratio to the best.
+    is_known = np.isfinite(model.latent_draws).any(axis=0)
+    variance = np.where(is_known, model.variance, 0.0) * (1 - model.correlation)
+    width = np.sqrt(variance.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)) + 1e-12
+    weight = np.exp(-(draws - np.where(is_solved, fastest, 0.0)) / width)
+    weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
+    # Twice the variance, since a draw carries the noise of the estimate and as much again of its own.
+    correction = 2 * variance / width * weight * (1 - weight)
+    softmin = (weight * np.where(np.isfinite(draws), draws, 0.0) + correction).sum(axis=1, keepdims=True)
+    return np.where(is_solved, softmin, np.nan)
+
+
+def debiased_minimum(model: MedianModel) -> Array:
+    """Best log time of each draw and workload for the lower end of the score: [D, 1, W].
+
+    The smallest draw less the bias that drawing adds (docs/statistics.md, eq. 42); the bias of the estimates' own
+    minimum remains, and lowers the score. NaN where no draw meets the target.
+    """
+    fastest = _absent_as_missed(model.draws).min(axis=1, keepdims=True)
+    is_known = np.isfinite(model.latent_draws).any(axis=0)
+    best_estimate = np.where(is_known, model.estimate, np.inf).min(axis=0)
+    is_met = np.isfinite(best_estimate)
+    best_draws = np.where(is_met, _absent_as_missed(model.latent_draws).min(axis=1), 0.0)
+    bias = best_draws.mean(axis=0) - np.where(is_met, best_estimate, 0.0)
+    return np.where(np.isfinite(fastest), fastest - np.minimum(bias, 0.0), np.nan)
+
+
+def _absent_as_missed(draws: Array) -> Array:
+    """A workload that a submission did not run gives no points, as one that it missed."""
+    return np.where(np.isnan(draws), np.inf, draws)
+
+
+def _times_for_ends(table: StudyTable, model: MedianModel, tail: float) -> tuple[Array, Array]:
+    """Log times [D, S, W] for the lower and for the upper end (docs/statistics.md, eq. 39)."""
+    met_share = np.isfinite(_absent_as_missed(model.draws)).mean(axis=0)
+    latent = _absent_as_missed(model.latent_draws)
+    pessimistic = np.where(met_share < 1 - tail, np.inf, latent)
+    optimistic = np.where(met_share > tail, np.minimum(latent, table.log_horizon), np.inf)
+    return pessimistic, optimistic
+
+
+def _scores(log_times: Array, log_best: Array, tau_max: float) -> Array:
+    """Benchmark scores [D, S] of log times [D, S, W] over the best ones [D, 1, W] (docs/statistics.md, eq. 38)."""
+    with np.errstate(invalid="ignore"):
+        log_ratios = np.where(np.isnan(log_best), 0.0, log_times - log_best)
+    log_ratios = np.where(np.isfinite(log_times), log_ratios, np.inf)
+    ratios = np.exp(np.minimum(log_ratios, LARGEST_LOG_RATIO))
+    return (np.clip(tau_max - ratios, 0.0, None) / (tau_max - 1)).mean(axis=-1)
