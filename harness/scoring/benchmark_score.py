@@ -2,7 +2,7 @@
 
 Times are arrays float [..., submissions, workloads], in any unit (seconds, nominal steps, gradient examples), above
 zero, and infinite where the target was not met. After Dahl et al. 2023, "Benchmarking Neural Network Training
-Algorithms", arXiv:2306.07179, section 4:
+Algorithms", arXiv:2306.07179, section 4 (docs/statistics.md, eq. 3 to 6):
 
     r[s, w]  = time[s, w] / min over s' of time[s', w]                         performance ratio
     p_s(tau) = (1 / n) sum over w of [r[s, w] <= tau]                          performance profile
@@ -25,22 +25,24 @@ Array = NDArray[np.float64]
 
 
 def performance_ratios(times: Array) -> Array:
-    """r[..., s, w], infinite where the target was not met."""
+    """r [..., submissions, workloads], infinite where the target was not met."""
     best = times.min(axis=-2, keepdims=True)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(np.isfinite(times), times / best, np.inf))
 
 
 def performance_profile(times: Array, taus: Array) -> Array:
-    """p_s(tau): float [submissions, taus]."""
+    """p_s(tau): float [submissions, taus], for times [submissions, workloads]."""
     solved = performance_ratios(times)[:, :, None] <= taus
-    return np.asarray(solved.mean(axis=1))
+    return np.ascontiguousarray(solved.mean(axis=1))
 
 
 def benchmark_scores(times: Array, tau_max: float = TAU_MAX) -> Array:
     """B_s in closed form: float [..., submissions]."""
     terms = np.clip(tau_max - performance_ratios(times), 0.0, None) / (tau_max - 1.0)
-    return np.asarray(terms.mean(axis=-1))
+    # NumPy adds up in another order where memory is laid out by columns, as that of a DataFrame may be: the last bit of
+    # a score would depend on the version of pandas.
+    return np.asarray(np.ascontiguousarray(terms).mean(axis=-1))
 
 
 def algoperf_scores(times: Array, tau_max: float = TAU_MAX) -> Array:
@@ -62,8 +64,10 @@ def qualified(times: pd.DataFrame, targets: Targets, tau_max: float = TAU_MAX) -
 
 
 def disqualified(times: pd.DataFrame, targets: Targets, tau_max: float = TAU_MAX) -> pd.DataFrame:
-    """Which base workloads do not count since a held-out variant was not trained, or not fast enough: bool, a row per
-    submission, a column per base workload."""
+    """Which base workloads give no points, as a held-out variant was not trained or not fast enough.
+
+    bool, a row per submission, a column per base workload; `times` as for `qualified`.
+    """
     table = _within(times, targets, tau_max)
     failed = pd.DataFrame(False, index=table.index, columns=list(targets.base))
     for workload in table.columns.difference(list(targets.base)):
@@ -72,9 +76,11 @@ def disqualified(times: pd.DataFrame, targets: Targets, tau_max: float = TAU_MAX
 
 
 def _within(times: pd.DataFrame, targets: Targets, tau_max: float) -> pd.DataFrame:
+    """The times within tau_max times the fastest, infinite elsewhere; of held-out workloads those that anyone ran."""
     held_out = [workload for workload in targets.held_out if workload in times and times[workload].notna().any()]
     table = times.reindex(columns=[*targets.base, *held_out]).fillna(np.inf)
     for workload in held_out:
+        # Who does not solve the base workload must not set the standard of its variant.
         table[workload] = table[workload].mask(np.isinf(table[targets.base_of(workload)]), np.inf)
     return table.mask(table > tau_max * table.min(), np.inf)
 
@@ -85,9 +91,9 @@ def unscored_held_out(times: pd.DataFrame, targets: Targets) -> list[str]:
 
 
 def study_times(trials: pd.DataFrame, column: str, *, by_index: bool = False) -> pd.DataFrame:
-    """The best trial of each study: a row per (submission, workload, study) with its `column`, infinite if none met
-    the target, and `row`, the row label in `trials` of the trial that was taken.
+    """The best trial of each study: a row per (submission, workload, study).
 
+    Columns: `column`, infinite if no trial met the target, and `row`, the row label in `trials` of the best one.
     `trials` has columns submission, workload, study, trial, `column` (infinite or NaN: target not met), and for
     `by_index` also index. The best is the one with the smallest `column`; with `by_index`, as AlgoPerf chooses, the one
     whose evaluation index at the target is smallest, the first trial among equals, and `column` is read off there.
@@ -109,27 +115,30 @@ def times_to_target(studies: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def speedups(times: Array, limits: Array, baseline: int) -> tuple[Array, list[str]]:
-    """Geometric mean over workloads of time[baseline] / time[s], and for each submission how to read it.
+    """Geometric mean over workloads of time[baseline] / time[s] (docs/statistics.md, eq. 6), and its reading.
 
     times: float [submissions, workloads], infinite where missed, NaN where not run; limits: how long was trained, which
-    stands in for the time of a miss and so bounds it. Workloads that either did not run or both missed say nothing and
-    are left out. Does not move when other submissions enter or leave. "exact": every ratio is known. "upper bound": the
-    submission missed a target that the baseline met. "lower bound": the baseline missed. "none": both kinds of miss
-    occur, no workload is left or a limit is unknown (NaN), and the value is NaN.
+    stands in for the time of a miss and so bounds it. Workloads that either did not run or both missed are left out.
+    Other submissions change nothing. Returns float [submissions] and for each one of
+
+    - "exact": every ratio is known;
+    - "upper bound": the submission missed a target that the baseline met;
+    - "lower bound": the baseline missed a target that the submission met;
+    - "none", with NaN: both kinds of miss occur, no workload is left, or a limit is unknown (NaN).
     """
-    values, notes = [], []
-    for s, row in enumerate(times):
-        said = ~np.isnan(row) & ~np.isnan(times[baseline]) & ~(np.isinf(row) & np.isinf(times[baseline]))
-        own, other = np.isinf(row[said]), np.isinf(times[baseline][said])
-        if not said.any() or (own.any() and other.any()):
-            values.append(np.nan)
-            notes.append("none")
-            continue
-        mine = np.where(own, limits[s][said], row[said])
-        reference = np.where(other, limits[baseline][said], times[baseline][said])
-        value = float(np.exp(np.log(reference / mine).mean()))
-        values.append(value)
-        notes.append(
-            "none" if np.isnan(value) else "upper bound" if own.any() else "lower bound" if other.any() else "exact"
-        )
-    return np.array(values), notes
+    results = [_speedup(times[s], limits[s], times[baseline], limits[baseline]) for s in range(len(times))]
+    return np.array([value for value, _ in results]), [reading for _, reading in results]
+
+
+def _speedup(times: Array, limits: Array, base_times: Array, base_limits: Array) -> tuple[float, str]:
+    """Of one submission over the baseline; all arrays [workloads]."""
+    used = ~np.isnan(times) & ~np.isnan(base_times) & ~(np.isinf(times) & np.isinf(base_times))
+    missed, base_missed = np.isinf(times[used]), np.isinf(base_times[used])
+    if not used.any() or (missed.any() and base_missed.any()):
+        return np.nan, "none"
+    bounded = np.where(missed, limits[used], times[used])
+    base_bounded = np.where(base_missed, base_limits[used], base_times[used])
+    value = float(np.exp(np.log(base_bounded / bounded).mean()))
+    if np.isnan(value):
+        return np.nan, "none"
+    return value, "upper bound" if missed.any() else "lower bound" if base_missed.any() else "exact"

@@ -52,12 +52,12 @@ class Crossings:
 def find_crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]) -> Crossings:
     """Where each trial first met its target. target, minimise: [trials], by the trial numbers in `rows`."""
     count = len(target)
-    found = Crossings(
+    crossings = Crossings(
         **{name: np.full(count, np.nan) for name in (*_AT_TARGET, *_OF_TRIAL)},
         non_monotonic=np.zeros(count, dtype=bool),
     )
     if not len(rows.trial):
-        return found
+        return crossings
     trials, start = np.unique(rows.trial, return_index=True)
     # In this sign smaller values of the metric are better.
     sign = np.where(minimise, 1.0, -1.0)[rows.trial]
@@ -67,16 +67,16 @@ def find_crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]
     crossed, first = np.unique(rows.trial[meeting_rows], return_index=True)
     crossing_row = meeting_rows[first]
     first_row = start[np.searchsorted(trials, crossed)]
-    found.index[crossed] = crossing_row - first_row
-    found.examples[crossed] = rows.further["examples"][crossing_row]
+    crossings.index[crossed] = crossing_row - first_row
+    crossings.examples[crossed] = rows.further["examples"][crossing_row]
 
     # The evaluation before a crossing is the last one with a time; an unusable row is stepped over.
     last_usable = np.maximum.accumulate(np.where(np.isnan(rows.seconds), -1, np.arange(len(rows.trial))))
     before = last_usable[np.maximum(crossing_row - 1, 0)]
     has_before = (crossing_row > first_row) & (before >= first_row)
     clocks = (
-        (rows.seconds, found.seconds, found.resolution_seconds, found.limit_seconds),
-        (rows.steps, found.steps, found.resolution_steps, found.limit_steps),
+        (rows.seconds, crossings.seconds, crossings.resolution_seconds, crossings.limit_seconds),
+        (rows.steps, crossings.steps, crossings.resolution_steps, crossings.limit_steps),
     )
     for clock, at_target, resolution, limit in clocks:
         at_target[crossed] = clock[crossing_row]
@@ -84,15 +84,15 @@ def find_crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]
         limit[trials] = np.fmax.reduceat(clock, start)
         known = np.flatnonzero(~np.isnan(clock))
         decreases = (np.diff(clock[known]) < 0) & (rows.trial[known][1:] == rows.trial[known][:-1])
-        found.non_monotonic[rows.trial[known[1:][decreases]]] = True
+        crossings.non_monotonic[rows.trial[known[1:][decreases]]] = True
 
-    found.best[trials] = np.fmin.reduceat(value * sign, start) * sign[start]
+    crossings.best[trials] = np.fmin.reduceat(value * sign, start) * sign[start]
     last_row = np.append(start[1:], len(rows.trial)) - 1
     last_row = np.where(last_usable[last_row] >= start, last_usable[last_row], last_row)
-    found.final[trials] = value[last_row]
-    found.peak_memory_bytes[trials] = np.fmax.reduceat(rows.further["peak_memory_bytes"], start)
+    crossings.final[trials] = value[last_row]
+    crossings.peak_memory_bytes[trials] = np.fmax.reduceat(rows.further["peak_memory_bytes"], start)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found.data_wait_share[trials] = rows.further["data_wait"][last_row] / rows.seconds[last_row]
-    found.build_seconds[trials] = rows.further["build"][last_row]
-    found.compile_seconds[trials] = rows.further["compile"][last_row]
-    return found
+        crossings.data_wait_share[trials] = rows.further["data_wait"][last_row] / rows.seconds[last_row]
+    crossings.build_seconds[trials] = rows.further["build"][last_row]
+    crossings.compile_seconds[trials] = rows.further["compile"][last_row]
+    return crossings

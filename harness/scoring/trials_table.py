@@ -23,7 +23,7 @@ TEXTS = ["submission", "workload", "status"]
 INTEGERS = ["study", "trial"]
 AT_TARGET = ["index", "seconds", "steps"]
 """Evaluation index, seconds and nominal steps; empty where the target was not met."""
-OPTIONAL = [f"{what}_{unit}" for what in ("resolution", "limit") for unit in ("seconds", "steps")]
+OPTIONAL = [f"{figure}_{unit}" for figure in ("resolution", "limit") for unit in ("seconds", "steps")]
 OPTIONAL += ["examples", "best", "final", "peak_memory_bytes", "data_wait_share", "build_seconds", "compile_seconds"]
 OPTIONAL += ["state_bytes_per_parameter", "energy_joules"]
 """Columns that a table may leave out."""

@@ -1,7 +1,7 @@
-"""Tunability: how good a submission is after k trials of a study, and how wide the band of points is that works.
+"""Tunability: how good a submission is after k trials of a study, and how wide the range of points is that works.
 
 The time of the best of k trials is infinite when all k miss, and so is its expectation as soon as one trial can miss.
-What stands here is finite whatever is missed:
+These three figures stay finite when trials miss:
 
 - **reached**, the probability that at least one of k trials meets the target;
 - **score**, the expectation of what the best of k contributes to the benchmark score: (tau_max - r) / (tau_max - 1)
@@ -13,9 +13,10 @@ likely to have been the first k. Reached and score are then U-statistics, unbias
 anew: the i-th best of n values is the best of k drawn without replacement with probability C(n - i, k - 1) / C(n, k).
 Dodge et al. 2019 ("Show Your Work", arXiv:1909.03004) draw with replacement, which underestimates; Tang et al. 2020
 ("Showing Your Work Doesn't Always Work", arXiv:2004.13453) show it and use the form without. It needs k <= n: beyond
-the trials of a study nothing is said. Points are quasi-random, so k trials cover slightly more than k independent ones.
+the trials of a study nothing is estimated. Points are quasi-random, so k trials cover slightly more than k independent
+ones. Derivations: docs/statistics.md, section 9.
 
-Studies with pruned trials are refused: whether such a trial would have met its target, nobody knows.
+Studies with pruned trials are left out: it is unknown whether such a trial would have met its target.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ from scipy import special, stats
 from harness.config.search_space import Dimension, parse_search_space
 from harness.errors import UserError
 from harness.records.manifest import Manifest
+from harness.records.status import UNFINISHED, Status
 from harness.scoring.benchmark_score import TAU_MAX
 
 Array = NDArray[np.float64]
 
 DRAWS = 2000
-FEWEST = 8
-"""Trials on a workload below which there is no interval for the score: fewer cannot be resampled sensibly."""
+MIN_TRIALS = 8
+"""Trials on a workload below which the score has no interval: fewer cannot be resampled sensibly."""
+CELL = ["submission", "workload"]
+STUDY = [*CELL, "study"]
 
 
 @dataclass
@@ -58,14 +62,18 @@ class Tunability:
     the rules for held-out workloads leave no time of the best of k, they do not enter."""
     bands: pd.DataFrame
     """submission, workload, hyperparameter, low and high of the search space, reached_low and reached_high of the
-    points that met the target, width: from the one to the other as a share of the range, on the range's own scale (of
-    choices: the share that met it). m points, evenly in a band, show (m - 1) / (m + 1) of its width on average."""
+    points that met the target, width: from reached_low to reached_high as a share of the range, on the range's own
+    scale (of choices: the share that met it). m points, evenly in a band, show (m - 1) / (m + 1) of its width on
+    average."""
     left_out: list[str] = field(default_factory=list)
-    """In words."""
+    """Sentences for the reader about studies that do not enter."""
 
 
 def best_of(values: Array) -> Array:
-    """Expected largest of k of the n values, drawn without replacement, for k = 1..n: float [..., n] -> [..., n]."""
+    """Expected largest of k of the n values, drawn without replacement, for k = 1..n: float [..., n] -> [..., n].
+
+    docs/statistics.md, eq. 46.
+    """
     return np.asarray(-np.sort(-values, axis=-1) @ _weights(values.shape[-1]).T)
 
 
@@ -80,81 +88,102 @@ def measure(
 ) -> Tunability | None:
     """Tunability of every submission on every workload; None where no study has more than one trial.
 
-    trials: a row per trial as in scoring.load_records.Records, `seconds` NaN or infinite where the target was missed.
+    trials: a row per trial as in `load_records.Records`, `seconds` NaN or infinite where the target was missed.
     fastest: seconds of the fastest submission by workload. base: the workloads that the score is a mean of. manifests:
     by row label of `trials`, from which search spaces and points are read.
     """
-    keys = ["submission", "workload", "study"]
-    pruned = trials["status"].eq("pruned").groupby([trials[key] for key in keys]).transform("any")
-    left_out = []
-    if pruned.any():
-        count = len(trials.loc[pruned, keys].drop_duplicates())
-        left_out.append(
-            f"Tunability leaves out {count} studies with pruned trials: how those would have ended is unknown."
-        )
-    trials = trials[~pruned & ~trials["status"].isin(["running", "stopped"])]
-    if trials.empty or trials.groupby(keys).size().max() < 2:
+    trials, left_out = _leave_out_pruned(trials)
+    if trials.empty or trials.groupby(STUDY).size().max() < 2:
         return None
     rng = np.random.default_rng(seed)
     cells, draws = [], {}
-    for (submission, workload), group in trials.groupby(["submission", "workload"]):
+    for (submission, workload), group in trials.groupby(CELL):
         seconds = [of_study.to_numpy(float) for _, of_study in group.groupby("study")["seconds"]]
         times = [np.where(np.isfinite(s), s, np.inf) for s in seconds]
-        frame, draws[submission, workload] = _cell(times, float(fastest.get(workload, np.inf)), rng)
-        cells.append(frame.assign(submission=str(submission), workload=str(workload)))
+        cell, draws[submission, workload] = _measure_cell(times, float(fastest.get(workload, np.inf)), rng)
+        cell.insert(0, "submission", str(submission))
+        cell.insert(1, "workload", str(workload))
+        cells.append(cell)
     table = pd.concat(cells, ignore_index=True)
-    table = table[["submission", "workload", *table.columns.drop(["submission", "workload"])]]
-    bands = pd.DataFrame(_bands(trials, manifests), columns=_BAND)
+    bands = pd.DataFrame(_bands(trials, manifests), columns=_BAND_COLUMNS)
     return Tunability(table, _overall(table, draws, base), bands, left_out)
 
 
-def _cell(times: list[Array], fastest: float, rng: np.random.Generator) -> tuple[pd.DataFrame, Array]:
-    """The rows of a cell from the times of each study, and bootstrap draws of its score [draws, k]."""
-    most = min(map(len, times))
-    everything = np.concatenate(times)
-    reached, score = (
-        np.mean([best_of(values(t))[:most] for t in times], axis=0)
-        for values in (lambda t: np.isfinite(t).astype(float), lambda t: _contribution(t, fastest))
-    )
-    k = np.arange(1, most + 1)
-    hits = int(np.isfinite(everything).sum())
-    chance = stats.binomtest(hits, len(everything)).proportion_ci(0.95, method="exact")
-    counts = {"studies": len(times), "trials": len(everything), "trials_reached": hits}
-    frame = pd.DataFrame({"k": k, **counts, "reached": reached})
-    # Without replacement a success comes a little sooner; the interval holds the estimate in any case.
-    frame["reached_low"] = np.minimum(reached, 1 - (1 - chance.low) ** k)
-    frame["reached_high"] = np.maximum(reached, 1 - (1 - chance.high) ** k)
-    frame["seconds"] = [_median_best(times, number) for number in k.tolist()]
-    frame["score"] = score
-    resampled = rng.choice(_contribution(everything, fastest), (DRAWS, len(everything)))
-    draws = best_of(resampled)[:, :most]
-    if len(everything) < FEWEST:
+def _leave_out_pruned(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The trials that have ended, of studies without pruned ones, and a sentence about the others."""
+    in_pruned_study = trials["status"].eq(Status.PRUNED).groupby([trials[key] for key in STUDY]).transform("any")
+    left_out = []
+    if in_pruned_study.any():
+        count = len(trials.loc[in_pruned_study, STUDY].drop_duplicates())
+        left_out.append(
+            f"Tunability leaves out {count} studies with pruned trials: how those would have ended is unknown."
+        )
+    return trials[~in_pruned_study & ~trials["status"].isin(UNFINISHED)], left_out
+
+
+def _measure_cell(times: list[Array], fastest: float, rng: np.random.Generator) -> tuple[pd.DataFrame, Array]:
+    """The rows of a cell from the times of each study, one per k, and bootstrap draws of its score [draws, k]."""
+    all_times = np.concatenate(times)
+    k = np.arange(1, min(map(len, times)) + 1)
+    hits = int(np.isfinite(all_times).sum())
+    reached = _mean_best_of([np.isfinite(t).astype(float) for t in times])
+    score = _mean_best_of([_contribution(t, fastest) for t in times])
+    single = stats.binomtest(hits, len(all_times)).proportion_ci(0.95, method="exact")
+
+    resampled = rng.choice(_contribution(all_times, fastest), (DRAWS, len(all_times)))
+    draws = best_of(resampled)[:, : len(k)]
+    if len(all_times) < MIN_TRIALS:
         draws = np.full_like(draws, np.nan)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    frame["score_low"], frame["score_high"] = np.minimum(score, low), np.maximum(score, high)
-    return frame, draws
+    score_low, score_high = np.quantile(draws, [0.025, 0.975], axis=0)
+    cell = pd.DataFrame(
+        {
+            "k": k,
+            "studies": len(times),
+            "trials": len(all_times),
+            "trials_reached": hits,
+            "reached": reached,
+            # The interval is of k independent trials. Those of a study are drawn without replacement and meet the
+            # target a little sooner, so the estimate may lie outside; the interval is then extended to it.
+            "reached_low": np.minimum(reached, 1 - (1 - single.low) ** k),
+            "reached_high": np.maximum(reached, 1 - (1 - single.high) ** k),
+            "seconds": [_median_best(times, number) for number in k.tolist()],
+            "score": score,
+            "score_low": np.minimum(score, score_low),
+            "score_high": np.maximum(score, score_high),
+        }
+    )
+    return cell, draws
+
+
+def _mean_best_of(studies: list[Array]) -> Array:
+    """`best_of`, averaged over studies, for the k that all of them have: float [k]."""
+    largest_k = min(map(len, studies))
+    return np.asarray(np.mean([best_of(values)[:largest_k] for values in studies], axis=0))
 
 
 def _contribution(times: Array, fastest: float) -> Array:
+    """What each time gives to the score of its workload, in [0, 1] (docs/statistics.md, eq. 4)."""
     if not np.isfinite(fastest):
         return np.zeros(len(times))
     return np.asarray(np.clip((TAU_MAX - times / fastest) / (TAU_MAX - 1), 0.0, 1.0))
 
 
 def _median_best(times: list[Array], k: int) -> float:
-    """Smallest time that the best of k is at most, in half of the draws of a study and of k of its trials."""
-    everything = np.concatenate([np.sort(t) for t in times])
+    """Smallest time that the best of k is at most, in half of the draws of a study and of k of its trials (eq. 49)."""
+    all_times = np.concatenate([np.sort(t) for t in times])
     weights = np.concatenate([_weights(len(t))[k - 1] / len(times) for t in times])
-    order = np.argsort(everything, kind="stable")
-    return float(everything[order][np.searchsorted(weights[order].cumsum(), 0.5 - 1e-12)])
+    order = np.argsort(all_times, kind="stable")
+    # Weights that add up to one half exactly may miss it by a rounding error.
+    return float(all_times[order][np.searchsorted(weights[order].cumsum(), 0.5 - 1e-12)])
 
 
 def _overall(cells: pd.DataFrame, draws: dict[Any, Array], base: tuple[str, ...]) -> pd.DataFrame:
+    """`Tunability.overall`, for the k that all workloads of a submission have."""
     frames = []
-    for submission, own in cells[cells["workload"].isin(base)].groupby("submission"):
-        most = int(own.groupby("workload")["k"].max().min())
-        score = own[own["k"] <= most].groupby("k")["score"].sum() / len(base)
-        drawn = sum(draws[submission, workload][:, :most] for workload in own["workload"].unique()) / len(base)
+    for submission, group in cells[cells["workload"].isin(base)].groupby("submission"):
+        largest_k = int(group.groupby("workload")["k"].max().min())
+        score = group[group["k"] <= largest_k].groupby("k")["score"].sum() / len(base)
+        drawn = sum(draws[submission, workload][:, :largest_k] for workload in group["workload"].unique()) / len(base)
         low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
         frames.append(
             pd.DataFrame(
@@ -172,28 +201,31 @@ def _overall(cells: pd.DataFrame, draws: dict[Any, Array], base: tuple[str, ...]
 
 # ---- bands of hyperparameters ------------------------------------------------------------------------------------
 
-_BAND = ["submission", "workload", "hyperparameter", "low", "high", "reached_low", "reached_high", "width"]
+_BAND_COLUMNS = ["submission", "workload", "hyperparameter", "low", "high", "reached_low", "reached_high", "width"]
 
 
 def _bands(trials: pd.DataFrame, manifests: dict[int, Manifest]) -> Iterator[tuple[Any, ...]]:
-    for (submission, workload), group in trials.groupby(["submission", "workload"]):
+    """The rows of `Tunability.bands`."""
+    for (submission, workload), group in trials.groupby(CELL):
         optimizers = {i: manifests[i].optimizer for i in group.index if i in manifests}
-        raw = next((o["search_space"] for o in optimizers.values() if o.get("search_space")), None)
-        if raw is None:
+        space = next((o["search_space"] for o in optimizers.values() if o.get("search_space")), None)
+        if space is None:
             continue
         try:
-            dimensions = parse_search_space(raw).dimensions
+            dimensions = parse_search_space(space).dimensions
         except UserError:
-            continue  # of another version of the harness
+            # A record of another version of the harness may have a space that this one cannot parse.
+            continue
         met = group.index[np.isfinite(group["seconds"])]
         for dimension in dimensions:
-            values = [_at(optimizers[i].get("recipe"), dimension.path) for i in met if i in optimizers]
+            values = [_value_at(optimizers[i].get("recipe"), dimension.path) for i in met if i in optimizers]
             row = _band(dimension, [value for value in values if value is not None])
             if row is not None:
                 yield submission, workload, dimension.name, *row
 
 
-def _at(recipe: Any, path: tuple[str | int, ...]) -> Any:
+def _value_at(recipe: Any, path: tuple[str | int, ...]) -> Any:
+    """The value of a recipe at a path of keys and indices, None where it has none."""
     for part in path:
         try:
             recipe = recipe[part]
@@ -203,7 +235,10 @@ def _at(recipe: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def _band(dimension: Dimension, reached: list[Any]) -> tuple[Any, ...] | None:
-    """low, high, reached_low, reached_high, width; None for what is not a number or never varied."""
+    """low, high, reached_low, reached_high, width; None for what is not a number or never varied.
+
+    reached: the values of the points that met the target.
+    """
     if len(dimension.values) < 2 or not all(isinstance(value, int | float) for value in [*dimension.values, *reached]):
         return None
     ends = (min(dimension.values), max(dimension.values))
@@ -212,6 +247,6 @@ def _band(dimension: Dimension, reached: list[Any]) -> tuple[Any, ...] | None:
     if dimension.kind == "choices":
         width = len(set(reached) & set(dimension.values)) / len(dimension.values)
     else:
-        places = [dimension.position(value) for value in reached]
-        width = max(places) - min(places)
+        positions = [dimension.position(value) for value in reached]
+        width = max(positions) - min(positions)
     return *ends, min(reached), max(reached), width

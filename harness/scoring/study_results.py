@@ -1,0 +1,132 @@
+"""From trials to what a board is made of: the best trial of each study, medians over studies, and their intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from harness.errors import UserError
+from harness.records.status import BROKEN_DOWN, Status
+from harness.scoring import benchmark_score, uncertainty
+from harness.scoring.targets import Targets
+from harness.scoring.timings import Timings
+from harness.scoring.uncertainty import Uncertainty
+
+UNITS = ("seconds", "steps", "examples", "raw_seconds")
+"""What times are measured in: seconds of the score, nominal steps, gradient examples, the trials' own clocks."""
+CELL = ["submission", "workload"]
+STUDY = [*CELL, "study"]
+BEYOND_ALL_LIMITS = 10 * benchmark_score.TAU_MAX
+"""Times the longest limit of a table: a ratio to the best time that scores nothing, whoever is best."""
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """Times by study and their medians, in each of `UNITS`."""
+
+    trials: pd.DataFrame
+    """The rows of `timed_trials`."""
+    studies: dict[str, pd.DataFrame]
+    """The best trial of each study, as `benchmark_score.study_times` gives it."""
+    medians: dict[str, pd.DataFrame]
+    """Median over studies: a row per submission, a column per workload; infinite: missed, NaN: not run."""
+    counted: dict[str, pd.DataFrame]
+    """The same of base workloads, and infinite where a time gives no points (`benchmark_score.qualified`)."""
+
+    @property
+    def seconds(self) -> pd.DataFrame:
+        """The medians that the board is scored by."""
+        return self.medians["seconds"]
+
+
+@dataclass(frozen=True)
+class BoardIntervals:
+    """The intervals of a board."""
+
+    seconds: Uncertainty
+    steps: Uncertainty
+    details: pd.DataFrame
+    """The studies that `seconds` is estimated from, as `study_details` gives them."""
+    scores: pd.DataFrame
+    """By submission: low, high of the score in seconds, with the rules for held-out workloads."""
+
+
+def timed_trials(trials: pd.DataFrame, timings: Timings | None, *, refuse_mixed_clocks: bool) -> pd.DataFrame:
+    """The trials without duplicates, and the seconds that a board is scored by.
+
+    `seconds` of the trials' own clocks become `raw_seconds`. seconds, resolution, limit and budget are those of
+    `timings`, or without it of the clocks. Raises UserError for clocks of several machines with refuse_mixed_clocks,
+    and what `Timings.apply` raises.
+    """
+    trials = trials[trials["status"] != Status.DUPLICATE].rename(columns={"seconds": "raw_seconds"})
+    if timings is not None:
+        return timings.apply(trials)
+    machines = sorted(trials["machine"].dropna().unique())
+    if refuse_mixed_clocks and len(machines) > 1:
+        raise UserError(
+            f"the records are of {len(machines)} machines ({', '.join(machines)}), whose clocks do not compare; give "
+            "--timing FILE for seconds of one machine (scripts/timing.py makes it), or --mix-machines to take the "
+            "clocks as they are, with a column of seconds for each machine"
+        )
+    return trials.assign(
+        seconds=trials["raw_seconds"],
+        resolution=trials["resolution_seconds"],
+        limit=trials["limit_seconds"],
+        budget=trials.groupby("workload")["limit_seconds"].transform("max"),
+    )
+
+
+def study_results(trials: pd.DataFrame, targets: Targets, *, by_index: bool) -> StudyResults:
+    """Times of the rows of `timed_trials`. by_index: choose the best trial of a study as AlgoPerf does."""
+    studies = {unit: benchmark_score.study_times(trials, unit, by_index=by_index) for unit in UNITS}
+    medians = {unit: benchmark_score.times_to_target(table, unit) for unit, table in studies.items()}
+    counted = {unit: benchmark_score.qualified(table, targets) for unit, table in medians.items()}
+    return StudyResults(trials, studies, medians, counted)
+
+
+def study_details(results: StudyResults, unit: str, targets: Targets) -> pd.DataFrame:
+    """The table that `uncertainty.estimate` takes, in seconds or steps: a row per study of a base workload."""
+    trials, studies = results.trials, results.studies[unit]
+    if unit == "steps":
+        resolution, limit = trials["resolution_steps"], trials["limit_steps"]
+        budget = trials.groupby("workload")["limit_steps"].transform("max")
+    else:
+        resolution, limit, budget = trials["resolution"], trials["limit"], trials["budget"]
+    # A trial that broke down does not shorten how long its study has tried. Where all of a study broke down, the study
+    # has failed for as long as any trial of the workload went on.
+    lasting = limit.where(~trials["status"].isin(BROKEN_DOWN))
+    shortest = lasting.groupby([trials[key] for key in STUDY]).min().rename("limit")
+    details = studies.rename(columns={unit: "time"}).assign(
+        resolution=resolution.loc[studies["row"]].to_numpy(), budget=budget.loc[studies["row"]].to_numpy()
+    )
+    details = details.join(shortest, on=STUDY).drop(columns="row")
+    details["limit"] = details["limit"].fillna(details["budget"])
+    return details[details["workload"].isin(targets.base)].reset_index(drop=True)
+
+
+def board_intervals(results: StudyResults, targets: Targets, baseline: str | None) -> BoardIntervals:
+    """Intervals in seconds and in steps. Held-out workloads enter those of the score alone."""
+    details = study_details(results, "seconds", targets)
+    seconds = uncertainty.estimate(details, baseline=baseline)
+    failed = benchmark_score.disqualified(results.seconds, targets)
+    scores = seconds.scores
+    if failed.to_numpy().any():
+        scores = uncertainty.estimate(_miss_disqualified(details, failed), baseline=baseline).scores
+    steps = uncertainty.estimate(study_details(results, "steps", targets), baseline=baseline)
+    return BoardIntervals(seconds, steps, details, scores)
+
+
+def _miss_disqualified(details: pd.DataFrame, failed: pd.DataFrame) -> pd.DataFrame:
+    """The same table with every study of a disqualified cell missed, and censored far beyond every budget.
+
+    failed: bool, a row per submission, a column per base workload.
+    """
+    cells = [(submission, workload) for workload in failed for submission in failed.index[failed[workload]]]
+    is_failed = pd.MultiIndex.from_frame(details[CELL]).isin(cells)
+    return details.assign(
+        time=details["time"].mask(is_failed, np.inf),
+        limit=details["limit"].mask(is_failed, BEYOND_ALL_LIMITS * details["limit"].max()),
+        resolution=details["resolution"].mask(is_failed),
+    )
