@@ -2,7 +2,7 @@
 
 A comparison is made over the workloads that both submissions ran, less those that both missed. Where one of the two
 missed a target, its limit bounds its time, and the ratio is a bound. Arrays are [pairs] or [pairs, workloads].
-Derivations: docs/statistics.md, section 6.
+Derivations: docs/statistics.md, section 7.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from harness.scoring.study_table import Array, Index, Mask, StudyTable
 
 POWER = 0.8
 """Probability with which the detectable difference is detected."""
-
-
 A_FASTER, B_FASTER = "a faster", "b faster"
 NO_DIFFERENCE, NO_VERDICT = "no difference shown", "no verdict"
 
@@ -87,26 +85,19 @@ class PairEstimates:
 
 
 def compare(
-    table: StudyTable,
-    model: MedianModel | None,
-    first: Index,
-    second: Index,
-    considered: Mask,
-    level: float,
-    why_no_model: str,
+    table: StudyTable, model: MedianModel | None, workloads: PairedWorkloads, level: float, why_no_model: str
 ) -> Comparisons:
-    """Compare pairs of submissions, int [pairs], over the workloads in `considered`, bool [pairs, workloads].
+    """Compare pairs of submissions, with intervals and tests at `level`.
 
     Without a model there are ratios, but neither intervals nor verdicts, and `why_no_model` is their reason.
     """
-    workloads = pair_workloads(table, first, second, considered)
     estimates = _estimate_pairs(table, model, workloads, level)
     verdicts = _verdicts(workloads, estimates, level)
     names = np.array(table.submissions, dtype=object)
     pairs = pd.DataFrame(
         {
-            "a": names[first],
-            "b": names[second],
+            "a": names[workloads.first],
+            "b": names[workloads.second],
             "log_ratio": estimates.log_ratio,
             "low": estimates.low,
             "high": estimates.high,
@@ -131,7 +122,7 @@ def pair_workloads(table: StudyTable, first: Index, second: Index, considered: M
 def _estimate_pairs(
     table: StudyTable, model: MedianModel | None, workloads: PairedWorkloads, level: float
 ) -> PairEstimates:
-    """Intervals and tests of the pairs (docs/statistics.md, eq. 28 to 33, 36)."""
+    """Intervals and tests of the pairs (docs/statistics.md, eq. 28 to 33, 35)."""
     comparable, is_lower, is_upper = workloads.is_comparable, workloads.is_lower_bound, workloads.is_upper_bound
     detectable = np.nan
     if model is None:
@@ -163,7 +154,7 @@ def _estimate_pairs(
 def log_ratios(table: StudyTable, model: MedianModel, workloads: PairedWorkloads) -> tuple[Array, Array, Array]:
     """Mean log ratio first / second over the used workloads, its standard error and degrees of freedom: each [pairs].
 
-    A missed cell enters with its bound (docs/statistics.md, eq. 28, 29 and 34).
+    A missed cell enters with its bound (docs/statistics.md, eq. 28 to 30).
     """
     first, second = workloads.first, workloads.second
     missed = table.median_missed
@@ -235,33 +226,33 @@ def _reason(table: StudyTable, workloads: PairedWorkloads, pair: int, why_no_mod
 
 
 def rank_ranges(pairs: pd.DataFrame, index: pd.Index) -> pd.DataFrame:
-    """By submission: low, high of its rank, from the pairs with a verdict (docs/statistics.md, eq. 37)."""
-    a_faster, b_faster = pairs[pairs["verdict"] == A_FASTER], pairs[pairs["verdict"] == B_FASTER]
-    beaten_by = pd.concat([a_faster["b"], b_faster["a"]]).value_counts().reindex(index, fill_value=0)
-    beats = pd.concat([a_faster["a"], b_faster["b"]]).value_counts().reindex(index, fill_value=0)
+    """By submission: low, high of its rank, from the pairs with a verdict (docs/statistics.md, eq. 34)."""
+    a, b, verdict = (pairs[column].to_numpy() for column in ("a", "b", "verdict"))
+    faster = np.concatenate([a[verdict == A_FASTER], b[verdict == B_FASTER]])
+    slower = np.concatenate([b[verdict == A_FASTER], a[verdict == B_FASTER]])
+    beats, beaten_by = (
+        np.bincount(index.get_indexer(pd.Index(names)), minlength=len(index)) for names in (faster, slower)
+    )
     return pd.DataFrame({"low": 1 + beaten_by, "high": len(index) - beats}, index=index)
 
 
 def speedup_intervals(
     table: StudyTable, model: MedianModel | None, baseline: str | None, level: float, index: pd.Index
 ) -> pd.DataFrame:
-    """By submission: low, high of time[baseline] / time[submission], as `benchmark_score.speedups` defines it.
+    """By submission: low, high of time[baseline] / time[submission], as `benchmark_score.speedups` defines it (eq. 36).
 
     NaN without a model or baseline, and where misses bound the ratio on both sides. A miss enters with its limit, so
     that the interval is open towards the side that the miss leaves open.
     """
-    frame = pd.DataFrame(np.nan, index=index, columns=["low", "high"])
     if model is None or baseline not in table.submissions:
-        return frame
+        return pd.DataFrame(np.nan, index=index, columns=["low", "high"])
     first = np.full(len(index), table.submissions.index(baseline))
-    everything = np.ones((len(index), len(table.workloads)), dtype=bool)
-    workloads = pair_workloads(table, first, np.arange(len(index)), everything)
+    second = np.arange(len(index))
+    workloads = pair_workloads(table, first, second, np.ones((len(index), len(table.workloads)), dtype=bool))
     log_ratio, error, dof = log_ratios(table, model, workloads)
     half = stats.t.ppf((1 + level) / 2, dof) * error
-    low = np.where(workloads.is_upper_bound, 0.0, np.exp(log_ratio - half))
-    high = np.where(workloads.is_lower_bound, np.inf, np.exp(log_ratio + half))
-    frame["low"] = np.where(workloads.is_comparable, low, np.nan)
-    frame["high"] = np.where(workloads.is_comparable, high, np.nan)
-    if workloads.is_comparable[first[0]]:
-        frame.loc[baseline] = 1.0
-    return frame
+    is_baseline, is_known = first == second, workloads.is_comparable
+    low = np.where(is_baseline, 1.0, np.where(workloads.is_upper_bound, 0.0, np.exp(log_ratio - half)))
+    high = np.where(is_baseline, 1.0, np.where(workloads.is_lower_bound, np.inf, np.exp(log_ratio + half)))
+    ends = {"low": np.where(is_known, low, np.nan), "high": np.where(is_known, high, np.nan)}
+    return pd.DataFrame(ends, index=index)

@@ -7,7 +7,7 @@
   (Silverman & Young 1987), since the resampled medians of ten studies take at most ten values.
 
 Intervals of scores, speed-ups and comparisons are made of either by harness/scoring/uncertainty.py. Derivations:
-docs/statistics.md, sections 3, 4 and 8. Shapes: S submissions, W workloads, D draws, C censored cells, G values of
+docs/statistics.md, sections 3, 4, 5 and 9. Shapes: S submissions, W workloads, D draws, C censored cells, G values of
 sigma, P values of a median.
 """
 
@@ -83,7 +83,7 @@ class CensoredCells:
     cumulative: Array
     """Probability that the log median is at most the point: [C, G, P]."""
     log_evidence: Array
-    """Log probability of the cell's misses given its hits: [C, G] (docs/statistics.md, eq. 15)."""
+    """Log probability of the cell's misses given its hits: [C, G] (docs/statistics.md, eq. 16)."""
 
     def moments(self) -> tuple[Array, Array]:
         """Mean and variance of the log medians given sigma: both [C, G]."""
@@ -153,7 +153,7 @@ def _never_met(table: StudyTable) -> Mask:
 
 
 def hit_variation(table: StudyTable, efficiency: float) -> HitVariation:
-    """Pooled squares of the hits (docs/statistics.md, eq. 10 and 12), worth `efficiency` of their number (eq. 26)."""
+    """Pooled squares of the hits (docs/statistics.md, eq. 11 and 12), worth `efficiency` of their number (eq. 26)."""
     dof = float(np.maximum(table.hit_count - 1, 0).sum())
     # Times that cross at the same evaluation show no spread, but the spacing of the evaluations hides one.
     floor = max(table.resolution_sd, 1e-12)
@@ -170,7 +170,7 @@ def sigma_grid(hits: HitVariation) -> Array:
 
 
 def censored_cells(table: StudyTable, sigmas: Array) -> CensoredCells:
-    """Integrate the medians of the cells with hits and misses (docs/statistics.md, eq. 14 and 15)."""
+    """Integrate the medians of the cells with hits and misses (docs/statistics.md, eq. 15 and 16)."""
     submission, workload = np.nonzero((table.hit_count > 0) & (table.miss_count > 0))
     mean = table.mean_log_time[submission, workload]
     is_miss = table.is_miss[submission, workload]
@@ -198,7 +198,7 @@ def censored_cells(table: StudyTable, sigmas: Array) -> CensoredCells:
 
 
 def sigma_posterior(hits: HitVariation, cells: CensoredCells, draws: int) -> SigmaPosterior:
-    """Posterior of sigma from the hits and the evidence of the misses (docs/statistics.md, eq. 11, 16, 17)."""
+    """Posterior of sigma from the hits and the evidence of the misses (docs/statistics.md, eq. 13, 17, 18)."""
     quantiles = (np.arange(draws) + 0.5) / draws
     if not len(cells.submission):
         sigma = float(np.sqrt(hits.sum_of_squares / hits.dof))
@@ -217,8 +217,8 @@ def sigma_posterior(hits: HitVariation, cells: CensoredCells, draws: int) -> Sig
 
 
 def cell_moments(table: StudyTable, cells: CensoredCells, posterior: SigmaPosterior) -> tuple[Array, Array]:
-    """Estimate of each log median and its squared standard error: both [S, W] (docs/statistics.md, eq. 13, 18)."""
-    estimate = table.mean_log_time
+    """Estimate of each log median and its squared standard error: both [S, W] (docs/statistics.md, eq. 13, 19)."""
+    estimate = table.mean_log_time.copy()
     variance = posterior.sigma**2 / np.maximum(table.hit_count, 1)
     if len(cells.submission):
         means, variances = cells.moments()
@@ -235,7 +235,7 @@ def cell_moments(table: StudyTable, cells: CensoredCells, posterior: SigmaPoster
 def joint_draws(
     table: StudyTable, cells: CensoredCells, posterior: SigmaPosterior, correlation: float, rng: np.random.Generator
 ) -> Array:
-    """Draws of all log medians together, under a common sigma: [D, S, W] (docs/statistics.md, eq. 19 to 21)."""
+    """Draws of all log medians together, under a common sigma: [D, S, W] (docs/statistics.md, eq. 20 to 22)."""
     noise = _seed_noise(table, correlation, len(posterior.draws), rng)
     size = np.maximum(table.hit_count, 1)
     log_medians = table.mean_log_time + posterior.draws[:, None, None] * noise / np.sqrt(size)
@@ -249,7 +249,7 @@ def joint_draws(
 
 
 def _seed_noise(table: StudyTable, correlation: float, draws: int, rng: np.random.Generator) -> Array:
-    """Standard normal [D, S, W], correlated between the submissions on a workload (docs/statistics.md, eq. 20)."""
+    """Standard normal [D, S, W], correlated between the submissions on a workload (docs/statistics.md, eq. 22)."""
     shape = (draws, len(table.submissions), len(table.workloads))
     individual = rng.standard_normal(shape)[:, table.draw_order]
     common = rng.standard_normal((draws, 1, shape[2]))
@@ -275,7 +275,7 @@ def _intervals(
 def bootstrap(
     table: StudyTable, correlation: float, level: float, rng: np.random.Generator, draws: int = DRAWS
 ) -> MedianModel:
-    """The smoothed bootstrap of the cells' medians, with intervals at `level` (docs/statistics.md, section 8).
+    """The smoothed bootstrap of the cells' medians, with intervals at `level` (docs/statistics.md, section 9).
 
     With a correlation other than 0, a draw takes the same studies of all submissions.
     """

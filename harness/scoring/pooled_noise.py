@@ -1,7 +1,7 @@
 """The noise that all cells of a table share: its standard deviation, and how far it goes with the seed.
 
 Study k of every submission sees the same data order, so the times of one study may vary together. Where they do, a
-difference of two submissions is known better than its two times. Derivations: docs/statistics.md, sections 3 and 5.
+difference of two submissions is known better than its two times. Derivations: docs/statistics.md, sections 3 and 6.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PooledNoise:
 
 
 def pooled_noise(table: StudyTable) -> PooledNoise:
-    """Estimate the noise from the hits alone (docs/statistics.md, eq. 10, 12), and decide on pairing."""
+    """Estimate the noise from the hits alone (docs/statistics.md, eq. 11, 12), and decide on pairing."""
     dof = float(np.maximum(table.hit_count - 1, 0).sum())
     residuals = table.residuals
     sigma = max(float(np.sqrt((residuals**2).sum() / max(dof, 1))), table.resolution_sd)
@@ -65,7 +65,7 @@ class _MeanSquares:
 
 
 def _mean_squares(table: StudyTable, residuals: Array) -> _MeanSquares:
-    """Sums of squares of a two-way layout without interaction (docs/statistics.md, eq. 22).
+    """Sums of squares of a two-way layout without interaction (docs/statistics.md, eq. 23).
 
     A workload's block holds the submissions that met the target in all of its studies; it takes two of each.
     """
@@ -88,7 +88,7 @@ def _mean_squares(table: StudyTable, residuals: Array) -> _MeanSquares:
 
 
 def _choose_pairing(squares: _MeanSquares, dof: float) -> Pairing:
-    """Pair by seed where the F test shows a positive correlation (docs/statistics.md, eq. 23 to 26)."""
+    """Pair by seed where the F test shows a positive correlation (docs/statistics.md, eq. 24 to 26)."""
     if squares.within_dof < MIN_DOF or squares.within <= 0:
         return Pairing(0.0, dof, 1.0, "pairs not paired by seed: too few complete studies to see whether that helps")
     between, within = squares.between / squares.between_dof, squares.within / squares.within_dof

@@ -4,7 +4,7 @@ Quantiles of the score's draws alone would be wrong in two ways. The best of noi
 resampling adds the same bias again: submissions that are equal would all look beaten. So each end of the interval uses
 an estimator of the best time that errs on its own side. And a submission near its limit on several workloads would
 rarely meet all those targets in the same draw, or rarely miss them all; so the upper end counts every target that it
-may have met, and the lower end none that it may have missed. Derivations: docs/statistics.md, section 7.
+may have met, and the lower end none that it may have missed. Derivations: docs/statistics.md, section 8.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def softmin_best(model: MedianModel) -> Array:
     """Best log time of each draw and workload for the upper end of the score: [D, 1, W].
 
     A softmin of the draws plus a correction, whose expectation is never below the true best time and equals it where
-    all are equal or one is far ahead (docs/statistics.md, eq. 40 and 41). NaN where no draw meets the target.
+    all are equal or one is far ahead (docs/statistics.md, eq. 38 and 39). NaN where no draw meets the target.
     """
     draws = _absent_as_missed(model.draws)
     fastest = draws.min(axis=1, keepdims=True)
@@ -57,7 +57,7 @@ def softmin_best(model: MedianModel) -> Array:
 def debiased_minimum(model: MedianModel) -> Array:
     """Best log time of each draw and workload for the lower end of the score: [D, 1, W].
 
-    The smallest draw less the bias that drawing adds (docs/statistics.md, eq. 42); the bias of the estimates' own
+    The smallest draw less the bias that drawing adds (docs/statistics.md, eq. 40); the bias of the estimates' own
     minimum remains, and lowers the score. NaN where no draw meets the target.
     """
     fastest = _absent_as_missed(model.draws).min(axis=1, keepdims=True)
@@ -75,7 +75,7 @@ def _absent_as_missed(draws: Array) -> Array:
 
 
 def _times_for_ends(table: StudyTable, model: MedianModel, tail: float) -> tuple[Array, Array]:
-    """Log times [D, S, W] for the lower and for the upper end (docs/statistics.md, eq. 39)."""
+    """Log times [D, S, W] for the lower and for the upper end (docs/statistics.md, eq. 41)."""
     met_share = np.isfinite(_absent_as_missed(model.draws)).mean(axis=0)
     latent = _absent_as_missed(model.latent_draws)
     pessimistic = np.where(met_share < 1 - tail, np.inf, latent)
@@ -84,7 +84,7 @@ def _times_for_ends(table: StudyTable, model: MedianModel, tail: float) -> tuple
 
 
 def _scores(log_times: Array, log_best: Array, tau_max: float) -> Array:
-    """Benchmark scores [D, S] of log times [D, S, W] over the best ones [D, 1, W] (docs/statistics.md, eq. 38)."""
+    """Benchmark scores [D, S] of log times [D, S, W] over the best ones [D, 1, W] (docs/statistics.md, eq. 37)."""
     with np.errstate(invalid="ignore"):
         log_ratios = np.where(np.isnan(log_best), 0.0, log_times - log_best)
     log_ratios = np.where(np.isfinite(log_times), log_ratios, np.inf)

@@ -8,6 +8,7 @@ Derivations: docs/statistics.md, sections 2 and 3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -36,54 +37,54 @@ class StudyTable:
     draw_order: Index
     """Which row of random numbers a submission gets, by its times: int [S]. No name can change a result."""
 
-    @property
+    @cached_property
     def is_hit(self) -> Mask:
         """bool [S, W, K]."""
         return np.isfinite(self.log_time)
 
-    @property
+    @cached_property
     def is_miss(self) -> Mask:
         """bool [S, W, K]."""
         return np.isfinite(self.log_limit)
 
-    @property
+    @cached_property
     def hit_count(self) -> Array:
         """Studies of each cell that met the target: [S, W]."""
         return self.is_hit.sum(axis=-1).astype(float)
 
-    @property
+    @cached_property
     def miss_count(self) -> NDArray[np.int_]:
         """int [S, W]."""
         return np.asarray(self.is_miss.sum(axis=-1))
 
-    @property
+    @cached_property
     def study_count(self) -> Array:
         """Hits and misses of each cell: [S, W]."""
         return self.hit_count + self.miss_count
 
-    @property
+    @cached_property
     def median_missed(self) -> Mask:
         """Where the median over studies is infinite: bool [S, W]."""
         return (self.study_count > 0) & (2 * self.hit_count <= self.study_count)
 
-    @property
+    @cached_property
     def mean_log_time(self) -> Array:
         """Mean over the hits of a cell, NaN without any: [S, W]."""
         total = np.where(self.is_hit, self.log_time, 0.0).sum(axis=-1)
         return np.where(self.hit_count > 0, total / np.maximum(self.hit_count, 1), np.nan)
 
-    @property
+    @cached_property
     def residuals(self) -> Array:
         """Log times of hits minus their cell's mean, 0 elsewhere: [S, W, K]."""
         return np.where(self.is_hit, self.log_time - self.mean_log_time[..., None], 0.0)
 
-    @property
+    @cached_property
     def log_resolution(self) -> Array:
-        """How much earlier, in log time, the target can have been met: mean over hits, 0 without: [S, W] (eq. 32)."""
+        """How much earlier, in log time, the target can have been met: mean over hits, 0 without: [S, W] (eq. 9)."""
         widths = np.where(self.is_hit, -np.log1p(-self.resolution), 0.0)
         return widths.sum(axis=-1) / np.maximum(self.hit_count, 1)
 
-    @property
+    @cached_property
     def resolution_sd(self) -> float:
         """Standard deviation that the spacing of evaluations implies by itself, over all hits (eq. 12)."""
         return uniform_sd(self.resolution[self.is_hit])

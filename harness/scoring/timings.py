@@ -1,7 +1,7 @@
 """Seconds that can be compared, from the measurements of a timing run (harness/study/timing_run.py).
 
 Steps-to-target hardly depend on the machine; seconds per step do, and on shared machines they vary by a factor of two.
-So a board's time-to-target is
+So a board's time-to-target is (docs/statistics.md, eq. 1)
 
     steps-to-target x median seconds per step + building the submission + compiling its own code
 
@@ -43,7 +43,7 @@ class Timings:
         median = groups["rate"].median()
         deviation = (rates.set_index(keys)["rate"] - median).abs().groupby(keys).median()
         # For normal noise 1.4826 times the median absolute deviation estimates the standard deviation, and a median of
-        # n has 1.2533 times the standard error of a mean.
+        # n has 1.2533 times the standard error of a mean (docs/statistics.md, eq. 2).
         error: pd.Series = 1.2533 * 1.4826 * deviation / np.sqrt(groups.size()) / median
         one_off = groups["build_seconds"].first() + groups["compile_seconds"].first()
         costs = pd.DataFrame({"seconds_per_step": median, "error": error, "one_off": one_off})

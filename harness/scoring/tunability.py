@@ -14,7 +14,7 @@ anew: the i-th best of n values is the best of k drawn without replacement with 
 Dodge et al. 2019 ("Show Your Work", arXiv:1909.03004) draw with replacement, which underestimates; Tang et al. 2020
 ("Showing Your Work Doesn't Always Work", arXiv:2004.13453) show it and use the form without. It needs k <= n: beyond
 the trials of a study nothing is estimated. Points are quasi-random, so k trials cover slightly more than k independent
-ones. Derivations: docs/statistics.md, section 9.
+ones. Derivations: docs/statistics.md, section 10.
 
 Studies with pruned trials are left out: it is unknown whether such a trial would have met its target.
 """
@@ -78,7 +78,7 @@ def best_of(values: Array) -> Array:
 
 
 def _weights(n: int) -> Array:
-    """[k, i], both from 1: the probability that the i-th best of n is the best of k of them."""
+    """[k, i], both from 1: the probability that the i-th best of n is the best of k of them (eq. 45)."""
     k, i = np.arange(1, n + 1)[:, None], np.arange(1, n + 1)[None, :]
     return np.asarray(special.comb(n - i, k - 1) / special.comb(n, k))
 
@@ -162,14 +162,14 @@ def _mean_best_of(studies: list[Array]) -> Array:
 
 
 def _contribution(times: Array, fastest: float) -> Array:
-    """What each time gives to the score of its workload, in [0, 1] (docs/statistics.md, eq. 4)."""
+    """What each time gives to the score of its workload, in [0, 1] (docs/statistics.md, eq. 5)."""
     if not np.isfinite(fastest):
         return np.zeros(len(times))
     return np.asarray(np.clip((TAU_MAX - times / fastest) / (TAU_MAX - 1), 0.0, 1.0))
 
 
 def _median_best(times: list[Array], k: int) -> float:
-    """Smallest time that the best of k is at most, in half of the draws of a study and of k of its trials (eq. 49)."""
+    """Smallest time that the best of k is at most, in half of the draws of a study and of k of its trials (eq. 47)."""
     all_times = np.concatenate([np.sort(t) for t in times])
     weights = np.concatenate([_weights(len(t))[k - 1] / len(times) for t in times])
     order = np.argsort(all_times, kind="stable")

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from harness.scoring.benchmark_score import TAU_MAX
-from harness.scoring.comparisons import Comparisons, compare, rank_ranges, speedup_intervals
+from harness.scoring.comparisons import Comparisons, compare, pair_workloads, rank_ranges, speedup_intervals
 from harness.scoring.interval_models import DRAWS, MedianModel, bootstrap, t_model
 from harness.scoring.pooled_noise import MIN_DOF, pooled_noise
 from harness.scoring.score_intervals import score_intervals
@@ -132,15 +132,16 @@ def _choose_model(table: StudyTable, level: float, draws: int, rng: np.random.Ge
 
 def _compare_all(table: StudyTable, choice: _ModelChoice, level: float) -> tuple[Comparisons, pd.DataFrame]:
     """All pairs over all their workloads, and all pairs on every workload by itself."""
-    workloads = len(table.workloads)
     first, second = np.triu_indices(len(table.submissions), 1)
-    everything = np.ones((len(first), workloads), dtype=bool)
-    overall = compare(table, choice.model, first, second, everything, level, choice.why_none)
-    single = np.tile(np.eye(workloads, dtype=bool), (len(first), 1))
-    repeated = np.repeat(np.arange(len(first)), workloads)
-    by_workload = compare(table, choice.model, first[repeated], second[repeated], single, level, choice.why_none).pairs
-    by_workload.insert(2, "workload", np.tile(np.array(table.workloads, dtype=object), len(first)))
-    return overall, by_workload
+    pairs, workloads = len(first), len(table.workloads)
+    together = pair_workloads(table, first, second, np.ones((pairs, workloads), dtype=bool))
+    single = np.tile(np.eye(workloads, dtype=bool), (pairs, 1))
+    apart = pair_workloads(table, np.repeat(first, workloads), np.repeat(second, workloads), single)
+    overall, by_workload = (
+        compare(table, choice.model, chosen, level, choice.why_none) for chosen in (together, apart)
+    )
+    by_workload.pairs.insert(2, "workload", np.tile(np.array(table.workloads, dtype=object), pairs))
+    return overall, by_workload.pairs
 
 
 def _time_intervals(table: StudyTable, model: MedianModel | None) -> pd.DataFrame:
