@@ -63,10 +63,9 @@ class PairedWorkloads:
         """Some workload is used, and the misses do not bound the ratio on both sides: bool [pairs]."""
         return self.used.any(axis=1) & ~(self.is_lower_bound & self.is_upper_bound)
 
-    def mean(self, values: Array, where: Mask | None = None) -> Array:
-        """Mean of `values` over the used workloads, counting those outside `where` as 0: [pairs]."""
-        counted = self.used if where is None else self.used & where
-        return np.where(counted, values, 0.0).sum(axis=1) / np.maximum(self.used.sum(axis=1), 1)
+    def mean(self, values: Array) -> Array:
+        """Mean of `values` [pairs, workloads] over the used workloads, 0 without any: [pairs]."""
+        return np.where(self.used, values, 0.0).sum(axis=1) / np.maximum(self.used.sum(axis=1), 1)
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,10 @@ def _estimate_pairs(
         high = np.where(is_lower, np.inf, log_ratio + quantile * error)
 
         # "The first is faster" fails if the second can have met its targets that much earlier, and vice versa.
-        first_width = workloads.mean(table.log_resolution[workloads.first], ~workloads.first_missed)
-        second_width = workloads.mean(table.log_resolution[workloads.second], ~workloads.second_missed)
+        # A missed target was met at no evaluation, so it has no width.
+        width = table.log_resolution
+        first_width = workloads.mean(np.where(workloads.first_missed, 0.0, width[workloads.first]))
+        second_width = workloads.mean(np.where(workloads.second_missed, 0.0, width[workloads.second]))
         first_faster = np.where(is_lower, -np.inf, (-log_ratio - second_width) / error)
         second_faster = np.where(is_upper, -np.inf, (log_ratio - first_width) / error)
         p = np.minimum(2 * stats.t.sf(np.maximum(first_faster, second_faster), dof), 1.0)

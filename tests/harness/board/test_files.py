@@ -173,8 +173,8 @@ def test_names_are_text_in_every_file(tmp_path: Path) -> None:
 def test_the_script_writes_and_checks_and_only_inside_out(tmp_path: Path) -> None:
     records, out = board_of(tmp_path / "records"), tmp_path / "out"
     arguments = (records, "--out", out, "--baseline", "slow", "--title", "Test", "--consolidate", tmp_path / "all.csv")
-    made = script("leaderboard", *arguments)
-    assert made.returncode == 0, made.stderr
+    written = script("leaderboard", *arguments)
+    assert written.returncode == 0, written.stderr
     assert {p.name for p in out.iterdir()} == {"scores.csv", "times.csv", "LEADERBOARD.md", "leaderboard.tex", "site"}
     assert (out / "site" / "index.html").exists()
     header = (out / "scores.csv").read_text().splitlines()[0]
@@ -212,8 +212,8 @@ def test_compare_gives_a_verdict_or_the_reason_for_none(tmp_path: Path) -> None:
 def test_compare_in_steps_takes_records_of_several_machines(tmp_path: Path) -> None:
     for study in range(3):
         for name, machine in (("fast", "one"), ("slow", "other")):
-            made_on = {"device": "cpu", "cpu": machine, "threads": 1}
-            own_trial(tmp_path, [3, 1, 1], 10, submission=name, study=study, machine=made_on)
+            hardware = {"device": "cpu", "cpu": machine, "threads": 1}
+            own_trial(tmp_path, [3, 1, 1], 10, submission=name, study=study, machine=hardware)
     refused = script("leaderboard", tmp_path, "--out", tmp_path / "out")
     assert refused.returncode == 2 and "2 machines" in refused.stderr
     done = script("compare", "fast", "slow", "--records", tmp_path)
@@ -223,8 +223,8 @@ def test_compare_in_steps_takes_records_of_several_machines(tmp_path: Path) -> N
 def test_a_table_of_some_of_the_workloads(tmp_path: Path) -> None:
     records = board_of(tmp_path / "records")
     own_trial(records, [3, 1, 1], 5, submission="new", workload="mri")
-    made = script("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mri", "--baseline", "slow")
-    assert made.returncode == 0, made.stderr
+    written = script("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mri", "--baseline", "slow")
+    assert written.returncode == 0, written.stderr
     assert set(pd.read_csv(tmp_path / "out" / "times.csv")["workload"]) == {"mri"}
     scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("submission")["score"]
     assert scores["new"] == 1 and scores["never"] == 0

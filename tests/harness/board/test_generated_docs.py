@@ -14,8 +14,8 @@ def test_prose_stays_and_the_rest_is_replaced(tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "page.md"
     path.write_text(f"# Prose\n{MARK}\n\nold\n")
     assert update_document(path, "new\n", "make it", check=True) == 1
-    said = capsys.readouterr().out
-    assert "-old" in said and "+new" in said and "run: make it" in said
+    output = capsys.readouterr().out
+    assert "-old" in output and "+new" in output and "run: make it" in output
     assert path.read_text().endswith("old\n")
     assert update_document(path, "new\n", "make it", check=False) == 0
     assert path.read_text() == f"# Prose\n{MARK}\n\nnew\n"

@@ -232,13 +232,13 @@ class Reader(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        here = dict(attrs)
+        attributes = dict(attrs)
         self._inside = tag
-        if tag == "script" and here.get("type") != "application/json":
-            self.scripts.append(here.get("src"))
+        if tag == "script" and attributes.get("type") != "application/json":
+            self.scripts.append(attributes.get("src"))
         if tag == "a":
-            self.links.append(here["href"])
-        self.handlers += [name for name in here if name.startswith("on") or name == "style"]
+            self.links.append(attributes["href"])
+        self.handlers += [name for name in attributes if name.startswith("on") or name == "style"]
         assert tag not in ("img", "iframe", "i", "u")
 
     def handle_data(self, data: str) -> None:
@@ -377,15 +377,15 @@ def test_pareto_front_and_relative_time() -> None:
         for time in submission["times"].values():
             time["seconds"] = seconds
     board["submissions"][1]["times"]["gpt2"]["seconds"] = 5.0  # twice as fast here, half as fast on resnet
-    found = memory(board)
-    assert [point["time"] and round(point["time"], 6) for point in found["points"]] == [
+    figure = memory(board)
+    assert [point["time"] and round(point["time"], 6) for point in figure["points"]] == [
         1.414214,
         1.414214,
         5.656854,
         None,
     ]
-    assert found["front"] == [1], "a takes as long as b and more memory, c more of both, d has no time"
-    assert found["workloads"] == 2, "the held-out workload does not count"
+    assert figure["front"] == [1], "a takes as long as b and more memory, c more of both, d has no time"
+    assert figure["workloads"] == 2, "the held-out workload does not count"
 
 
 @pytest.mark.parametrize(
@@ -443,9 +443,9 @@ class Tab:
         self.page.wait_for_timeout(150)  # Plotly follows the width a moment later
         assert self.page.evaluate("document.documentElement.scrollWidth") == 360
 
-    def plot(self, plot: str, what: str) -> Any:
+    def plot(self, plot: str, property_path: str) -> Any:
         """Something of a Plotly figure: `data.length`, `layout.xaxis.title.text`."""
-        return self.page.evaluate(f"document.getElementById('{plot}').{what}")
+        return self.page.evaluate(f"document.getElementById('{plot}').{property_path}")
 
 
 @pytest.fixture(scope="module")

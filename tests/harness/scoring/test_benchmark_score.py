@@ -89,10 +89,10 @@ def test_studies_and_medians_do_not_depend_on_the_order_of_the_rows(rows: list, 
     table = trials(rows)
     shuffled = trials(random.sample(rows, len(rows)))  # type: ignore[attr-defined]
     for by_index in (False, True):
-        one, other = (
+        expected, actual = (
             times_to_target(study_times(t, "seconds", by_index=by_index), "seconds") for t in (table, shuffled)
         )
-        pd.testing.assert_frame_equal(one, other)
+        pd.testing.assert_frame_equal(actual, expected)
     best = study_times(table, "seconds").set_index(["submission", "workload", "study"])["seconds"]
     for key, group in table.groupby(["submission", "workload", "study"]):
         assert best[key] == group["seconds"].fillna(INF).min()

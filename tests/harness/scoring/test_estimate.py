@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.scoring.uncertainty import Uncertainty, estimate
+from harness.scoring.uncertainty import estimate
 from tests.harness.scoring.simulated import BUDGET, LIMIT, MIXED, NEVER, TIED, noisy, studies_table
 
 
 def test_without_misses_the_interval_is_the_pooled_t_interval() -> None:
     log_times = noisy(TIED, 3)
-    found = estimate(studies_table(log_times), baseline="s0")
+    uncertainty = estimate(studies_table(log_times), baseline="s0")
     pooled = np.sqrt(log_times.var(axis=-1, ddof=1).mean())
-    assert found.dof == 24 and found.sigma == pytest.approx(pooled)
+    assert uncertainty.dof == 24 and uncertainty.sigma == pytest.approx(pooled)
     half = 2.0638986 * pooled / np.sqrt(3)  # t with 24 degrees of freedom
-    np.testing.assert_allclose(np.log(found.times["high"]), log_times.mean(axis=-1).ravel() + half)
-    pair = found.pairs.iloc[0]
+    np.testing.assert_allclose(np.log(uncertainty.times["high"]), log_times.mean(axis=-1).ravel() + half)
+    pair = uncertainty.pairs.iloc[0]
     difference = (log_times[0] - log_times[1]).mean()
     assert pair["log_ratio"] == pytest.approx(difference)
     assert pair["high"] == pytest.approx(difference + half * np.sqrt(2 / 3))
 
 
 def test_one_study_has_no_interval_and_says_so() -> None:
-    found = estimate(studies_table(noisy(MIXED[:2, :2], 1)), baseline="s0")
-    assert "a single study" in found.method
-    for frame in (found.times, found.scores, found.speedups):
+    uncertainty = estimate(studies_table(noisy(MIXED[:2, :2], 1)), baseline="s0")
+    assert "a single study" in uncertainty.method
+    for frame in (uncertainty.times, uncertainty.scores, uncertainty.speedups):
         assert frame[["low", "high"]].isna().all(axis=None)
-    assert np.isnan(found.detectable)
-    assert list(found.pairs["verdict"]) == ["no verdict"] and "single study" in found.pairs["reason"][0]
-    assert found.ranks.to_numpy().tolist() == [[1, 2], [1, 2]]
+    assert np.isnan(uncertainty.detectable)
+    assert list(uncertainty.pairs["verdict"]) == ["no verdict"] and "single study" in uncertainty.pairs["reason"][0]
+    assert uncertainty.ranks.to_numpy().tolist() == [[1, 2], [1, 2]]
 
 
 def test_two_studies_have_an_interval_if_there_are_enough_cells() -> None:
@@ -46,31 +45,31 @@ def test_misses_make_bounds_not_numbers() -> None:
     table[2, :2] = [NEVER, np.log(2.0)]  # and far faster elsewhere
     table[3, 1] = NEVER
     table[4, :] = NEVER
-    found = estimate(studies_table(noisy(table, 3)), baseline="s0")
-    rows = found.pairs.set_index(["a", "b"])
+    uncertainty = estimate(studies_table(noisy(table, 3)), baseline="s0")
+    rows = uncertainty.pairs.set_index(["a", "b"])
     assert rows.loc[("s0", "s1"), "verdict"] == "a faster" and np.isneginf(rows.loc[("s0", "s1"), "low"])
     assert rows.loc[("s1", "s3"), "verdict"] == "no verdict"
     assert rows.loc[("s1", "s3"), "reason"] == "s1 missed w0; s3 missed w1"
     assert np.isnan(rows.loc[("s1", "s3"), "p"])
     # Both missed w0, which says nothing; on the rest the third is faster.
     assert rows.loc[("s1", "s2"), "verdict"] == "b faster" and np.isfinite(rows.loc[("s1", "s2"), "high"])
-    per_workload = found.pairs_by_workload.set_index(["a", "b", "workload"])
+    per_workload = uncertainty.pairs_by_workload.set_index(["a", "b", "workload"])
     assert per_workload.loc[("s1", "s2", "w0"), "reason"] == "both missed the target"
     assert per_workload.loc[("s0", "s1", "w0"), "verdict"] == "a faster"
     assert per_workload.loc[("s0", "s1", "w1"), "verdict"] == "no difference shown"
-    assert found.speedups.loc["s1", "low"] == 0 and np.isfinite(found.speedups.loc["s1", "high"])
+    assert uncertainty.speedups.loc["s1", "low"] == 0 and np.isfinite(uncertainty.speedups.loc["s1", "high"])
     assert np.isinf(estimate(studies_table(noisy(table, 3)), baseline="s1").speedups.loc["s0", "high"])
     assert estimate(studies_table(noisy(table, 3)), baseline="s1").speedups.loc["s3"].isna().all()
-    missed = found.times.set_index(["submission", "workload"]).loc[("s1", "w0")]
+    missed = uncertainty.times.set_index(["submission", "workload"]).loc[("s1", "w0")]
     assert np.isinf(missed["high"]) and 0.8 * BUDGET < missed["low"] < BUDGET
-    assert found.ranks.loc["s0", "low"] == 1 and found.ranks.loc["s4", "high"] == 5
+    assert uncertainty.ranks.loc["s0", "low"] == 1 and uncertainty.ranks.loc["s4", "high"] == 5
 
 
 def test_a_miss_among_hits_leaves_the_time_open() -> None:
     log_times = noisy(TIED, 3)
     log_times[0, 0] = [np.log(9.9), np.log(9.8), NEVER]
-    found = estimate(studies_table(log_times), baseline="s0").times.iloc[0]
-    assert np.isinf(found["high"]) and 8.5 < found["low"] < 9.9
+    interval = estimate(studies_table(log_times), baseline="s0").times.iloc[0]
+    assert np.isinf(interval["high"]) and 8.5 < interval["low"] < 9.9
 
 
 def test_where_studies_missed_their_own_length_counts_and_not_what_others_could_train() -> None:
@@ -78,39 +77,38 @@ def test_where_studies_missed_their_own_length_counts_and_not_what_others_could_
     log_times[0, 0] = [np.log(8.0), NEVER, NEVER]
     studies = studies_table(log_times)
     other = estimate(studies.assign(budget=1.3 * BUDGET), baseline="s1")
-    found = estimate(studies, baseline="s1")
-    assert other.times.iloc[0].equals(found.times.iloc[0]) and np.isinf(found.times["high"][0])
-    assert found.scores.loc["s0", "low"] < 0.7
-    assert other.scores.loc["s0", "low"] == pytest.approx(found.scores.loc["s0", "low"], abs=1e-3)
+    uncertainty = estimate(studies, baseline="s1")
+    assert other.times.iloc[0].equals(uncertainty.times.iloc[0]) and np.isinf(uncertainty.times["high"][0])
+    assert uncertainty.scores.loc["s0", "low"] < 0.7
+    assert other.scores.loc["s0", "low"] == pytest.approx(uncertainty.scores.loc["s0", "low"], abs=1e-3)
 
 
 def test_crossings_at_the_same_evaluation_have_width() -> None:
-    found = estimate(studies_table(np.repeat(TIED[..., None], 5, axis=-1), resolution=0.05), baseline="s0")
-    assert found.sigma == pytest.approx(0.05 / np.sqrt(12))
-    assert (found.times["high"] > 1.01 * found.times["low"]).all()
+    uncertainty = estimate(studies_table(np.repeat(TIED[..., None], 5, axis=-1), resolution=0.05), baseline="s0")
+    assert uncertainty.sigma == pytest.approx(0.05 / np.sqrt(12))
+    assert (uncertainty.times["high"] > 1.01 * uncertainty.times["low"]).all()
 
 
 @pytest.mark.parametrize(
     ("resolution", "verdict"), [(0.0, "a faster"), (0.03, "a faster"), (0.1, "no difference shown")]
 )
 def test_differences_within_the_resolution_are_no_differences(resolution: float, verdict: str) -> None:
-    log_times = np.log([[3.0, 4.0], [3.3, 4.4]])[..., None] + 0.005 * np.random.default_rng(0).standard_normal(
-        (2, 2, 5)
-    )
-    found = estimate(studies_table(log_times, resolution=resolution), baseline="s0").pairs.iloc[0]
-    assert found["verdict"] == verdict
-    assert (found["high"] < np.log1p(-resolution)) == (found["p"] < 0.05) == (verdict == "a faster")
+    noise = np.random.default_rng(0).standard_normal((2, 2, 5))
+    log_times = np.log([[3.0, 4.0], [3.3, 4.4]])[..., None] + 0.005 * noise
+    pair = estimate(studies_table(log_times, resolution=resolution), baseline="s0").pairs.iloc[0]
+    assert pair["verdict"] == verdict
+    assert (pair["high"] < np.log1p(-resolution)) == (pair["p"] < 0.05) == (verdict == "a faster")
 
 
 def test_ranks_follow_the_corrected_comparisons() -> None:
     steps = np.array([0.0, 0.02, 0.04, 0.5])[:, None]
-    found = estimate(studies_table(noisy(TIED + steps, 3)), baseline="s0")
-    assert found.ranks.loc["s3"].tolist() == [4, 4]
-    assert (found.ranks["high"][:3] <= 3).all() and (found.ranks["high"] >= found.ranks["low"]).all()
-    p, corrected = found.pairs["p"].to_numpy(), found.pairs["p_holm"].to_numpy()
+    uncertainty = estimate(studies_table(noisy(TIED + steps, 3)), baseline="s0")
+    assert uncertainty.ranks.loc["s3"].tolist() == [4, 4]
+    assert (uncertainty.ranks["high"][:3] <= 3).all() and (uncertainty.ranks["high"] >= uncertainty.ranks["low"]).all()
+    p, corrected = uncertainty.pairs["p"].to_numpy(), uncertainty.pairs["p_holm"].to_numpy()
     order = np.argsort(p)
     np.testing.assert_allclose(corrected[order], np.minimum(1, np.maximum.accumulate(p[order] * np.arange(6, 0, -1))))
-    assert ((corrected <= 0.05) == found.pairs["verdict"].isin(["a faster", "b faster"])).all()
+    assert ((corrected <= 0.05) == uncertainty.pairs["verdict"].isin(["a faster", "b faster"])).all()
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -121,16 +119,16 @@ def test_order_names_and_units_change_nothing(seed: int, studies: int, unit: flo
     if seed % 2 and studies < 10:
         rows = rows.sample(frac=0.8, random_state=seed)
     names = dict(zip([f"s{i}" for i in range(4)], [f"z{i}" for i in rng.permutation(4)], strict=True))
-    back = {new: old for old, new in names.items()}
+    original = {new: old for old, new in names.items()}
     renamed = rows.assign(submission=rows["submission"].map(names)).sample(frac=1, random_state=seed)
     renamed[["time", "limit", "resolution", "budget"]] *= unit
     plain, other = estimate(rows, baseline="s0"), estimate(renamed, baseline=names["s0"])
     for name in ("scores", "speedups", "ranks"):
-        expected, found = getattr(plain, name), getattr(other, name).rename(index=back)
-        np.testing.assert_allclose(found.loc[expected.index], expected, rtol=1e-6, atol=1e-9)
+        expected, actual = getattr(plain, name), getattr(other, name).rename(index=original)
+        np.testing.assert_allclose(actual.loc[expected.index], expected, rtol=1e-6, atol=1e-9)
     keys = ["submission", "workload"]
-    found = other.times.assign(submission=other.times["submission"].map(back)).sort_values(keys)
-    np.testing.assert_allclose(found[["low", "high"]], unit * plain.times.sort_values(keys)[["low", "high"]], rtol=1e-6)
+    times = other.times.assign(submission=other.times["submission"].map(original)).sort_values(keys)
+    np.testing.assert_allclose(times[["low", "high"]], unit * plain.times.sort_values(keys)[["low", "high"]], rtol=1e-6)
     for ours in plain.pairs.itertuples():
         pair = {names[ours.a], names[ours.b]}
         row = other.pairs[other.pairs["a"].isin(pair) & other.pairs["b"].isin(pair)].iloc[0]
@@ -150,20 +148,21 @@ def test_odd_tables_are_no_crash(seed: int, shape: tuple[int, int, int]) -> None
     if rng.random() < 0.5:
         rows = rows.drop(columns="budget")
     with np.errstate(all="raise", under="ignore"):
-        found = estimate(rows, baseline="s0" if rng.random() < 0.7 else None)
-    scores = found.scores.dropna()
+        uncertainty = estimate(rows, baseline="s0" if rng.random() < 0.7 else None)
+    scores = uncertainty.scores.dropna()
     assert ((scores["low"] >= 0) & (scores["low"] <= scores["high"]) & (scores["high"] <= 1)).all()
-    times = found.times.dropna()
+    times = uncertainty.times.dropna()
     assert (times["low"] <= times["high"]).all()
-    assert (found.ranks["low"] <= found.ranks["high"]).all()
-    assert len(found.pairs) == len(found.ranks) * (len(found.ranks) - 1) // 2
-    undecided = found.pairs["verdict"] == "no verdict"
-    assert (found.pairs["reason"][undecided] != "").all() and (found.pairs["reason"][~undecided] == "").all()
+    assert (uncertainty.ranks["low"] <= uncertainty.ranks["high"]).all()
+    assert len(uncertainty.pairs) == len(uncertainty.ranks) * (len(uncertainty.ranks) - 1) // 2
+    undecided = uncertainty.pairs["verdict"] == "no verdict"
+    assert (uncertainty.pairs["reason"][undecided] != "").all() and (
+        uncertainty.pairs["reason"][~undecided] == ""
+    ).all()
 
 
-def test_forty_submissions_take_seconds() -> None:
+def test_forty_submissions_are_all_compared() -> None:
     medians = np.log(6) + 0.3 * np.random.default_rng(0).standard_normal((40, 10))
-    table = studies_table(noisy(medians, 5))
-    start = time.process_time()
-    estimate(table, baseline="s0")
-    assert time.process_time() - start < 5
+    uncertainty = estimate(studies_table(noisy(medians, 5)), baseline="s0")
+    assert len(uncertainty.pairs) == 780 and len(uncertainty.pairs_by_workload) == 7800
+    assert np.isfinite(uncertainty.pairs["p"]).all() and uncertainty.scores.notna().all(axis=None)

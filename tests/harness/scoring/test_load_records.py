@@ -61,7 +61,7 @@ def test_both_frameworks_and_a_column_order_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "said"),
+    ("content", "status", "message"),
     [
         (b"", "missing", "no rows"),
         (HEADER.encode() + b"\n", "missing", "no rows"),
@@ -85,11 +85,13 @@ def test_both_frameworks_and_a_column_order_of_its_own(tmp_path: Path) -> None:
         (curve([3, 1.5]).replace("3,64", '"3","64"').encode(), "reached", "quotes"),
     ],
 )  # fmt: skip
-def test_what_real_folders_hold_is_read_or_refused_and_said(tmp_path: Path, content: bytes, status: str, said: str | None) -> None:  # fmt: skip  # noqa: E501
+def test_what_real_folders_hold_is_read_or_refused_and_reported(
+    tmp_path: Path, content: bytes, status: str, message: str | None
+) -> None:
     (folder(tmp_path) / "eval_measurements.csv").write_bytes(content)
     trial, problems = only(tmp_path)
     assert trial["status"] == status
-    assert (said is None and not problems) or said in problems[0]  # type: ignore[operator]
+    assert (message is None and not problems) or message in problems[0]  # type: ignore[operator]
     assert np.isfinite(trial["seconds"]) == (status == "reached")
 
 
@@ -130,12 +132,12 @@ def test_missing_unfinished_failed_and_duplicate_trials_have_a_status(tmp_path: 
     status = list(zip(records.trials["trial"], records.trials["status"], strict=True))
     assert status == [(1, "missing"), (2, "running"), (3, "out_of_memory"), (4, "reached"), (4, "duplicate"),
                       (5, "exhausted"), (6, "exhausted"), (7, "failed")]  # fmt: skip
-    said = {problem.path.rpartition("/")[2]: problem.message for problem in records.problems}
-    assert set(said) == {"trial_1", "trial_4", "trial_6", "trial_7"}
-    assert "same trial as" in said["trial_4"] and "manifest.json ignored" in said["trial_6"]
+    messages = {problem.path.rpartition("/")[2]: problem.message for problem in records.problems}
+    assert set(messages) == {"trial_1", "trial_4", "trial_6", "trial_7"}
+    assert "same trial as" in messages["trial_4"] and "manifest.json ignored" in messages["trial_6"]
 
 
-def test_folders_that_are_no_trials_are_said(tmp_path: Path) -> None:
+def test_folders_that_are_no_trials_are_reported(tmp_path: Path) -> None:
     algoperf_trial(tmp_path, [1.0])
     for name in ("a/study_0/trial_1", "a/study_0/lm_pytorch/trial_x", "a/study_0/other_jax/trial_1"):
         (tmp_path / name).mkdir(parents=True)

@@ -55,7 +55,7 @@ def entry(**values: Any) -> dict[str, Any]:
         ({"workloads": {"lm": 3}}, "must be a mapping"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_is_wrong_is_reported(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_targets(written(tmp_path, **changes))
 

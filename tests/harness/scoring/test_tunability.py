@@ -36,9 +36,9 @@ def trials_of(studies: list[list[float]], **more: Any) -> pd.DataFrame:
 
 
 def measured(studies: list[list[float]], fastest: float = 10.0, **more: Any) -> pd.DataFrame:
-    found = tunability.measure(trials_of(studies, **more), pd.Series({"lm": fastest}), ("lm",), {})
-    assert found is not None
-    return found.cells
+    result = tunability.measure(trials_of(studies, **more), pd.Series({"lm": fastest}), ("lm",), {})
+    assert result is not None
+    return result.cells
 
 
 @given(times)
@@ -57,8 +57,7 @@ def test_best_of_k_is_the_mean_over_all_orders(drawn: list[float]) -> None:
 )
 def test_cells_are_the_means_over_orders_and_studies_and_never_fall_with_k(studies: list[list[float]]) -> None:
     cells = measured(studies)
-    most = min(map(len, studies))
-    assert cells["k"].tolist() == list(range(1, most + 1))
+    assert cells["k"].tolist() == list(range(1, min(map(len, studies)) + 1))
     for k, row in enumerate(cells.itertuples(), 1):
         best = [[min(order[:k]) for order in itertools.permutations(s)] for s in studies]
         assert row.reached == pytest.approx(np.mean([np.isfinite(b).mean() for b in best]))
@@ -105,9 +104,9 @@ def test_few_trials_have_no_interval_and_single_trials_no_tunability() -> None:
 def test_studies_with_pruned_trials_are_refused() -> None:
     trials = trials_of([[12.0, np.inf], [12.0, 20.0]])
     trials.loc[1, "status"] = "pruned"
-    found = tunability.measure(trials, pd.Series({"lm": 10.0}), ("lm",), {})
-    assert found is not None and found.cells["studies"].tolist() == [1, 1]
-    assert "leaves out 1 studies with pruned trials" in found.left_out[0]
+    result = tunability.measure(trials, pd.Series({"lm": 10.0}), ("lm",), {})
+    assert result is not None and result.cells["studies"].tolist() == [1, 1]
+    assert "leaves out 1 studies with pruned trials" in result.left_out[0]
     assert tunability.measure(trials[trials["study"] == 0], pd.Series({"lm": 10.0}), ("lm",), {}) is None
 
 
