@@ -1,6 +1,6 @@
 """The intervals say 95%: simulated leaderboards with a known truth, misses included, count whether that is so.
 
-`TIMES_MORE=25 pytest -s tests/harness/scoring/test_uncertainty.py -k "cover or called"` simulates 25 times as many
+`TIMES_MORE=20 pytest -s tests/harness/scoring/test_uncertainty.py -k "cover or called"` simulates 20 times as many
 tables and prints the rates, which is where the README's figures come from.
 """
 
@@ -119,28 +119,28 @@ def simulate_each(name: str, log_medians: np.ndarray, replications: int) -> dict
     return by_studies
 
 
-# The standard error of a coverage of 95% is at most 0.7 points over a table's times or scores and 0.5 over all
-# speed-ups, so that the tolerance of 2 points is three of them or more.
+# So many replications that chance moves a coverage by 0.5 to 1 points, and so many times TIMES_MORE for README's rates.
+# Seeds are fixed.
 
 
 @pytest.fixture(scope="module")
 def mixed() -> dict[int, Coverage]:
-    return simulate_each("mixed", MIXED, 100)
+    return simulate_each("mixed", MIXED, 125)
 
 
 @pytest.fixture(scope="module")
 def equal() -> dict[int, Coverage]:
-    return simulate_each("equal", EQUAL, 80)
+    return simulate_each("equal", EQUAL, 100)
 
 
 @pytest.fixture(scope="module")
 def tied() -> dict[int, Coverage]:
-    return simulate_each("tied", TIED, 80)
+    return simulate_each("tied", TIED, 100)
 
 
 @pytest.fixture(scope="module")
 def separated() -> dict[int, Coverage]:
-    return simulate_each("separated", SEPARATED, 120)
+    return simulate_each("separated", SEPARATED, 150)
 
 
 # ---- coverage ------------------------------------------------------------------------------------------------------
@@ -162,11 +162,15 @@ def test_times_cover_the_truth_where_many_studies_miss() -> None:
 
 
 def test_times_cover_on_average_where_workloads_differ_in_noise() -> None:
-    """One sigma is pooled from all workloads: the noisy ones are covered too rarely, the quiet ones too often."""
-    coverage = simulate(TIED, 3, 80, sigma=SIGMA * np.array([0.6, 1.0, 1.2]))
+    """One sigma is pooled from all workloads: noisy ones are covered too rarely, quiet ones too often.
+
+    The workloads vary as README's three do under AdamW. Comparisons over all of them are not affected.
+    """
+    coverage = simulate(TIED, 3, 200, sigma=np.array([0.028, 0.043, 0.049]))
     by_workload = np.array(coverage.times).reshape(-1, *TIED.shape).mean(axis=(0, 1))
     assert 0.93 <= by_workload.mean() <= 0.97
     assert by_workload[0] > 0.98 and by_workload[2] < 0.93
+    assert coverage.rate("alarms") <= 0.065
 
 
 @pytest.mark.parametrize("studies", STUDIES)
