@@ -24,16 +24,6 @@ NO_DIFFERENCE, NO_VERDICT = "no difference shown", "no verdict"
 
 
 @dataclass(frozen=True)
-class Comparisons:
-    """What `compare` returns."""
-
-    pairs: pd.DataFrame
-    """A row per pair; see `uncertainty.Uncertainty.pairs`."""
-    detectable: float
-    """See `uncertainty.Uncertainty.detectable`."""
-
-
-@dataclass(frozen=True)
 class PairedWorkloads:
     """Which workloads count in which pair: bool [pairs, workloads] unless noted."""
 
@@ -83,6 +73,17 @@ class PairEstimates:
     """See `uncertainty.Uncertainty.detectable`."""
 
 
+@dataclass(frozen=True)
+class Comparisons:
+    """What `compare` returns."""
+
+    workloads: PairedWorkloads
+    pairs: pd.DataFrame
+    """A row per pair; see `uncertainty.Uncertainty.pairs`."""
+    detectable: float
+    """See `uncertainty.Uncertainty.detectable`."""
+
+
 def compare(
     table: StudyTable, model: MedianModel | None, workloads: PairedWorkloads, level: float, why_no_model: str
 ) -> Comparisons:
@@ -106,7 +107,7 @@ def compare(
             "reason": _reasons(table, workloads, verdicts, why_no_model),
         }
     )
-    return Comparisons(pairs, estimates.detectable)
+    return Comparisons(workloads, pairs, estimates.detectable)
 
 
 def pair_workloads(table: StudyTable, first: Index, second: Index, considered: Mask) -> PairedWorkloads:
@@ -226,14 +227,13 @@ def _reason(table: StudyTable, workloads: PairedWorkloads, pair: int, why_no_mod
     return why_no_model or f"{misses[0]}, and how long it trained does not settle it"
 
 
-def rank_ranges(pairs: pd.DataFrame, index: pd.Index) -> pd.DataFrame:
+def rank_ranges(comparisons: Comparisons, index: pd.Index) -> pd.DataFrame:
     """By submission: low, high of its rank, from the pairs with a verdict (docs/statistics.md, eq. 34)."""
-    a, b, verdict = (pairs[column].to_numpy() for column in ("a", "b", "verdict"))
-    faster = np.concatenate([a[verdict == A_FASTER], b[verdict == B_FASTER]])
-    slower = np.concatenate([b[verdict == A_FASTER], a[verdict == B_FASTER]])
-    beats, beaten_by = (
-        np.bincount(index.get_indexer(pd.Index(names)), minlength=len(index)) for names in (faster, slower)
-    )
+    first, second = comparisons.workloads.first, comparisons.workloads.second
+    verdict = comparisons.pairs["verdict"].to_numpy()
+    faster = np.concatenate([first[verdict == A_FASTER], second[verdict == B_FASTER]])
+    slower = np.concatenate([second[verdict == A_FASTER], first[verdict == B_FASTER]])
+    beats, beaten_by = (np.bincount(submissions, minlength=len(index)) for submissions in (faster, slower))
     return pd.DataFrame({"low": 1 + beaten_by, "high": len(index) - beats}, index=index)
 
 

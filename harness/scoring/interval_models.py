@@ -263,8 +263,9 @@ def _intervals(
     width = stats.t.ppf((1 + level) / 2, dof) * np.sqrt(variance)
     low, high = estimate - width, estimate + width
     has_miss = table.miss_count > 0
-    low[has_miss] = np.quantile(log_medians[:, has_miss], (1 - level) / 2, axis=0)
-    high[has_miss] = np.quantile(log_medians[:, has_miss], (1 + level) / 2, axis=0)
+    if has_miss.any():
+        low[has_miss] = np.quantile(log_medians[:, has_miss], (1 - level) / 2, axis=0)
+        high[has_miss] = np.quantile(log_medians[:, has_miss], (1 + level) / 2, axis=0)
     is_open = (high > table.log_horizon) | _never_met(table)
     return np.minimum(low, table.log_horizon), np.where(is_open, np.inf, high)
 

@@ -94,7 +94,7 @@ def estimate(
         speedups=speedup_intervals(table, model, baseline, level, index),
         pairs=overall.pairs,
         pairs_by_workload=by_workload,
-        ranks=rank_ranges(overall.pairs, index),
+        ranks=rank_ranges(overall, index),
         detectable=overall.detectable,
     )
 

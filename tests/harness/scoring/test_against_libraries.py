@@ -31,22 +31,24 @@ MEDIANS = np.log([[3.0, 4.0, 2.5], [2.0, 6.0, 4.0]])
 """Log medians [submissions, workloads]."""
 SIGMA = 0.2
 UNPAIRED = Pairing(0.0, np.nan, 1.0, "")
-NO_LIMIT = np.full(MEDIANS.shape, 9.0)
 
 
-def simulate(studies: int, seed: int, log_limits: np.ndarray = NO_LIMIT, correlation: float = 0.0) -> pd.DataFrame:
+def simulate(
+    studies: int, seed: int, *, log_limits: float | np.ndarray = np.inf, submissions: int = 2, correlation: float = 0.0
+) -> pd.DataFrame:
     """Studies of every cell; log_limits: [submissions, workloads], beyond which a study misses."""
     rng = np.random.default_rng(seed)
-    shape = (*MEDIANS.shape, studies)
+    log_medians = np.resize(MEDIANS, (submissions, 3))
+    shape = (*log_medians.shape, studies)
     noise = np.sqrt(1 - correlation) * rng.standard_normal(shape)
     noise += np.sqrt(correlation) * rng.standard_normal((1, *shape[1:]))
-    log_times = (MEDIANS[..., None] + SIGMA * noise).ravel()
+    log_times = (log_medians[..., None] + SIGMA * noise).ravel()
     submission, workload, study = (index.ravel() for index in np.indices(shape))
-    limits = np.broadcast_to(log_limits[..., None], shape).ravel()
+    limits = np.broadcast_to(np.asarray(log_limits)[..., None], shape).ravel()
     is_hit = log_times <= limits
     return pd.DataFrame(
         {
-            "submission": np.array(["a", "b"])[submission],
+            "submission": np.array(["a", "b", "c"])[submission],
             "workload": np.array(["u", "v", "w"])[workload],
             "study": study,
             "time": np.where(is_hit, np.exp(log_times), np.inf),
@@ -128,7 +130,7 @@ def test_paired_comparisons_are_those_of_a_randomized_block_design() -> None:
 
 def test_the_test_for_pairing_is_the_f_test_of_the_blocks() -> None:
     """Its p value is that of comparing the models with and without studies as a factor."""
-    rows = simulate(6, seed=2, correlation=0.5)
+    rows = simulate(6, seed=2, submissions=3, correlation=0.3)
     cells = cell_indicators(rows)
     blocks = pd.get_dummies(rows["workload"] + rows["study"].astype(str)).astype(float)
     log_times = np.log(rows["time"])
