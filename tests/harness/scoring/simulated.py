@@ -23,7 +23,10 @@ EQUAL = np.tile(np.append(np.log([3.0, 4.0, 2.5]), [NEAR, NEVER]), (8, 1))
 TIED = EQUAL[:4, :3]
 # SEPARATED: the first is clearly best everywhere.
 SEPARATED = np.log([3.0, 4.0, 2.5]) + np.array([0.0, 0.2, 0.35])[:, None]
-# Many misses everywhere: 20%, 30% and 40% of the studies.
+# JUST_MISSED: the same, with a fourth workload, but the second misses three targets by a tenth of sigma.
+JUST_MISSED = np.log([3.0, 4.0, 2.5, 5.0]) + np.array([0.0, 0.2, 0.35])[:, None]
+JUST_MISSED[1, 1:] = LIMIT + 0.1 * SIGMA
+# CROWDED: many misses everywhere: 20%, 30% and 40% of the studies.
 CROWDED = LIMIT - SIGMA * np.tile([0.84, 0.52, 0.25], (3, 1))
 
 

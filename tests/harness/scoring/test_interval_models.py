@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from harness.scoring.interval_models import (
     hit_variation,
     sigma_grid,
     sigma_posterior,
+    t_model,
 )
+from harness.scoring.pooled_noise import Pairing
 from harness.scoring.score_intervals import debiased_minimum, softmin_best
 from harness.scoring.study_table import StudyTable
 
@@ -93,6 +96,25 @@ def test_without_misses_sigma_has_the_scaled_inverse_chi_square() -> None:
     middle = slice(100, -100)
     np.testing.assert_allclose(on_grid.draws[middle], exact.draws[middle], rtol=1e-2)
     np.testing.assert_allclose(stats.chi2.cdf(0.3 / exact.draws**2, 9), 1 - (np.arange(4000) + 0.5) / 4000, atol=1e-9)
+
+
+@pytest.mark.parametrize("misses", [1, 3, 6])
+def test_a_never_met_cell_is_bounded_by_the_chance_that_all_miss(misses: int) -> None:
+    """Equation 20: at the lower end of the interval all studies miss with a probability of 2.5%, if they can.
+
+    Sigma is known well. At the horizon six studies all miss with a probability of 1.6% only.
+    """
+    log_times = np.random.default_rng(0).normal(0.0, 0.1, (1, 200, 6))
+    log_times[0, 0] = 9.0
+    log_limits = np.full(log_times.shape, 8.0)
+    table = table_of(log_times, log_limits)
+    table.log_limit[0, 0, misses:] = np.nan
+    table = replace(table, log_horizon=np.where(table.miss_count > 0, 8.0, np.inf))
+    unpaired = Pairing(0.0, np.nan, 1.0, "")
+    model, posterior = t_model(table, unpaired, 0.95, np.random.default_rng(0), draws=20_000)
+    chance_of_miss = stats.norm.cdf((model.low[0, 0] - 8.0) / posterior.sigma)
+    assert chance_of_miss**misses == pytest.approx(min(0.025, 0.5**misses), rel=0.1)
+    assert np.isinf(model.high[0, 0]) and np.isinf(model.latent_draws[:, 0, 0]).all()
 
 
 # ---- the best time of a score's interval ---------------------------------------------------------------------------
