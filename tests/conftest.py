@@ -25,8 +25,10 @@ settings.load_profile("pacemark")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole commands first: they take longest, and should not keep one core busy when the others have finished."""
-    items.sort(key=lambda item: len(item.path.parts))
+    """What takes longest first, so that it does not keep one core busy when the others have finished: whole commands,
+    and the tests that share what one of them made."""
+    whole_commands = Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent != whole_commands and item.get_closest_marker("xdist_group") is None)
 
 
 TINY_GPT2 = [

@@ -35,9 +35,9 @@ def test_a_variant_overrides_what_differs_and_no_more(configs: Path) -> None:
     assert (silu.spec.name, silu.spec.variant, silu.spec.full_name) == ("gpt2", "silu", "gpt2_silu")
     assert silu.modified == () and silu.shipped and silu.scale_folder == "mini"
     assert silu.workload["model"] == base.workload["model"] | {"activation": "silu"}
-    own = {"variant", "description", "target", "target_version", "target_provenance", "model"}
-    assert {key: v for key, v in silu.workload.items() if key not in own} == {
-        key: v for key, v in base.workload.items() if key not in own
+    variant_keys = {"variant", "description", "target", "target_version", "target_provenance", "model"}
+    assert {key: v for key, v in silu.workload.items() if key not in variant_keys} == {
+        key: v for key, v in base.workload.items() if key not in variant_keys
     }
     assert silu.algorithm() == base.algorithm() and silu.submission_label == "adamw"
     tried = load_run([*BASE, "variant=silu", "workload.max_steps=60"])
@@ -83,8 +83,8 @@ def test_a_target_that_is_not_measured_names_the_command_that_measures_it(config
     assert "`python scripts/set_targets.py gpt2 --variant res-post-norm --write`" in line
     assert "workload.target=VALUE" in line
     assert load_run([*BASE, "variant=res-post-norm", "workload.target=1.5"]).modified == ("target",)
-    found = problems("variant=res-post-norm", "workload.max_step=3")
-    assert len(found) == 2 and any("max_steps" in line for line in found)
+    reported = problems("variant=res-post-norm", "workload.max_step=3")
+    assert len(reported) == 2 and any("max_steps" in line for line in reported)
     path = target_file("gpt2", "mini")
     path.write_text(re.sub("^target: .*$", "target: ???", path.read_text(), flags=re.MULTILINE))
     assert any("`python scripts/set_targets.py gpt2 --write`" in line for line in problems())

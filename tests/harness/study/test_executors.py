@@ -17,6 +17,7 @@ from harness.study.trial_process import Slot
 from tests.conftest import TINY_GPT2
 from tests.harness.outcomes import Outcome, read_outcome
 
+pytestmark = pytest.mark.xdist_group("executors")
 EXTERNAL = ["optimizer=adamw", "ruleset=external", "ruleset.studies=1", "ruleset.trials=2", "machine=here"]
 SLURM = ["executor=slurm", "executor.options={cluster: local}", "executor.minutes=10"]
 RAY = ["executor=ray", "executor.options={num_cpus: 2}"]
