@@ -20,7 +20,6 @@ MODULES = {
     "problems": "errors",
     **dict.fromkeys(("needs", "roles", "schedules", "ranks", "workload", "step", "submission"), "interface"),
     **dict.fromkeys(("choices", "hyperparameters", "search_space"), "config"),
-    "study": "config.study_trials",
     "lease": "records.lease",
     "evaluations": "records.evaluations",
     "record": "trial.record",
