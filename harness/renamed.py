@@ -20,7 +20,6 @@ MODULES = {
     "problems": "errors",
     **dict.fromkeys(("needs", "roles", "schedules", "ranks", "workload", "step", "submission"), "interface"),
     **dict.fromkeys(("choices", "hyperparameters", "search_space"), "config"),
-    "study": "config.study_trials",
     "lease": "records.lease",
     "evaluations": "records.evaluations",
     "record": "trial.record",
@@ -58,6 +57,31 @@ MODULES = {
     "algorithms": "board.algorithm_table",
 }
 """Former modules of harness/ and where their contents are now."""
+NAMES = {
+    "harness.config": {
+        "load": "compose.load_run",
+        "expand": "compose.expand_sweep",
+        **{
+            name: f"schema.{name}"
+            for name in ("Executor", "Named", "Optimizer", "Recipe", "Ruleset", "Run", "Tracker")
+        },
+    },
+    "harness.study": {
+        "trials_of": "list_trials of harness.config.study_trials",
+        "trial_of": "configure_trial of harness.config.study_trials",
+        "TARGET_SEEDS": "TARGET_SEEDS of harness.config.study_trials",
+    },
+    "harness.trial": {name: f"trial.{name}" for name in ("Observer", "load_workload", "run_trial")},
+    "harness.scoring": {
+        name: f"benchmark_score.{name}"
+        for name in (
+            "TAU_MAX", "algoperf_scores", "benchmark_scores", "disqualified", "performance_profile",
+            "performance_ratios", "qualified", "speedups", "study_times", "times_to_target", "unscored_held_out",
+        )
+    },
+    "submissions.rule": {"Slice": "Bucket", "wide": "upcast"},
+}  # fmt: skip
+"""Former names in modules that are still there, or whose name is now a package's."""
 
 
 class _MovedModules:
@@ -95,12 +119,14 @@ def arguments(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
-def names(module: str, **renamed: str) -> Callable[[str], object]:
-    """A `__getattr__` for a module: `from module import old` fails with an error that names `new` (of `old="new"`)."""
+def names(module: str) -> Callable[[str], object]:
+    """A `__getattr__` for `module`, in which the import of a former name fails with an error that has the new one."""
+    new_names = NAMES[module]
 
     def getattr_of_module(name: str) -> object:
-        if name in renamed:
-            raise ImportError(f"{module}.{name} is now {module}.{renamed[name]}")
+        if name in new_names:
+            new = new_names[name]
+            raise ImportError(f"{module}.{name} is now {new if ' of ' in new else f'{module}.{new}'}")
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return getattr_of_module

@@ -30,7 +30,7 @@ from torch.optim.optimizer import ParamsT
 from harness import renamed
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
-__getattr__ = renamed.names("submissions.rule", Slice="Bucket", wide="upcast")
+__getattr__ = renamed.names("submissions.rule")
 
 
 @dataclass(frozen=True)

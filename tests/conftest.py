@@ -23,6 +23,14 @@ from workloads.data import fashion_mnist
 settings.register_profile("pacemark", derandomize=True, deadline=None, database=None)
 settings.load_profile("pacemark")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, so that it does not keep one core busy when the others have finished: whole commands,
+    and the tests that share what one of them made."""
+    whole_commands = Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent != whole_commands and item.get_closest_marker("xdist_group") is None)
+
+
 TINY_GPT2 = [
     "workload=gpt2",
     "workload.model={vocabulary: 256, context: 16, layers: 1, width: 16, heads: 2, dropout: 0.1}",

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import random
 import signal
 import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import run as command
+from harness.trial.record import Record
+from tests import processes
 from tests.conftest import TINY_GPT2
+from tests.harness.outcomes import read_outcome
+from tests.harness.seams import plan_kills
 
-ROOT = Path(__file__).parents[1]
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "run.py"), *arguments]
+SEAM = ["optimizer=any", "schedule=constant", "schedule.warmup_fraction=0"]
 
 
-def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return processes.run(processes.python("run.py", *arguments), **options)
 
 
 def tiny(records: Path, *arguments: str) -> list[str]:
     return [*TINY_GPT2, f"records={records}", *arguments]
-
-
-def outcome(records: Path) -> tuple[list[list[str]], str]:
-    (manifest,) = records.rglob("manifest.json")
-    with (manifest.parent / "eval_measurements.csv").open() as file:
-        rows = [
-            [row[k] for k in ("global_step", "train/loss", "validation/loss", "examples")]
-            for row in csv.DictReader(file)
-        ]
-    return rows, json.loads(manifest.read_text())["final"]["weights_sha256"]
 
 
 def test_a_trial_from_the_command_line(tmp_path: Path) -> None:
@@ -64,10 +53,13 @@ def test_a_trial_from_the_command_line(tmp_path: Path) -> None:
         (["-m", "workload=gpt2", "optimizer=lion,lino"], "optimizer=lino"),
     ],
 )
-def test_bad_input_ends_with_status_2_and_writes_nothing(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = run(*arguments, *([f"records={tmp_path / 'records'}"] if "=" in arguments[-1] else []))
-    assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr
+def test_bad_input_ends_with_status_2_and_writes_nothing(
+    arguments: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status = command.main([*arguments, *([f"records={tmp_path / 'records'}"] if "=" in arguments[-1] else [])])
+    printed = capfd.readouterr()
+    assert status == 2
+    assert message in printed.err and "Traceback" not in printed.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,56 +69,38 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
-    done = run("-m", *tiny(tmp_path, "optimizer=sgd,lion", "seed=0,1"))
+    done = run("-m", *tiny(tmp_path, "optimizer=sgd,lion", "seed=1"))
     assert done.returncode == 0, done.stderr
     folders = {"/".join(path.parts[-5:-2]) for path in tmp_path.rglob("manifest.json")}
-    assert folders == {f"{o}/study_{s}/gpt2_pytorch" for o in ("sgd", "lion") for s in (0, 1)}
+    assert folders == {f"{optimizer}/study_1/gpt2_pytorch" for optimizer in ("sgd", "lion")}
 
 
 def test_a_failing_submission_ends_with_status_1(tmp_path: Path) -> None:
     broken = ["optimizer=any", "optimizer.class_path=tests.harness.seams.Broken"]
-    done = run(*tiny(tmp_path, *broken), env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = run(*tiny(tmp_path, *broken), env=os.environ | {"PYTHONPATH": str(processes.ROOT)})
     assert done.returncode == 1
     assert "ArithmeticError: the third step is wrong" in done.stdout
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    arguments = ["optimizer=adamw", "workload.max_steps=240", "workload.eval_every=4", "checkpoint_seconds=0"]
-    assert run(*tiny(tmp_path / "whole", *arguments)).returncode == 0
-    moments = random.Random(0)
-    kills = 0
-    for _ in range(40):
-        process = subprocess.Popen(command(*tiny(tmp_path / "killed", *arguments)), stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        target = _progress(tmp_path / "killed") + moments.randint(1, 25)
-        while process.poll() is None and time.monotonic() < deadline and _progress(tmp_path / "killed") < target:
-            time.sleep(0.002)
-        if process.poll() is not None:
-            break
-        time.sleep(moments.random() * 0.03)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert process.returncode == 0 and kills >= 2
-    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
-    (manifest,) = (tmp_path / "killed").rglob("manifest.json")
-    assert json.loads(manifest.read_text())["preemption_count"] >= 1
-
-
-def _progress(records: Path) -> int:
-    """Rows written so far."""
-    return sum(len(path.read_text().splitlines()) - 1 for path in records.rglob("eval_measurements.csv"))
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path, trial: Callable[..., Record]) -> None:
+    arguments = [*SEAM, "optimizer.class_path=tests.harness.seams.KilledAtRandom", "workload.max_steps=100",
+                 "workload.eval_every=4", "checkpoint_seconds=0"]  # fmt: skip
+    undisturbed = trial(*arguments, optimizer="any")
+    environment = plan_kills(tmp_path / "kills", 3)
+    statuses = [run(*tiny(tmp_path / "killed", *arguments), env=environment).returncode for _ in range(4)]
+    assert statuses == [-signal.SIGKILL] * 3 + [0]
+    (path,) = (tmp_path / "killed").rglob("manifest.json")
+    assert read_outcome(path.parent) == read_outcome(undisturbed.folder)
+    assert json.loads(path.read_text())["preemption_count"] == 3
 
 
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_a_stop_that_continues(tmp_path: Path, interrupt: signal.Signals) -> None:
-    arguments = tiny(tmp_path, "optimizer=adamw", "workload.max_steps=3000", "checkpoint_seconds=0")
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True)
-    while _progress(tmp_path) < 3:
-        time.sleep(0.01)
-        assert process.poll() is None
+    arguments = tiny(tmp_path, "optimizer=adamw", "workload.max_steps=1000000", "checkpoint_seconds=0")
+    process = subprocess.Popen(processes.python("run.py", *arguments), stdout=subprocess.PIPE, text=True)
+    processes.wait_until(lambda: bool(list(tmp_path.rglob("checkpoint.pt"))), processes.is_running(process))
     process.send_signal(interrupt)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=processes.DEADLINE_SECONDS)
     assert process.returncode == 130 and "stopped" in printed
     (manifest,) = tmp_path.rglob("manifest.json")
     assert json.loads(manifest.read_text())["status"] == "stopped"

@@ -60,12 +60,12 @@ def test_a_search_space_is_shown_with_its_points() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [(["nadamm"], "did you mean `nadamw`"), (["any", "optimizer.class_path=torch.optim.Adam"], "search_space")],
 )
-def test_a_space_that_is_not_there_is_an_error(arguments: list[str], said: str) -> None:
+def test_a_space_that_is_not_there_is_an_error(arguments: list[str], message: str) -> None:
     done = script("search_space.py", *arguments)
-    assert done.returncode == 2 and said in done.stderr
+    assert done.returncode == 2 and message in done.stderr
 
 
 def test_conformance_prints_a_table_and_what_to_do() -> None:

@@ -2,3 +2,7 @@
 
 It may import the interface, and nothing of the rooms above. Modules that --help needs do not import torch.
 """
+
+from harness import renamed
+
+__getattr__ = renamed.names("harness.config")

@@ -46,8 +46,9 @@ def load_run(arguments: list[str]) -> Run:
     # Imported here, since it brings torch, which --help need not wait for.
     from harness.config import validation
 
-    run = validation.validate_run(_compose(overrides))
-    shipped = Run(**_compose([override for override in overrides if _selects_shipped_config(override)]))
+    shipped_values, values = _compose(overrides)
+    run = validation.validate_run(values)
+    shipped = Run(**shipped_values)
     modified = _differing_keys(shipped.workload, run.workload)
     if validation.runs_on_incomplete_data(run):
         modified = (*modified, "data")
@@ -106,35 +107,54 @@ def _sweep_values(override: Override) -> list[str]:
     return matching
 
 
-def _selects_shipped_config(override: Override) -> bool:
-    """Whether an override only chooses what ships, rather than changing it."""
-    key = override.key_or_group
-    return key in ("workload", "scale", "variant", "optimizer", "ruleset") or key.startswith("ruleset.")
-
-
 # ---- composition ---------------------------------------------------------------------------------------------------
 
+_SHIPPED_GROUPS = ("workload", "scale", "variant", "optimizer", "ruleset")
+"""The groups that decide what a run is compared with, to see what in it is not as shipped."""
 
-def _compose(overrides: list[Override]) -> dict[str, Any]:
+
+def _compose(overrides: list[Override]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of the shipped configuration that the command chooses, and those with all of its overrides."""
+    groups = [o for o in overrides if o.key_or_group in (*GROUPS, "variant")]
+    shipped_groups = [o for o in groups if o.key_or_group in _SHIPPED_GROUPS]
+    values = [o for o in overrides if o not in groups]
+    # The ruleset decides how much tuning there is, and is no change of workload or submission.
+    of_ruleset = [o for o in values if o.key_or_group.startswith("ruleset.")]
+    composed = _compose_groups(shipped_groups)
+    _apply(composed, of_ruleset)
+    shipped = _as_dict(composed)
+    if groups != shipped_groups:
+        composed = _compose_groups(groups)
+        _apply(composed, of_ruleset)
+    _apply(composed, [o for o in values if o not in of_ruleset])
+    return shipped, _as_dict(composed)
+
+
+def _compose_groups(groups: list[Override]) -> DictConfig:
+    lines = [
+        f"{VARIANT_GROUP}@workload=${{workload}}-${{scale}}-{override.value()}"
+        if override.key_or_group == "variant"
+        else str(override.input_line)
+        for override in groups
+    ]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(choices.CONFIG_DIR.resolve()), version_base="1.3"):
-            composed = compose("config", [_hydra_override(override) for override in overrides])
+            return compose("config", lines)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"the configuration cannot be composed: {str(error).splitlines()[0]}") from error
+
+
+def _apply(config: DictConfig, overrides: list[Override]) -> None:
+    """Set the values of `overrides`, as Hydra does for `++key=value`: unknown keys are for the validation to report."""
     for override in overrides:
-        # Hydra would merge a range into the shipped one, and a range has one kind.
-        if override.key_or_group.startswith("optimizer.search_space"):
-            OmegaConf.update(composed, override.key_or_group, override.value(), merge=False, force_add=True)
-    return _as_dict(composed)
-
-
-def _hydra_override(override: Override) -> str:
-    line = str(override.input_line)
-    if override.key_or_group == "variant":
-        return f"{VARIANT_GROUP}@workload=${{workload}}-${{scale}}-{override.value()}"
-    # ++ lets unknown keys through to the validation, which reports all of them.
-    return line if override.key_or_group in GROUPS else "++" + line.lstrip("+")
+        key = override.key_or_group
+        # A range has one kind, so a new one takes the place of the shipped one; other mappings are merged.
+        merge = not key.startswith("optimizer.search_space")
+        try:
+            OmegaConf.update(config, key, override.value(), merge=merge, force_add=True)
+        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError) as error:
+            raise UserError(f"{override.input_line}: cannot be set ({str(error).splitlines()[0]})") from error
 
 
 def _as_dict(config: DictConfig) -> dict[str, Any]:

@@ -2,3 +2,7 @@
 
 It may import trial, scoring, records, config and interface.
 """
+
+from harness import renamed
+
+__getattr__ = renamed.names("harness.study")

@@ -273,8 +273,8 @@ def _planned_trials(path: Path) -> list[PlannedTrial]:
 
 def _study_from_config(config: dict[str, Any], folder: Path) -> Run:
     """The run of a study from its configuration on disk. folder: of the submission, which may have been moved."""
-    here = {"records": folder.parents[3], "overwrite": False, "debug": False, "label": folder.name}
-    return Run(**config | here)
+    not_recorded = {"records": folder.parents[3], "overwrite": False, "debug": False, "label": folder.name}
+    return Run(**config | not_recorded)
 
 
 def _discard(trials: Iterable[PlannedTrial]) -> None:

@@ -48,8 +48,8 @@ def survey_records(records: Path) -> tuple[list[TrialProgress], list[str]]:
         else:
             progress = _share_done(trial)
             scale, workload, label = _kind(trial)
-            whole = expected.get((scale, workload, label), expected.get((scale, workload)))
-            left = None if whole is None else whole * (1 - progress)
+            duration = expected.get((scale, workload, label), expected.get((scale, workload)))
+            left = None if duration is None else duration * (1 - progress)
         surveyed.append(TrialProgress(trial, state, progress, left))
     return surveyed, messages
 

@@ -2,3 +2,7 @@
 
 It may import records, config and interface. It does not know studies: what may stop a trial early is handed to it.
 """
+
+from harness import renamed
+
+__getattr__ = renamed.names("harness.trial")

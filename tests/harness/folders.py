@@ -22,8 +22,8 @@ def curve(values: Sequence[float], seconds: float = 10.0, steps: int = 100) -> s
     return "\n".join([HEADER, *rows]) + "\n"
 
 
-def algoperf_trial(root: Path, values: Sequence[float], seconds: float = 10.0, steps: int = 100, **where: Any) -> Path:
-    path = folder(root, **where)
+def algoperf_trial(root: Path, values: Sequence[float], seconds: float = 10.0, steps: int = 100, **parts: Any) -> Path:
+    path = folder(root, **parts)
     (path / "eval_measurements.csv").write_text(curve(values, seconds, steps))
     return path
 
@@ -42,8 +42,8 @@ def own_trial(
     **manifest: Any,
 ) -> Path:
     """Below root/mini/<ruleset>/machine, with a manifest whose keys `manifest` replaces."""
-    where = {"submission": submission, "workload": workload, "study": study, "trial": trial}
-    path = algoperf_trial(root / "mini" / ruleset / "machine", values, seconds, steps, **where)  # type: ignore[arg-type]
+    parts = {"submission": submission, "workload": workload, "study": study, "trial": trial}
+    path = algoperf_trial(root / "mini" / ruleset / "machine", values, seconds, steps, **parts)  # type: ignore[arg-type]
     identity = {"scale": {"name": "mini"}, "ruleset": {"name": ruleset}, "workload": {"max_steps": 400}}
     write_manifest(path, **{"submission": submission, "workload": workload, "identity": identity} | manifest)
     return path

@@ -40,30 +40,30 @@ def what_a_step_offers(examples: int) -> dict[str, Any]:
     evaluator, _ = make(micro_batch=4)
     evaluator.ranks = ranks = init_distributed()
     ctx = context(evaluator, *set(Need) - {Need.COMMUNICATION}, examples=examples)
-    found: dict[str, Any] = {}
-    found["loss"] = ctx.backward()
-    found["gradients"] = [p.grad for p in evaluator.parameters]
-    found["buffers"] = [b.clone() for b in evaluator.buffers]
-    found["elsewhere"] = ctx.gradients(params=[p.detach() + 0.1 for p in evaluator.parameters])
-    found["sampled"] = ctx.gradients(labels="sampled")
-    found["sampled loss"] = ctx.loss(labels="sampled")
-    found["product"] = ctx.hessian_vector_product([torch.ones_like(p) for p in evaluator.parameters])
-    found["pieces"] = [gradient for piece in ctx.micro_batch_gradients() for gradient in piece]
-    found["gradients of the pieces together"] = [p.grad for p in evaluator.parameters]
+    tensors: dict[str, Any] = {}
+    tensors["loss"] = ctx.backward()
+    tensors["gradients"] = [p.grad for p in evaluator.parameters]
+    tensors["buffers"] = [b.clone() for b in evaluator.buffers]
+    tensors["elsewhere"] = ctx.gradients(params=[p.detach() + 0.1 for p in evaluator.parameters])
+    tensors["sampled"] = ctx.gradients(labels="sampled")
+    tensors["sampled loss"] = ctx.loss(labels="sampled")
+    tensors["product"] = ctx.hessian_vector_product([torch.ones_like(p) for p in evaluator.parameters])
+    tensors["pieces"] = [gradient for piece in ctx.micro_batch_gradients() for gradient in piece]
+    tensors["gradients of the pieces together"] = [p.grad for p in evaluator.parameters]
     if examples == 16:  # BatchNorm needs two examples in each
-        found["smaller pieces"] = [gradient for piece in ctx.micro_batch_gradients(at_least=8) for gradient in piece]
-    found["buffers after"] = [b.clone() for b in evaluator.buffers]
+        tensors["smaller pieces"] = [gradient for piece in ctx.micro_batch_gradients(at_least=8) for gradient in piece]
+    tensors["buffers after"] = [b.clone() for b in evaluator.buffers]
     counters = evaluator.counters
-    found["counters"] = torch.tensor([counters.forward_examples, counters.backward_examples])
-    own = context(evaluator, Need.COMMUNICATION, examples=examples)
-    own.backward()
-    mine = [torch.zeros_like(p) if p.grad is None else p.grad / ranks.size for p in evaluator.parameters]
-    ranks.all_reduce_sum_(mine)
-    found["mean of the ranks' own gradients"] = mine
+    tensors["counters"] = torch.tensor([counters.forward_examples, counters.backward_examples])
+    local_context = context(evaluator, Need.COMMUNICATION, examples=examples)
+    local_context.backward()
+    local_gradients = [torch.zeros_like(p) if p.grad is None else p.grad / ranks.size for p in evaluator.parameters]
+    ranks.all_reduce_sum_(local_gradients)
+    tensors["mean of the ranks' own gradients"] = local_gradients
     recompute_statistics(evaluator, [Selection(torch.arange(examples), torch.arange(examples))])
-    found["buffers recalibrated"] = [b.clone() for b in evaluator.buffers]
-    found["weights after closures"] = what_closures_make(evaluator, examples)
-    return found
+    tensors["buffers recalibrated"] = [b.clone() for b in evaluator.buffers]
+    tensors["weights after closures"] = what_closures_make(evaluator, examples)
+    return tensors
 
 
 def what_closures_make(evaluator: ModelRunner, examples: int) -> list[Tensor]:
@@ -85,17 +85,18 @@ def what_one_rank_finds(folder: Path) -> None:
     try:
         run_trial(load_run([*TRIALS["gpt2"], f"records={records}"]))
     except UserError as error:
-        said = error.messages
-    assert all(each == said for each in ranks.all_gather(said)) and "cannot be used" in said[0] and len(said) == 1
+        messages = error.messages
+    assert all(each == messages for each in ranks.all_gather(messages))
+    assert len(messages) == 1 and "cannot be used" in messages[0]
     assert not (folder / "records").exists()
 
 
 def main(folder: Path) -> None:
     ranks = init_distributed()
     for examples in (16, 14, 8, 3):
-        found = what_a_step_offers(examples)
+        tensors = what_a_step_offers(examples)
         if ranks.is_main:
-            torch.save(found, folder / f"step_{examples}.pt")
+            torch.save(tensors, folder / f"step_{examples}.pt")
     if ranks.size > 1:
         what_one_rank_finds(folder)
     runs = {name: load_run([*TINY_GPT2, "workload.micro_batch=2", f"optimizer={name}"]) for name in ("sgd", "lion")}

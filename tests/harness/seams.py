@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,9 +68,9 @@ class ZerothOrder(Submission):
     def step(self, ctx: StepContext) -> None:
         parameters = self.setup.parameters
         z = [torch.randn(p.shape, generator=self.setup.generator) for p in parameters]
-        here = [p.detach() for p in parameters]
-        slope = ctx.loss(params=torch._foreach_add(here, z, alpha=1e-3)) - ctx.loss(
-            params=torch._foreach_sub(here, z, alpha=1e-3)
+        current = [p.detach() for p in parameters]
+        slope = ctx.loss(params=torch._foreach_add(current, z, alpha=1e-3)) - ctx.loss(
+            params=torch._foreach_sub(current, z, alpha=1e-3)
         )
         with torch.no_grad():
             torch._foreach_sub_(parameters, torch._foreach_mul(z, slope / 2e-3 * self.lr))
@@ -242,6 +246,46 @@ class Fragile(_Sgd):
             if fault.startswith("broken"):
                 raise ArithmeticError("only here")
         super().step(ctx)
+
+
+class KilledAtRandom(OptimizerSubmission):
+    """AdamW in processes that are killed at random moments, as often as the folder PACEMARK_TEST_KILLS has files.
+
+    A process takes a file by renaming it, so that each kills once. Some steps later a thread sends SIGKILL to this
+    process, or to its parent if the file says so, while training, evaluating and writing go on. Training waits for it
+    in the end: how many processes are killed does not depend on how busy the machine is.
+    """
+
+    def __init__(self, setup: Setup, *, lr: float = 0.01) -> None:
+        super().__init__(setup, [torch.optim.AdamW(setup.parameters, lr=lr)])
+        self.kill: Path | None = None
+        self.steps = 0
+        for path in sorted(Path(os.environ.get("PACEMARK_TEST_KILLS", "/nonexistent")).glob("*.to_come")):
+            with suppress(FileNotFoundError):
+                self.kill = path.rename(path.with_suffix(".taken"))
+                self.random = random.Random(path.stem)
+                self.kill_step = self.random.randint(5, 15)
+                break
+
+    def step(self, ctx: StepContext) -> None:
+        super().step(ctx)
+        self.steps += 1
+        if self.kill is not None and self.steps == self.kill_step:
+            threading.Timer(self.random.random() * 0.03, self._kill).start()
+        if self.kill is not None and self.steps == self.kill_step + 10:
+            time.sleep(60)
+
+    def _kill(self) -> None:
+        assert self.kill is not None
+        os.kill(os.getppid() if self.kill.read_text() == "parent" else os.getpid(), signal.SIGKILL)
+
+
+def plan_kills(folder: Path, number: int, victim: str = "trial") -> dict[str, str]:
+    """Write down `number` kills for `KilledAtRandom`, of the "trial" or of its "parent"; the environment to run in."""
+    folder.mkdir()
+    for i in range(number):
+        (folder / f"{i}.to_come").write_text(victim)
+    return dict(os.environ) | {"PACEMARK_TEST_KILLS": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 class Nosy(_Sgd):

@@ -16,10 +16,10 @@ from harness.seeding import TrialSeeds, splitmix64
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 50), st.integers(0, 5))
 def test_the_stream_does_not_depend_on_how_it_is_cut(cuts: list[int], size: int, seed: int) -> None:
     pieces = ExampleStream(TrialSeeds(seed, 1), size)
-    taken = [pieces.take(cut) for cut in cuts]
-    whole = ExampleStream(TrialSeeds(seed, 1), size).take(sum(cuts))
-    assert torch.equal(torch.cat([piece.indices for piece in taken]), whole.indices)
-    assert torch.equal(torch.cat([piece.keys for piece in taken]), whole.keys)
+    pieces_taken = [pieces.take(cut) for cut in cuts]
+    all_at_once = ExampleStream(TrialSeeds(seed, 1), size).take(sum(cuts))
+    assert torch.equal(torch.cat([piece.indices for piece in pieces_taken]), all_at_once.indices)
+    assert torch.equal(torch.cat([piece.keys for piece in pieces_taken]), all_at_once.keys)
     assert pieces.position == sum(cuts)
 
 

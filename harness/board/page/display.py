@@ -43,7 +43,7 @@ class Scale:
     log: bool = False
     width: float = 64.0
 
-    def at(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Pixels from the left end, kept inside the bar."""
         if self.log:
             share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
@@ -66,6 +66,7 @@ class Ranking:
 
 
 def ranking(board: dict[str, Any]) -> Ranking:
+    """Scales, units and the fastest times for the main table. board: from `page_data`."""
     submissions = board["submissions"]
     ratios = [s[key] for s in submissions for key in ("speedup", "speedup_low", "speedup_high")]
     # An interval may reach to zero or to a billion; the bars show what lies within a factor of ten, symmetric about 1.
@@ -86,7 +87,7 @@ def _memory_unit(size: float) -> tuple[str, float]:
 
 
 def trial_table(submission: dict[str, Any]) -> dict[str, Any]:
-    """The hyperparameters that differ between trials, as columns, and those that do not, said once."""
+    """The hyperparameters that differ between trials, as columns, and those that do not, once for all."""
     points = [trial["hyperparameters"] or {} for trial in submission["trials"]]
     names = list(dict.fromkeys(name for point in points for name in point))
     fixed = [
@@ -100,6 +101,7 @@ def trial_table(submission: dict[str, Any]) -> dict[str, Any]:
 
 
 def decimals(value: float | None, digits: int = 3) -> str:
+    """0.8714 as `0.871`."""
     return UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
@@ -111,6 +113,7 @@ def seconds(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
+    """A whole number with separators: `12,345`."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
@@ -124,6 +127,7 @@ def short(value: Any) -> str:
 
 
 def percent(value: float | None) -> str:
+    """A share, 0.123, as `12.3 %`."""
     if value is None:
         return UNKNOWN
     return f"{100 * value:.1f} %"
@@ -143,6 +147,7 @@ def memory(value: float | None) -> str:
 
 
 def speedup(submission: dict[str, Any]) -> str:
+    """The speed-up over the baseline as `1.23×`, as a bound where targets were missed."""
     value, note = submission["speedup"], submission["speedup_note"]
     if value is None:
         return UNKNOWN
@@ -169,10 +174,12 @@ def interval(low: float | None, high: float | None, digits: int = 2) -> str:
 
 
 def seconds_interval(low: float | None, high: float | None) -> str:
+    """`[91.2, 97.0]` in seconds, empty where neither end is known."""
     return "" if low is None and high is None else f"[{seconds(low)}, {seconds(high)}]"
 
 
 def ranks(submission: dict[str, Any]) -> str:
+    """The ranks that the data allow: `2` or `1–3`, with `?` for an end that is unknown."""
     low, high = submission["rank_low"], submission["rank_high"]
     if low is None and high is None:
         return UNKNOWN
@@ -197,6 +204,7 @@ def status_class(status: str | None) -> str:
 
 
 def words(status: str | None) -> str:
+    """A status with spaces in place of underscores."""
     return UNKNOWN if not status else status.replace("_", " ")
 
 
@@ -206,6 +214,7 @@ def as_yaml(config: dict[str, Any]) -> str:
 
 
 def plural(number: int, noun: str) -> str:
+    """`1 trial`, `1,200 trials`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 

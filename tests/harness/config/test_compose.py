@@ -22,7 +22,7 @@ def problems(*arguments: str) -> list[str]:
 
 
 def test_every_problem_is_reported_at_once() -> None:
-    found = problems(
+    reported = problems(
         *BASE, "workload.max_step=3", "workload.model.widht=3", "sede=1", "precision=fp8", "workload.nominal_batch=0",
         "optimizer.hyperparameters.lrr=1", "optimizer.hyperparameters.betas=[0.9,1.5]", "optimizer.no_decay=[nrom]",
         "schedule.horizon_fraction=1.5",
@@ -33,8 +33,8 @@ def test_every_problem_is_reported_at_once() -> None:
         ("hyperparameters.betas=[0.9, 1.5]", "[0, 1)"), ("no_decay=nrom", "norm"),
         ("schedule.horizon_fraction=1.5", "less than or equal to 1"),
     ]:  # fmt: skip
-        assert any(key in line and remedy in line for line in found), (key, found)
-    assert len(found) == 9
+        assert any(key in line and remedy in line for line in reported), (key, reported)
+    assert len(reported) == 9
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_every_problem_is_reported_at_once() -> None:
     ],
 )  # fmt: skip
 def test_each_problem_names_key_and_remedy(arguments: list[str], expected: list[str]) -> None:
-    found = problems(*arguments)
+    reported = problems(*arguments)
     for text in expected:
-        assert any(text in line for line in found), found
+        assert any(text in line for line in reported), reported
 
 
 def test_labels_tell_configurations_apart() -> None:
@@ -126,9 +126,9 @@ def test_what_a_submission_does_not_use_is_not_part_of_its_identity() -> None:
 
 def test_a_sweep_takes_all_that_a_glob_matches() -> None:
     runs = expand_sweep(["workload=gpt2", "optimizer=glob([*lion*,mu*],exclude=lion)"])
-    found = [run[1] for run in runs]
-    assert {"optimizer=cautious_lion", "optimizer=lion_k", "optimizer=muon"} < set(found)
-    assert "optimizer=lion" not in found and found == sorted(found)
+    optimizers = [run[1] for run in runs]
+    assert {"optimizer=cautious_lion", "optimizer=lion_k", "optimizer=muon"} < set(optimizers)
+    assert "optimizer=lion" not in optimizers and optimizers == sorted(optimizers)
     for argument in ("optimizer=glob(none*)", "seed=glob(*)"):
         with pytest.raises(UserError, match="matches nothing"):
             expand_sweep([argument])

@@ -36,10 +36,10 @@ def problems(raw: Any) -> list[str]:
 @given(study=st.integers(0, 2**31 - 1), trial=st.integers(1, 200))
 def test_points_lie_in_the_space_and_have_its_shape(study: int, trial: int) -> None:
     point = parse_search_space(RANGES).point("mine", study, trial)
-    own = point["hyperparameters"]
-    assert 1e-4 <= own["lr"] <= 1e-1
-    assert 0.8 <= own["betas"][0] <= 0.98 and 0.9 <= own["betas"][1] <= 0.999 and len(own["betas"]) == 2
-    assert own["steps"] in range(1, 6) and isinstance(own["steps"], int)
+    sampled = point["hyperparameters"]
+    assert 1e-4 <= sampled["lr"] <= 1e-1
+    assert 0.8 <= sampled["betas"][0] <= 0.98 and 0.9 <= sampled["betas"][1] <= 0.999 and len(sampled["betas"]) == 2
+    assert sampled["steps"] in range(1, 6) and isinstance(sampled["steps"], int)
     assert point["warmup_fraction"] in (0.0, 0.02, 0.1)
 
 
@@ -95,9 +95,9 @@ def test_every_point_of_a_list_is_tried_once_a_study() -> None:
 
 
 def test_corners_hold_both_ends_and_every_choice() -> None:
-    found = list(parse_search_space(RANGES).corners())
-    assert {point["hyperparameters"]["lr"] for point in found} == {1e-4, 1e-1}
-    assert {point["warmup_fraction"] for point in found} == {0.0, 0.02, 0.1}
+    corners = list(parse_search_space(RANGES).corners())
+    assert {point["hyperparameters"]["lr"] for point in corners} == {1e-4, 1e-1}
+    assert {point["warmup_fraction"] for point in corners} == {0.0, 0.02, 0.1}
 
 
 def test_one_of_a_list_may_keep_its_value() -> None:

@@ -35,11 +35,11 @@ def test_only_the_first_forward_moves_the_buffers() -> None:
 
 def test_micro_batches_give_the_mean_gradient() -> None:
     """Without BatchNorm and dropout the cut changes nothing but rounding, an uneven last piece included."""
-    whole_evaluator, whole = make(Need.RE_EVALUATE, model=Net(0.0, norm=False), examples=14)
+    full_evaluator, full_batch = make(Need.RE_EVALUATE, model=Net(0.0, norm=False), examples=14)
     cut_evaluator, cut = make(Need.RE_EVALUATE, micro_batch=4, model=Net(0.0, norm=False), examples=14)
-    cut_evaluator.model.load_state_dict(whole_evaluator.model.state_dict())
-    assert torch.allclose(whole.backward(), cut.backward(), rtol=1e-12)
-    for a, b, c in zip(whole_evaluator.parameters, cut_evaluator.parameters, cut.gradients(), strict=True):
+    cut_evaluator.model.load_state_dict(full_evaluator.model.state_dict())
+    assert torch.allclose(full_batch.backward(), cut.backward(), rtol=1e-12)
+    for a, b, c in zip(full_evaluator.parameters, cut_evaluator.parameters, cut.gradients(), strict=True):
         assert torch.allclose(a.grad, b.grad, rtol=1e-10, atol=1e-14)  # type: ignore[arg-type]
         assert torch.allclose(b.grad, c, rtol=1e-10, atol=1e-14)  # type: ignore[arg-type]
 
@@ -78,9 +78,9 @@ def test_a_differentiable_gradient_can_be_differentiated() -> None:
 def test_gradients_elsewhere_leave_the_parameters_alone() -> None:
     evaluator, ctx = make(Need.RE_EVALUATE)
     before = [p.detach().clone() for p in evaluator.parameters]
-    here = ctx.gradients()
-    there = ctx.gradients(params=[p + 0.1 for p in before])
-    assert not torch.equal(here[0], there[0])
+    gradients = ctx.gradients()
+    shifted_gradients = ctx.gradients(params=[p + 0.1 for p in before])
+    assert not torch.equal(gradients[0], shifted_gradients[0])
     assert all(torch.equal(a, b) for a, b in zip(before, evaluator.parameters, strict=True))
 
 
@@ -122,8 +122,8 @@ def test_the_terms_of_the_mean_loss_are_counted() -> None:
     tokens = {"inputs": torch.zeros(4, 5), "labels": torch.zeros(4, 9, dtype=torch.int64)}  # as in language modelling
     mixed = tokens | {"labels": torch.zeros(4, 3)}  # mixtures of three classes
     for batch, terms in ((tokens, 54), (mixed, 6)):
-        whole = StepBatch({0: batch}, shares=(2,), micro=4, size=6)
-        assert StepContext(evaluator, whole, 0, frozenset(), "test").label_count == terms
+        full_batch = StepBatch({0: batch}, shares=(2,), micro=4, size=6)
+        assert StepContext(evaluator, full_batch, 0, frozenset(), "test").label_count == terms
 
 
 def test_dropout_repeats_within_a_step_and_changes_between_steps() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import lease
-from harness.records.lease import Lease, LeaseLost, current_holder
+from harness.records import lease as lease_module
+from harness.records.lease import EXPIRY_SECONDS, Lease, LeaseLost, current_holder
+from tests.processes import DEADLINE_SECONDS, run, wait_until
 
 
 def files(folder: Path) -> list[str]:
@@ -44,18 +44,18 @@ def test_of_many_who_try_at_once_one_gets_it(tmp_path: Path) -> None:
         start = threading.Barrier(8)
 
         def attempt(_: int, start: threading.Barrier = start) -> Lease | None:
-            start.wait()
+            start.wait(DEADLINE_SECONDS)
             return Lease.acquire(tmp_path)
 
         with ThreadPoolExecutor(8) as pool:
-            got = [taken for taken in pool.map(attempt, range(8)) if taken is not None]
-        assert len(got) == 1
-        got[0].release()
+            acquired = [attempted for attempted in pool.map(attempt, range(8)) if attempted is not None]
+        assert len(acquired) == 1
+        acquired[0].release()
 
 
 def test_the_lease_of_a_process_that_died_here_is_free_at_once(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from harness.records.lease import Lease; Lease.acquire(Path({str(tmp_path)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run([sys.executable, "-c", code], check=True)
     assert files(tmp_path) == [".lease.1"]
     assert current_holder(tmp_path) is None
     assert Lease.acquire(tmp_path) is not None
@@ -63,16 +63,14 @@ def test_the_lease_of_a_process_that_died_here_is_free_at_once(tmp_path: Path) -
 
 
 def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path: Path) -> None:
-    mine = Lease.acquire(tmp_path)
-    assert mine is not None
+    lease = Lease.acquire(tmp_path)
+    assert lease is not None
     content = json.loads((tmp_path / ".lease.1").read_text())
     (tmp_path / ".lease.1").write_text(json.dumps(content | {"started": "12"}))
     assert current_holder(tmp_path) is None
 
 
-@pytest.mark.parametrize(
-    ("age", "alive"), [(0.0, True), (lease.EXPIRY_SECONDS / 2, True), (lease.EXPIRY_SECONDS * 2, False)]
-)
+@pytest.mark.parametrize(("age", "alive"), [(0.0, True), (EXPIRY_SECONDS / 2, True), (EXPIRY_SECONDS * 2, False)])
 def test_the_lease_of_another_machine_lives_as_long_as_it_is_touched(tmp_path: Path, age: float, alive: bool) -> None:
     foreign(tmp_path, age=age)
     assert (current_holder(tmp_path) is not None) is alive
@@ -104,24 +102,23 @@ def test_who_was_taken_over_finds_out_before_it_writes(tmp_path: Path) -> None:
 
 
 def test_a_lost_lease_is_told_and_a_kept_one_stays_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.01)
     lost = threading.Event()
     kept = Lease.acquire(tmp_path)
     assert kept is not None
     os.utime(tmp_path / ".lease.1", (1, 1))
     kept.start_heartbeat(when_lost=lost.set)
-    while (tmp_path / ".lease.1").stat().st_mtime == 1:
-        time.sleep(0.005)
+    wait_until(lambda: (tmp_path / ".lease.1").stat().st_mtime != 1)
     assert not lost.is_set()
     foreign(tmp_path, number=2)
     assert lost.wait(60)
 
 
 def test_a_token_lends_the_lease_to_a_child_which_does_not_release_it(tmp_path: Path) -> None:
-    mine = Lease.acquire(tmp_path)
-    assert mine is not None
-    lent = Lease.acquire(tmp_path, token=mine.holder.token)
+    lease = Lease.acquire(tmp_path)
+    assert lease is not None
+    lent = Lease.acquire(tmp_path, token=lease.holder.token)
     assert lent is not None and lent.is_owned()
     lent.release()
-    assert mine.is_owned()
+    assert lease.is_owned()
     assert Lease.acquire(tmp_path, token="another") is None

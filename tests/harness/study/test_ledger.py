@@ -85,16 +85,16 @@ def test_a_plan_holds_all_that_was_ever_asked_each_once(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("optimizer.search_space.hyperparameters.lr={log: [1e-4, 1e-3]}", r"search_space.*log: \[0.003, 0.03\] there"),
         ("precision=bf16", "precision: fp32 there, bf16 now"),
     ],
 )
-def test_a_folder_planned_for_another_configuration_is_refused(tmp_path: Path, change: str, said: str) -> None:
+def test_a_folder_planned_for_another_configuration_is_refused(tmp_path: Path, change: str, message: str) -> None:
     planned(study(tmp_path, "label=mine"))
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=rf"{said}.*label=NAME.*overwrite=true"):
+    with pytest.raises(UserError, match=rf"{message}.*label=NAME.*overwrite=true"):
         planned(study(tmp_path, "label=mine", change))
     assert contents(tmp_path) == before
     planned(study(tmp_path, "label=mine", change, "overwrite=true"))

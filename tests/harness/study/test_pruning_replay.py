@@ -77,8 +77,8 @@ def test_only_other_submissions_that_may_be_looked_at_are(tmp_path: Path) -> Non
 def test_the_budget_of_our_records_is_in_steps(tmp_path: Path) -> None:
     own_trial(tmp_path, [3, 3], config={"workload": {"max_steps": 400}})
     algoperf_trial(tmp_path / "theirs", [3, 3, 3, 3], submission="z")
-    found = make_curves(load_records([tmp_path], LM))
-    assert [c.progress.tolist() for c in found.values()] == [[0.25, 0.5], [0.25, 0.5, 0.75, 1.0]]
+    curves = make_curves(load_records([tmp_path], LM))
+    assert [c.progress.tolist() for c in curves.values()] == [[0.25, 0.5], [0.25, 0.5, 0.75, 1.0]]
 
 
 def test_the_script_prints_a_line_for_each_setting(tmp_path: Path) -> None:

@@ -64,12 +64,12 @@ def test_a_verdict_depends_on_nothing_that_came_later(
 ) -> None:
     look_at = references(*others)
     for policy in ("none", "exact", "futility"):
-        whole = pruning_rules.stops(policy, trial, siblings, look_at, LENIENT)
+        of_all = pruning_rules.stops(policy, trial, siblings, look_at, LENIENT)
         part = trial.until(count)
-        np.testing.assert_array_equal(pruning_rules.stops(policy, part, siblings, look_at, LENIENT), whole[:count])
-        told = pruning_rules.stop_reason(policy, part, siblings, look_at, LENIENT)
-        assert (told is not None) == bool(len(part.seconds) and whole[: len(part.seconds)][-1])
-        assert not whole[trial.reached :].any()
+        np.testing.assert_array_equal(pruning_rules.stops(policy, part, siblings, look_at, LENIENT), of_all[:count])
+        reason = pruning_rules.stop_reason(policy, part, siblings, look_at, LENIENT)
+        assert (reason is not None) == bool(len(part.seconds) and of_all[: len(part.seconds)][-1])
+        assert not of_all[trial.reached :].any()
 
 
 @given(curves(), studies, studies)
@@ -88,8 +88,9 @@ def test_exact_waits_until_both_clocks_are_past_the_sibling() -> None:
     sibling = curve([1, 1, 0], name="trial 1")
     slower_steps = curve([1] * 8, seconds=0.5)
     assert pruning_rules.stops("exact", slower_steps, [sibling]).tolist() == [False] * 5 + [True] * 3
-    why = pruning_rules.stop_reason("exact", slower_steps, [sibling])
-    assert why == "pruning=exact: trial 1 met the target after 30 steps and 3.0 s, this trial has not after 80 and 4.0"
+    reason = pruning_rules.stop_reason("exact", slower_steps, [sibling])
+    expected = "trial 1 met the target after 30 steps and 3.0 s, this trial has not after 80 and 4.0"
+    assert reason == f"pruning=exact: {expected}"
     assert not pruning_rules.stops("exact", slower_steps, [curve([1] * 8)]).any()
     assert not pruning_rules.stops("none", slower_steps, [sibling]).any()
 
@@ -104,16 +105,16 @@ def test_futility_compares_at_the_same_share_of_the_way() -> None:
     assert pruning_rules.stops("futility", on_course, [], look_at, rule).tolist() == [False] + [True] * 9
     closer = curve([v / 4 for v in (9, 9, 8, 8, 6, 6, 4, 4, 2, 2)])
     assert not pruning_rules.stops("futility", closer, [], look_at, rule)[:-1].any()
-    why = pruning_rules.stop_reason("futility", on_course, [], look_at, rule)
-    assert why is not None and "the 1 successful trials of 1 other submissions" in why
+    reason = pruning_rules.stop_reason("futility", on_course, [], look_at, rule)
+    assert reason is not None and "the 1 successful trials of 1 other submissions" in reason
 
 
 def test_futility_needs_enough_references() -> None:
     hopeless = curve([100.0] * 9)
-    one = references(curve([3, 2, 1, 0]), studies=12)
+    table = references(curve([3, 2, 1, 0]), studies=12)
     two = references(curve([3, 2, 1, 0]), curve([3, 2, 1, 0]), studies=12)
-    assert (one.trials, one.submissions, two.trials, two.submissions) == (12, 1, 24, 2)
-    assert not pruning_rules.stops("futility", hopeless, [], one).any()
+    assert (table.trials, table.submissions, two.trials, two.submissions) == (12, 1, 24, 2)
+    assert not pruning_rules.stops("futility", hopeless, [], table).any()
     assert pruning_rules.stops("futility", hopeless, [], two).tolist() == [False] * 2 + [True] * 7
     assert not pruning_rules.stops("futility", hopeless, [], pruning_rules.NO_REFERENCES).any()
 
@@ -122,16 +123,16 @@ def test_futility_stops_what_is_too_slow_to_score_by_steps_and_by_seconds() -> N
     look_at = references(curve([1, 0]), curve([1, 1, 0]), curve([1, 1, 1]))  # 20 and 30 steps, and a miss
     assert (look_at.fastest_progress, look_at.fastest_seconds) == (0.2, 2.0)
     assert pruning_rules.stops("futility", curve([0.1] * 10), [], look_at).tolist() == [False] * 7 + [True] * 3
-    why = pruning_rules.stop_reason("futility", curve([0.1] * 10), [], look_at)
-    assert why is not None and "4 times the time-to-target of the fastest" in why
+    reason = pruning_rules.stop_reason("futility", curve([0.1] * 10), [], look_at)
+    assert reason is not None and "4 times the time-to-target of the fastest" in reason
     cheap = curve([0.1] * 10, seconds=0.5)  # many steps that cost little
     assert not pruning_rules.stops("futility", cheap, [], look_at).any()
 
 
 def test_the_fastest_is_a_median_over_studies() -> None:
     quick, slow, missed = curve([1, 0]), curve([1, 1, 1, 0]), curve([1, 1])
-    found = References.from_trials([("a", 0, quick), ("a", 1, slow), ("a", 2, slow), ("b", 0, quick), ("b", 1, missed)])
-    assert found.fastest_progress == 0.4
+    table = References.from_trials([("a", 0, quick), ("a", 1, slow), ("a", 2, slow), ("b", 0, quick), ("b", 1, missed)])
+    assert table.fastest_progress == 0.4
     assert References.from_trials([("b", 0, missed)]).fastest_progress == np.inf
 
 

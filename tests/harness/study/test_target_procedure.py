@@ -34,7 +34,7 @@ TINY = [argument for argument in TINY_GPT2 if not argument.startswith(("workload
 def tiny(configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Procedure:
     """scale, arguments, machine and say of a procedure of two submissions with two points each and three finals."""
 
-    def execute(entries: Sequence[PlannedTrial], say: Report) -> None:
+    def execute(entries: Sequence[PlannedTrial], report: Report) -> None:
         for entry in entries:
             run_trial(entry.run)
 
@@ -72,29 +72,29 @@ def test_the_procedure_reads_the_target_off_its_records_and_finds_them_again(
     tiny: Procedure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(target_procedure, "CONFIRM_RUNS", 4)
-    scale, arguments, machine, say = tiny
-    measured = measure_target("gpt2", scale, arguments, machine, say)
+    scale, arguments, machine, report = tiny
+    measured = measure_target("gpt2", scale, arguments, machine, report)
     manifests = [json.loads(path.read_text()) for path in tmp_path.rglob("manifest.json")]
     extra = len(set(measured.provenance["baselines"]) - set(measured.provenance["finalists"]))
     assert Counter(m["identity"]["workload"]["max_steps"] for m in manifests) == {9: 2 * 2 + (2 + extra) * 3, 12: 4}
     assert all(m["status"] == "exhausted" for m in manifests)
     finalists = measured.provenance["finalists"]
     medians = []
-    for name, said in finalists.items():
-        own = [
+    for name, finalist in finalists.items():
+        own_records = [
             m
             for m in manifests
             if m["submission"] == name.replace(" ", "-") and m["config"]["workload"]["max_steps"] == 9
         ]
-        values = [m["final"]["final_validation/loss"] for m in sorted(own, key=lambda m: m["seeds"]["study"])]
-        assert said["final_values"] == [round(value, 4) for value in values]
+        values = [m["final"]["final_validation/loss"] for m in sorted(own_records, key=lambda m: m["seeds"]["study"])]
+        assert finalist["final_values"] == [round(value, 4) for value in values]
         medians.append(statistics.median(values))
     assert medians == sorted(medians) and measured.target == round(medians[0], 4)
-    baselines = {name: said["final_values"] for name, said in measured.provenance["baselines"].items()}
+    baselines = {name: baseline["final_values"] for name, baseline in measured.provenance["baselines"].items()}
     assert set(baselines) == {"adamw 1", "adamw 2"}
     assert measured.provenance["baseline"] == min(baselines, key=lambda name: statistics.median(baselines[name]))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert str(measure_target("gpt2", scale, arguments, machine, say)) == str(
+    assert str(measure_target("gpt2", scale, arguments, machine, report)) == str(
         measured
     )  # NaN among the figures is no change
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -149,8 +149,8 @@ def test_the_interval_of_the_variation_covers_it() -> None:
 
 def test_a_variant_takes_the_finalists_of_its_workload(tiny: Procedure, base: MeasuredTarget, tmp_path: Path) -> None:
     scale, arguments, machine, _ = tiny
-    said: list[str] = []
-    again = ("gpt2", "res-post-norm", scale, arguments, machine, said.append)
+    lines: list[str] = []
+    again = ("gpt2", "res-post-norm", scale, arguments, machine, lines.append)
     measured = measure_variant_target(*again)
     manifests = [json.loads(path.read_text()) for path in tmp_path.glob("records/**/manifest.json")]
     assert len(manifests) == 2 * 3 and {m["workload"] for m in manifests} == {"gpt2_res-post-norm"}
@@ -159,17 +159,17 @@ def test_a_variant_takes_the_finalists_of_its_workload(tiny: Procedure, base: Me
     assert all(m["identity"]["workload"]["model"]["norm_placement"] == "res-post" for m in manifests)
     # The very points of the base, over the same share of the budget.
     assert {m["identity"]["workload"]["max_steps"] for m in manifests} == {9}
-    finalists, own = base.provenance["finalists"], measured.provenance["finalists"]
-    assert {name: f["hyperparameters"] for name, f in own.items()} == {
+    finalists, of_variant = base.provenance["finalists"], measured.provenance["finalists"]
+    assert {name: f["hyperparameters"] for name, f in of_variant.items()} == {
         name: f["hyperparameters"] for name, f in finalists.items()
     }
     assert {f"{m['hyperparameters']['lr']:.4g}" for m in manifests} == {
         f"{f['hyperparameters']['lr']:.4g}" for f in finalists.values()
     }
-    medians = {name: sorted(f["final_values"])[1] for name, f in own.items()}
+    medians = {name: sorted(f["final_values"])[1] for name, f in of_variant.items()}
     assert measured.target == min(medians.values()) == medians[measured.provenance["winner"]]
     assert measured.accepted and measured.quiet is None and "median" in measured.verdict
-    assert len([line for line in said if line.startswith("gpt2_res-post-norm finalist")]) == 2
+    assert len([line for line in lines if line.startswith("gpt2_res-post-norm finalist")]) == 2
     assert measure_variant_target(*again) == measured  # from the records
 
     write_target(target_file("gpt2", "mini", "res-post-norm"), measured)
@@ -190,7 +190,7 @@ def test_finalists_that_diverge_give_no_target(
     tiny: Procedure, base: MeasuredTarget, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One diverged run of three is the worst of them; two leave no median."""
-    monkeypatch.setattr(target_procedure, "_run_all", lambda runs, machine, say: ledger.plan(runs, machine))
+    monkeypatch.setattr(target_procedure, "_run_all", lambda runs, machine, report: ledger.plan(runs, machine))
     finals = {target_procedure.VARIANT_SEED: float("nan"), target_procedure.VARIANT_SEED + 1: value}
     monkeypatch.setattr(target_procedure, "_final_value", lambda entry, facts: finals.get(entry.path.study, 1.4))
     if value == value:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from harness.records.lease import Lease
 from harness.study import ledger
 from harness.study.ledger import PlannedTrial
 from harness.study.worker import Worker
+from tests import processes
 from tests.conftest import TINY_GPT2
 
 SEAM = ["optimizer=any", "optimizer.search_space={hyperparameters: {lr: {log: [1e-3, 1e-1]}}}"]
@@ -28,17 +28,16 @@ def study(records: Path, *arguments: str) -> list[PlannedTrial]:
 
 
 def manifest(entry: PlannedTrial) -> dict[str, Any]:
-    return dict(json.loads((entry.path.folder / "manifest.json").read_text()))
+    return dict(json.loads(entry.path.manifest.read_text()))
 
 
 def test_workers_share_the_trials_and_run_each_once(tmp_path: Path) -> None:
-    entries = study(tmp_path, "optimizer=sgd", "ruleset.trials=3")
+    entries = study(tmp_path, "optimizer=sgd", "ruleset.trials=2")
     workers = [Worker(entries), Worker(entries)]
     threads = [threading.Thread(target=worker.work) for worker in workers]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    processes.join(*threads)
     for entry in entries:
         assert manifest(entry)["status"] == "exhausted" and manifest(entry)["preemption_count"] == 0
         assert sorted(path.name for path in entry.path.folder.iterdir()) == ["eval_measurements.csv", "manifest.json"]
@@ -90,41 +89,36 @@ def test_a_full_disk_is_said_and_the_same_trial_continues(tmp_path: Path, monkey
 
 
 def test_a_stopped_worker_leaves_a_trial_that_another_continues(tmp_path: Path) -> None:
-    entries = study(tmp_path, "optimizer=sgd", "workload.max_steps=3000", "checkpoint_seconds=0")
+    entries = study(tmp_path, "optimizer=sgd", "workload.max_steps=1000000", "checkpoint_seconds=0")
     worker = Worker(entries)
     thread = threading.Thread(target=worker.work)
     thread.start()
-    checkpoint = entries[0].path.folder / "checkpoint.pt"
-    while not checkpoint.exists():
-        assert thread.is_alive()
-        time.sleep(0.01)
+    checkpoint = entries[0].path.checkpoint
+    processes.wait_until(checkpoint.exists, thread.is_alive)
     worker.stop()
-    thread.join()
+    processes.join(thread)
     assert manifest(entries[0])["status"] == "stopped"
     assert ledger.read_state(entries[0]).name == "interrupted"
-    assert (entries[0].path.folder / "checkpoint.pt").exists()
+    assert entries[0].path.checkpoint.exists()
 
 
 def test_a_worker_whose_lease_was_taken_over_kills_its_process_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.records.lease.HEARTBEAT_SECONDS", 0.05)
-    entries = study(tmp_path, "optimizer=sgd", "workload.max_steps=100000", "checkpoint_seconds=0")
+    entries = study(tmp_path, "optimizer=sgd", "workload.max_steps=1000000", "checkpoint_seconds=0")
     worker = Worker(entries)
     thread = threading.Thread(target=worker.work)
     thread.start()
-    rows = entries[0].path.folder / "eval_measurements.csv"
-    while not rows.exists():
-        assert thread.is_alive()
-        time.sleep(0.01)
+    rows = entries[0].path.evaluations
+    processes.wait_until(rows.exists, thread.is_alive)
     (last,) = entries[0].path.folder.glob(".lease.*")
     other = {"token": "x", "host": "elsewhere", "pid": 1, "started": "1", "executor": "slurm"}
     (entries[0].path.folder / ".lease.99").write_text(json.dumps(other))
-    while worker._process is not None:
-        time.sleep(0.01)
+    processes.wait_until(lambda: worker._process is None)
     before = rows.read_bytes()
     worker.stop()
-    thread.join()
+    processes.join(thread)
     assert rows.read_bytes() == before
     assert ledger.read_state(entries[0]).worker.startswith("slurm elsewhere")
     assert last.exists()
@@ -140,11 +134,9 @@ def test_a_trial_dies_with_its_worker(tmp_path: Path) -> None:
     assert held is not None
     child = TrialProcess(entries[0].run, held, Slot())
     assert child._process.stdin is not None
-    while not (entries[0].path.folder / "eval_measurements.csv").exists():
-        assert child._process.poll() is None
-        time.sleep(0.01)
+    processes.wait_until(entries[0].path.evaluations.exists, processes.is_running(child._process))
     child._process.stdin.close()  # what the system does when the parent is killed
-    assert child._process.wait(120) == 1
+    assert child._process.wait(processes.DEADLINE_SECONDS) == 1
     held.release()
 
 

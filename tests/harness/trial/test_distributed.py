@@ -23,6 +23,7 @@ from tests.conftest import TINY_GPT2
 from tests.harness import rank_program
 from tests.harness.manifests import FROM_THE_RUN, manifest_content
 
+pytestmark = pytest.mark.xdist_group("ranks")
 ROOT = Path(__file__).parents[3]
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -36,7 +37,7 @@ def launch(ranks: int, *arguments: str, **environment: str) -> subprocess.Comple
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders of what rank_program.py leaves, by number of processes."""
     folders = {}
     for ranks in (1, 2, 4):
@@ -59,13 +60,15 @@ def read(folder: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("examples", [16, 14, 8, 3])
-def test_a_step_offers_the_same_whatever_the_number_of_ranks(found: dict[int, Path], ranks: int, examples: int) -> None:
+def test_a_step_offers_the_same_whatever_the_number_of_ranks(
+    folders: dict[int, Path], ranks: int, examples: int
+) -> None:
     """Fewer micro-batches than ranks and an uneven last one among them; buffers to the bit, sums up to their order."""
-    alone, shared = (torch.load(found[n] / f"step_{examples}.pt") for n in (1, ranks))
+    alone, shared = (torch.load(folders[n] / f"step_{examples}.pt") for n in (1, ranks))
     assert alone.keys() == shared.keys()
     for name, expected in alone.items():
-        got = shared[name]
-        for a, b in zip(*((x if isinstance(x, list) else [x]) for x in (expected, got)), strict=True):
+        shared_value = shared[name]
+        for a, b in zip(*((x if isinstance(x, list) else [x]) for x in (expected, shared_value)), strict=True):
             if name.startswith("buffers") or name == "counters":
                 assert torch.equal(a, b), name
             else:
@@ -74,9 +77,9 @@ def test_a_step_offers_the_same_whatever_the_number_of_ranks(found: dict[int, Pa
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("workload", ["gpt2", "resnet"])
-def test_the_curve_is_the_same(found: dict[int, Path], workload: str, ranks: int) -> None:
-    alone, of_one = read(found[1] / workload)
-    shared, of_several = read(found[ranks] / workload)
+def test_the_curve_is_the_same(folders: dict[int, Path], workload: str, ranks: int) -> None:
+    alone, of_one = read(folders[1] / workload)
+    shared, of_several = read(folders[ranks] / workload)
     assert len(alone) == len(shared) > 1
     for a, b in zip(alone, shared, strict=True):
         assert b == pytest.approx(a, rel=2e-5)
@@ -85,19 +88,20 @@ def test_the_curve_is_the_same(found: dict[int, Path], workload: str, ranks: int
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_compressed_gradients_train_too(found: dict[int, Path], ranks: int) -> None:
+def test_compressed_gradients_train_too(folders: dict[int, Path], ranks: int) -> None:
     """vit with PowerSGD, which exchanges the gradients itself: its first two steps are plain, hence the same."""
-    alone, _ = read(found[1] / "vit")
-    shared, manifest = read(found[ranks] / "vit")
+    alone, _ = read(folders[1] / "vit")
+    shared, manifest = read(folders[ranks] / "vit")
     assert shared[0] == pytest.approx(alone[0], rel=2e-5)
     assert all(
-        row["train/loss"] == pytest.approx(one["train/loss"], rel=0.1) for row, one in zip(shared, alone, strict=True)
+        row["train/loss"] == pytest.approx(expected["train/loss"], rel=0.1)
+        for row, expected in zip(shared, alone, strict=True)
     )
     assert manifest["needs"] == ["communication"]
 
 
 def test_a_lost_rank_ends_the_trial_as_failed_and_the_same_command_continues_to_the_same_bits(
-    found: dict[int, Path], tmp_path: Path
+    folders: dict[int, Path], tmp_path: Path
 ) -> None:
     command = ["run.py", *rank_program.TRIALS["gpt2"], f"records={tmp_path}", "machine=here", "checkpoint_seconds=0"]
     first = launch(2, *command, PACEMARK_TEST_FAULT="killed")
@@ -113,7 +117,7 @@ def test_a_lost_rank_ends_the_trial_as_failed_and_the_same_command_continues_to_
     third = launch(2, *command)
     assert third.returncode == 0, third.stderr
     rows, manifest = read(tmp_path)
-    undisturbed, expected = read(found[2] / "gpt2")
+    undisturbed, expected = read(folders[2] / "gpt2")
     assert rows == undisturbed
     assert manifest["final"]["weights_sha256"] == expected["final"]["weights_sha256"]
     assert len(manifest["failures"]) == 2

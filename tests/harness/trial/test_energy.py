@@ -77,7 +77,7 @@ JOULES = "accumulated_energy_joules"
 )
 def test_ranks_add_up_their_energy_or_have_none(device: str, other: dict[str, float], total: float | None) -> None:
     row = {"peak_memory_bytes": 1, "optimizer_state_bytes": 1, "accumulated_data_wait_time": 0.0}
-    ranks = SimpleNamespace(all_gather=lambda mine: [mine, row | other])
+    ranks = SimpleNamespace(all_gather=lambda local_row: [local_row, row | other])
     seen = SimpleNamespace(ranks=ranks, training=SimpleNamespace(device=torch.device(device)))
     assert _Trial._combine_ranks(cast(_Trial, seen), row | {JOULES: 3.0}).get(JOULES) == total
 

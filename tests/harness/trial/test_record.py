@@ -116,13 +116,13 @@ def test_a_full_disk_while_training_loses_nothing(trial: Trial, monkeypatch: pyt
             raise OSError(28, "No space left on device")
         append(self, row)
 
-    whole = trial("label=whole")
+    uninterrupted = trial("label=whole")
     monkeypatch.setattr(Record, "append", full)
     with pytest.raises(UserError, match=r"No space left on device.*continues from the last checkpoint"):
         trial("checkpoint_seconds=0")
     monkeypatch.undo()
     finished = trial("checkpoint_seconds=0")
-    assert finished.manifest.final.weights_sha256 == whole.manifest.final.weights_sha256
+    assert finished.manifest.final.weights_sha256 == uninterrupted.manifest.final.weights_sha256
 
 
 def test_two_processes_cannot_write_one_trial(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,46 @@
+"""Processes and threads of the tests: nothing is waited for without a deadline."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DEADLINE_SECONDS = 100.0
+"""Below the time limit of a test, so that the message is that of the wait which failed."""
+
+
+def python(script: str, *arguments: str) -> list[str]:
+    """The command line of a script of the repository, e.g. `python("run.py", "--help")`."""
+    return [sys.executable, str(ROOT / script), *arguments]
+
+
+def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `command` to its end and capture its output as text."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, **options)
+
+
+def wait_until(condition: Callable[[], bool], alive: Callable[[], bool] = lambda: True) -> None:
+    """Wait for `condition`. Fails where `alive` ends to hold first, or the deadline passes."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert alive(), "what should bring the condition about is over"
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:g} s"
+        time.sleep(0.01)
+
+
+def is_running(process: subprocess.Popen[Any]) -> Callable[[], bool]:
+    """Whether `process` has not ended, for `wait_until`."""
+    return lambda: process.poll() is None
+
+
+def join(*threads: threading.Thread) -> None:
+    """Wait for the end of `threads`."""
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS)
+        assert not thread.is_alive(), f"not over within {DEADLINE_SECONDS:g} s"
