@@ -13,19 +13,19 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 from hypothesis import example, given
 from hypothesis import strategies as st
-from lifelines import LogNormalAFTFitter
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from harness.scoring.comparisons import holm, log_ratios, pair_workloads
 from harness.scoring.interval_models import MedianModel, SigmaPosterior, t_model
 from harness.scoring.pooled_noise import Pairing, pooled_noise
 from harness.scoring.study_table import StudyTable, tabulate
 from harness.scoring.uncertainty import estimate
+
+sm = pytest.importorskip("statsmodels.api", reason="needs statsmodels: pip install -e '.[dev]'")
+multitest = pytest.importorskip("statsmodels.stats.multitest")
+weightstats = pytest.importorskip("statsmodels.stats.weightstats")
 
 MEDIANS = np.log([[3.0, 4.0, 2.5], [2.0, 6.0, 4.0]])
 """Log medians [submissions, workloads]."""
@@ -164,7 +164,7 @@ def test_degrees_of_freedom_are_welchs() -> None:
     )
     pair = pair_workloads(table, np.array([0]), np.array([1]), np.ones((1, 1), dtype=bool))
     log_ratio, error, dof = log_ratios(table, model, pair)
-    t, p, reference_dof = CompareMeans(*map(DescrStatsW, samples)).ttest_ind(usevar="unequal")
+    t, p, reference_dof = weightstats.CompareMeans(*map(weightstats.DescrStatsW, samples)).ttest_ind(usevar="unequal")
     assert dof[0] == pytest.approx(reference_dof, rel=1e-10)
     assert log_ratio[0] / error[0] == pytest.approx(t, rel=1e-10)
     assert 2 * stats.t.sf(abs(t), dof[0]) == pytest.approx(p, rel=1e-10)
@@ -178,9 +178,10 @@ LOG_LIMITS = MEDIANS + SIGMA * np.array([[0.84, 5.0, 0.25], [5.0, 5.0, 0.5]])
 
 def maximum_likelihood(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
     """Log medians, their standard errors (both in the order of the cells) and sigma by lifelines."""
+    lifelines = pytest.importorskip("lifelines", reason="needs lifelines: pip install -e '.[dev]'")
     is_hit = np.isfinite(rows["time"])
     data = cell_indicators(rows).assign(duration=np.where(is_hit, rows["time"], rows["limit"]), met=is_hit)
-    fitter = LogNormalAFTFitter(fit_intercept=False)
+    fitter = lifelines.LogNormalAFTFitter(fit_intercept=False)
     with warnings.catch_warnings():
         # It warns of the constant column that it adds for sigma itself.
         warnings.simplefilter("ignore")
@@ -235,5 +236,5 @@ def test_holm_is_that_of_statsmodels(values: list[float]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             # It collects garbage in every call, which takes 0.1 s.
             patch.setattr(gc, "collect", lambda: 0)
-            expected[is_tested] = multipletests(p[is_tested], method="holm")[1]
+            expected[is_tested] = multitest.multipletests(p[is_tested], method="holm")[1]
     np.testing.assert_allclose(holm(p), expected, rtol=1e-12)

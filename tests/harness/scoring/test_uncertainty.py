@@ -120,6 +120,9 @@ def simulate_each(name: str, log_medians: np.ndarray, replications: int) -> dict
     return by_studies
 
 
+one_process = pytest.mark.xdist_group("simulated coverage")
+"""Of tests that share these tables: each process of pytest-xdist would simulate them anew."""
+
 # So many replications that chance moves a coverage by 0.5 to 1 points, and so many times TIMES_MORE for README's rates.
 # Seeds are fixed.
 
@@ -147,6 +150,7 @@ def separated() -> dict[int, Coverage]:
 # ---- coverage ------------------------------------------------------------------------------------------------------
 
 
+@one_process
 @pytest.mark.parametrize("studies", STUDIES)
 def test_times_cover_the_truth_as_often_as_they_say(
     mixed: dict[int, Coverage], equal: dict[int, Coverage], studies: int
@@ -174,6 +178,7 @@ def test_times_cover_on_average_where_workloads_differ_in_noise() -> None:
     assert coverage.rate("alarms") <= 0.065
 
 
+@one_process
 @pytest.mark.parametrize("studies", STUDIES)
 def test_speedups_cover_the_truth_as_often_as_they_say(
     mixed: dict[int, Coverage],
@@ -186,6 +191,7 @@ def test_speedups_cover_the_truth_as_often_as_they_say(
     assert 0.93 <= np.concatenate([hit for table in tables for hit in table[studies].speedups]).mean() <= 0.97
 
 
+@one_process
 @pytest.mark.parametrize("studies", STUDIES)
 def test_scores_cover_the_truth_as_often_as_they_say(separated: dict[int, Coverage], studies: int) -> None:
     scores = np.array(separated[studies].scores)
@@ -194,6 +200,7 @@ def test_scores_cover_the_truth_as_often_as_they_say(separated: dict[int, Covera
     assert 0.93 <= scores[:, 1:].mean() <= (0.97 if studies < 10 else 0.98)
 
 
+@one_process
 @pytest.mark.parametrize("studies", STUDIES)
 def test_scores_cover_the_truth_where_it_is_at_an_end(
     mixed: dict[int, Coverage], equal: dict[int, Coverage], tied: dict[int, Coverage], studies: int
@@ -221,6 +228,7 @@ def test_scores_cover_the_truth_where_targets_are_just_missed() -> None:
 # ---- comparisons ---------------------------------------------------------------------------------------------------
 
 
+@one_process
 def test_equals_are_called_different_in_at_most_one_of_twenty(
     equal: dict[int, Coverage], tied: dict[int, Coverage]
 ) -> None:
