@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 import pandas as pd
+from typing_extensions import override
 
 from harness.config.compose import load_run
 from harness.config.schema import Run
@@ -35,6 +36,7 @@ FINISHED = max((ROOT / "results").rglob("manifest.json"), key=lambda path: path.
 class Empty(Worker):
     """Takes trials as a worker does, and ends each at once."""
 
+    @override
     def _run(self, trial: PlannedTrial, lease: Lease) -> None:
         with (trial.path.records / "taken").open("a") as file:
             file.write(trial.name + "\n")

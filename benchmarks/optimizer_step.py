@@ -32,6 +32,7 @@ from typing import Any
 import pytorch_optimizer as library
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from harness.config.choices import list_choices
 from harness.config.compose import load_run
@@ -149,10 +150,12 @@ class Ours(Contestant):
         super().__init__(training.runner.model)
         self.training = training
 
+    @override
     def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
         context: Any = Given(self.parameters, gradients, others, self.count)
         return lambda: self.training.submission.step(context)
 
+    @override
     def state_bytes(self) -> int:
         return self.training.submission.state_bytes()
 
@@ -175,11 +178,13 @@ class Theirs(Contestant):
             for group in self.optimizers[0].param_groups:
                 group["weight_decay"] = decay
 
+    @override
     def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient.clone()
         return lambda: [optimizer.step() for optimizer in self.optimizers]
 
+    @override
     def state_bytes(self) -> int:
         return sum(t.nbytes for optimizer in self.optimizers for t in collect_tensors(dict(optimizer.state)))
 

@@ -18,6 +18,7 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
@@ -37,12 +38,15 @@ class AcceleratedSGD(Rule):
         hyperparameters = {"lr": lr, "long_step": long_step, "advantage": advantage, "delta": delta}
         super().__init__(params, hyperparameters | {"weight_decay": weight_decay})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"long_sequence": theta.clone()}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         return torch._foreach_add(bucket.g, bucket.theta, alpha=bucket["weight_decay"])
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         lr, kappa, delta, w = bucket["lr"], bucket["long_step"], bucket["delta"], bucket.state("long_sequence")
         pull = bucket["advantage"] * delta**2 / kappa  # 1 - α

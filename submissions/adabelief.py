@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
@@ -30,6 +31,7 @@ class AdaBelief(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2 = bucket["betas"]
         momentum, variance = bucket.state("momentum"), bucket.state("variance")

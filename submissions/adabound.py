@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from pydantic import PositiveFloat
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
@@ -34,6 +35,7 @@ class AdaBound(Rule):
         hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "final_lr": final_lr}
         super().__init__(params, hyperparameters | {"gamma": gamma, "amsbound": amsbound})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2 = bucket["betas"]
         momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")

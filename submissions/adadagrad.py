@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from pydantic import PositiveFloat
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import ExampleStream, Need, OptimizerSubmission, Selection, Setup, StepContext
 from submissions.rule import Bucket, Rule, Tensors, inner_product
@@ -46,9 +47,11 @@ class _AdaptiveBatch(OptimizerSubmission):
         self.largest = self._whole(max_batch * setup.nominal_batch)
         self.batch = min(self.largest, self._whole(initial_batch * setup.nominal_batch))
 
+    @override
     def select(self, stream: ExampleStream) -> Selection:
         return stream.take(self.batch)
 
+    @override
     def step(self, ctx: StepContext) -> None:
         pieces = ctx.micro_batch_gradients(self.pieces)
         mean, squares = mean_and_squares(pieces)
@@ -65,9 +68,11 @@ class _AdaptiveBatch(OptimizerSubmission):
     def _whole(self, examples: float) -> int:
         return math.ceil(examples / self.pieces) * self.pieces
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"batch": self.batch}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.batch = state["batch"]
@@ -114,6 +119,7 @@ class AdaGradNormRule(Rule):
     def __init__(self, params: ParamsT, lr: float, eps: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         gradients = [torch._foreach_add(bucket.g, bucket.theta, alpha=bucket["weight_decay"]) for bucket in buckets]
         if gradients:
@@ -122,9 +128,11 @@ class AdaGradNormRule(Rule):
         for bucket, g in zip(buckets, gradients, strict=True):
             bucket.scratch["direction"] = torch._foreach_div(g, total.sqrt() + bucket["eps"])
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         direction: Tensors = bucket.scratch["direction"]
         return direction
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])

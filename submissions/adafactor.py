@@ -22,6 +22,7 @@ from annotated_types import Interval
 from pydantic import PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
@@ -39,12 +40,14 @@ class Adafactor(Rule):
         hyperparameters = {"lr": lr, "beta2_exponent": beta2_exponent, "eps": eps, "clip_rms": clip_rms}
         super().__init__(params, hyperparameters | {"weight_decay": weight_decay})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         if theta.ndim < 2 or theta.numel() == 0:
             return {"second_moment": torch.zeros_like(theta)}
         rows, columns = theta.flatten(1).shape
         return {"rows": theta.new_zeros(rows, 1), "columns": theta.new_zeros(1, columns)}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta, (eps1, eps2) = 1 - bucket.t ** bucket["beta2_exponent"], bucket["eps"]
         directions = []
@@ -63,6 +66,7 @@ class Adafactor(Rule):
             directions.append(u * _rms(theta).clamp(min=eps2))
         return directions
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         rate = min(bucket["lr"], bucket.t**-0.5)
         torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup, StepContext
 from submissions.rule import Bucket, Rule, Tensors, average_, upcast
@@ -78,6 +79,7 @@ class AdaFisher(OptimizerSubmission):
             optimizers.append(torch.optim.AdamW(setup.decay_groups(rest), fused=True, **adamw))
         super().__init__(setup, optimizers)
 
+    @override
     def step(self, ctx: StepContext) -> None:
         if self.updates % self.update_every == 0:
             self._collected = {}
@@ -102,13 +104,16 @@ class AdaFisher(OptimizerSubmission):
             statistics.add_inputs(upcast(inputs[0].detach()))
             output.register_hook(lambda gradient: statistics.add_output_gradients(upcast(gradient.detach())))
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"factors": self.factors, "updates": self.updates}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.factors, self.updates = state["factors"], state["updates"]
 
+    @override
     def state_tensors(self) -> list[Tensor]:
         return super().state_tensors() + [factor for factors in self.factors.values() for factor in factors]
 
@@ -125,6 +130,7 @@ class FisherRule(Rule):
         super().__init__(params, hyperparameters)
         self.factors_of = factors_of
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         momentum = bucket.state("momentum")
         average_(momentum, bucket.g, bucket["beta"])

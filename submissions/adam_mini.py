@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Role, Setup
 from submissions.rule import Bucket, Rule, Tensors, average_, root
@@ -45,9 +46,11 @@ class AdamMini(OptimizerSubmission):
 class AdamMiniRule(Rule):
     """`by_row` of a parameter group: one block per row, or else one per tensor."""
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"momentum": torch.zeros_like(theta), "block_moment": torch.zeros_like(_block_means(g, group["by_row"]))}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         (beta1, beta2), momentum, blocks = bucket["betas"], bucket.state("momentum"), bucket.state("block_moment")
         average_(momentum, bucket.g, beta1)

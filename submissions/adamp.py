@@ -16,11 +16,13 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class _Projecting(Rule):
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         moves, factors = list(direction), [1.0] * len(direction)
         matrices = [k for k, theta in enumerate(bucket.theta) if theta.ndim > 1 and theta.numel()]
@@ -69,6 +71,7 @@ class AdamP(_Projecting):
         hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, hyperparameters | {"delta": delta, "wd_ratio": wd_ratio})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         return adam(bucket)
 
@@ -89,6 +92,7 @@ class SGDP(_Projecting):
         hyperparameters = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         super().__init__(params, hyperparameters | {"delta": delta, "wd_ratio": wd_ratio})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         velocity = bucket.state("velocity")
         torch._foreach_mul_(velocity, bucket["momentum"])

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Role, Setup
 from submissions.rule import Bucket, Rule, Tensors, adam_direction
@@ -58,6 +59,7 @@ class AdamW8bit(OptimizerSubmission):
 
 
 class AdamW8bitRule(Rule):
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         blocks, state = -(-theta.numel() // group["block_size"]), {}
         for name, signed in MOMENTS.items():
@@ -66,6 +68,7 @@ class AdamW8bitRule(Rule):
             state[f"{name}_scale"] = theta.new_zeros(blocks, 1)
         return state
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         size, counts = bucket["block_size"], [len(stored) for stored in bucket.state("momentum")]
         # All blocks of all tensors are one matrix [blocks, B].

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
@@ -35,9 +36,11 @@ class Adan(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"last_gradient": g.clone()}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2, beta3 = bucket["betas"]
         m, v, n, last = (bucket.state(name) for name in ("momentum", "difference", "second_moment", "last_gradient"))
@@ -54,6 +57,7 @@ class Adan(Rule):
         torch._foreach_div_(direction, root(n, 1 - beta3**bucket.t, bucket["eps"], scale=first))
         return direction
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])
         torch._foreach_div_(bucket.theta, 1 + bucket["lr"] * bucket["weight_decay"])

@@ -18,6 +18,7 @@ import math
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup
 from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
@@ -51,6 +52,7 @@ class AdEMAMixRule(Rule):
         hyperparameters = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, hyperparameters | {"warmup_steps": warmup_steps})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2, beta3 = bucket["betas"]
         done = min(1.0, bucket.t / bucket["warmup_steps"])

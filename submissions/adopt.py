@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, average_, average_square_
 
@@ -33,9 +34,11 @@ class Adopt(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"second_moment": g.square()}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2 = bucket["betas"]
         momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")
@@ -49,6 +52,7 @@ class Adopt(Rule):
         average_square_(second_moment, bucket.g, beta2)
         return momentum
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         if bucket.t > 1:
             super().apply(bucket, direction)

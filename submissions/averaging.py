@@ -25,6 +25,7 @@ import torch
 from annotated_types import Interval
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Need, Setup, StepContext, Submission, Wrapper, swapped
 from submissions.rule import upcast
@@ -43,6 +44,7 @@ class Average(Wrapper):
     def weight(self, t: int) -> float | None:
         raise NotImplementedError
 
+    @override
     def step(self, ctx: StepContext) -> None:
         super().step(ctx)
         self.count += 1
@@ -50,14 +52,17 @@ class Average(Wrapper):
         if weight is not None:
             torch._foreach_lerp_(self.average, [upcast(tensor) for tensor in self._averaged()], weight)
 
+    @override
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
         with swapped(self._averaged(), self.average):
             yield
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"average": self.average, "count": self.count}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.average, self.count = state["average"], state["count"]
@@ -78,6 +83,7 @@ class ExponentialAverage(Average):
         super().__init__(setup, inner)
         self.decay, self.power = ema_decay, ema_power
 
+    @override
     def weight(self, t: int) -> float:
         return float(max(1 - self.decay, t**-self.power))
 
@@ -87,6 +93,7 @@ class PolynomialAverage(Average):
         super().__init__(setup, inner)
         self.gamma = average_gamma
 
+    @override
     def weight(self, t: int) -> float:
         return (1 + self.gamma) / (t + self.gamma)
 
@@ -107,12 +114,14 @@ class TailAverage(Average):
         self.recalibration = swa_recalibration
         self.start, self.every = int(swa_start * setup.total_steps), swa_every
 
+    @override
     def weight(self, t: int) -> float | None:
         if t <= self.start:
             return 1.0
         number, rest = divmod(t - self.start, self.every)
         return None if rest else 1 / number
 
+    @override
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
         with super().evaluation_weights():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.lion import Lion
 from submissions.rule import Bucket, Rule, Tensors, adam
@@ -37,10 +38,12 @@ class CautiousAdamW(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         return cautious(adam(bucket), bucket.g)
 
 
 class CautiousLion(Lion):
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         return cautious(super().direction(bucket), bucket.g)

@@ -16,6 +16,7 @@ from typing import Annotated
 import torch
 from annotated_types import Interval
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
@@ -33,6 +34,7 @@ class ComplexMomentum(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "angle": angle, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         along, across = bucket["momentum"] * math.cos(bucket["angle"]), bucket["momentum"] * math.sin(bucket["angle"])
         real, imaginary = bucket.state("real"), bucket.state("imaginary")

@@ -12,6 +12,7 @@ from typing import Annotated, cast
 
 from annotated_types import Interval
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Setup, StepContext, Submission, WrappedContext, Wrapper
 
@@ -23,6 +24,7 @@ class CoordinateClipping(Wrapper):
         super().__init__(setup, inner)
         self.share = clipped_share
 
+    @override
     def step(self, ctx: StepContext) -> None:
         self.inner.step(cast(StepContext, _Clipped(ctx, self.share)))
 
@@ -32,6 +34,7 @@ class _Clipped(WrappedContext):
         super().__init__(ctx)
         self.share = share
 
+    @override
     def backward(self) -> Tensor:
         loss = self.ctx.backward()
         for parameter in self.ctx.parameters:

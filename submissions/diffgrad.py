@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, adam
 
@@ -28,6 +29,7 @@ class DiffGrad(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         last = bucket.state("last_gradient")
         friction = torch._foreach_sub(last, bucket.g)

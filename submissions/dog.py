@@ -19,6 +19,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
@@ -35,9 +36,11 @@ class DoG(Rule):
         hyperparameters = {"lr": lr, "reps_rel": reps_rel, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, hyperparameters | {"distance": 0.0, "gradients": 0.0})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"start": theta.clone()}
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         first = self.param_groups[0]
         if not buckets:
@@ -55,21 +58,26 @@ class DoG(Rule):
         for group in self.param_groups:
             group |= {"distance": distance, "gradients": gradients}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         return torch._foreach_mul(_gradient(bucket), bucket["distance"] / bucket["gradients"] ** 0.5)
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])
 
 
 class LDoG(DoG):
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         distance = group["reps_rel"] * (1 + theta.norm())
         return {"start": theta.clone(), "distance": distance, "gradients": theta.new_full((), group["eps"])}
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         pass
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         distance, gradients, g = bucket.state("distance"), bucket.state("gradients"), _gradient(bucket)
         if bucket.t > 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, adam
 
@@ -27,6 +28,7 @@ class Grams(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         direction = adam(bucket)
         torch._foreach_abs_(direction)

@@ -18,6 +18,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import OptimizerSubmission, Setup
 from submissions.rule import Bucket, Rule, Tensors, average_
@@ -44,9 +45,11 @@ class GravityRule(Rule):
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
         self.deviation, self.generator = alpha / lr, generator
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"velocity": torch.empty_like(theta).normal_(std=self.deviation, generator=self.generator)}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         velocity = bucket.state("velocity")
         peaks = [g.abs().amax() if g.numel() else g.sum() for g in bucket.g]

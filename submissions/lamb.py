@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, adam
 
@@ -28,11 +29,13 @@ class Lamb(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         direction = torch._foreach_add(adam(bucket), bucket.theta, alpha=bucket["weight_decay"])
         weights, lengths = (torch.stack(torch._foreach_norm(tensors)) for tensors in (bucket.theta, direction))
         ratios = torch.where((weights > 0) & (lengths > 0), weights / lengths, 1.0)
         return torch._foreach_mul(direction, ratios.unbind())
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])

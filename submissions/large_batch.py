@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import torch
 from pydantic import PositiveInt
+from typing_extensions import override
 
 from harness.interface import ExampleStream, Need, OptimizerSubmission, Selection, Setup
 
@@ -25,6 +26,7 @@ class _LargeBatch(OptimizerSubmission):
     needs = frozenset({Need.SELECTION})
     batch_factor: int
 
+    @override
     def select(self, stream: ExampleStream) -> Selection:
         return stream.take(self.batch_factor * self.setup.nominal_batch)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, average_
 
@@ -25,6 +26,7 @@ class Lion(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2 = bucket["betas"]
         momentum = bucket.state("momentum")

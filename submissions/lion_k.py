@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from pydantic import PositiveFloat
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, average_
 
@@ -42,6 +43,7 @@ class LionK(Rule):
             params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "kernel": kernel, "width": width}
         )
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2 = bucket["betas"]
         momentum = bucket.state("momentum")

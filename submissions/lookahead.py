@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Interval
 from pydantic import PositiveInt
+from typing_extensions import override
 
 from harness.interface import Need, Setup, StepContext, Submission, Wrapper, swapped
 
@@ -35,6 +36,7 @@ class Lookahead(Wrapper):
         self.steps, self.alpha, self.count = lookahead_steps, lookahead_alpha, 0
         self.slow = [p.detach().clone() for p in setup.parameters]
 
+    @override
     def step(self, ctx: StepContext) -> None:
         super().step(ctx)
         self.count += 1
@@ -43,14 +45,17 @@ class Lookahead(Wrapper):
             torch._foreach_lerp_(self.slow, fast, self.alpha)
             torch._foreach_copy_(fast, self.slow)
 
+    @override
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
         with swapped(self.setup.parameters, self.slow):
             yield
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"slow": self.slow, "count": self.count}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.slow, self.count = state["slow"], state["count"]

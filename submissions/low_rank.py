@@ -32,6 +32,7 @@ from annotated_types import Interval
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, leading_right_vectors, stacked, tall
@@ -92,11 +93,13 @@ class DCTAdamW(MatrixSubmission):
 
 
 class GaLoreRule(MatrixRule):
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         rows, columns = tall(theta)[0].shape
         rank = min(group["rank"], columns)
         return {"basis": theta.new_zeros(columns, rank)} | _moments(theta, rows, rank)
 
+    @override
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         g, transposed = tall(gradient)
         basis = stacked(bucket, "basis")
@@ -110,12 +113,14 @@ class FrugalRule(MatrixRule):
         super().__init__(params, hyperparameters)
         self.generator = generator
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         rows, columns = theta.shape
         count = min(columns, max(1, round(group["density"] * columns)))
         chosen = torch.zeros(count, dtype=torch.int64, device=theta.device)
         return {"columns": chosen} | _moments(theta, rows, count)
 
+    @override
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         n, rows, columns = gradient.shape
         chosen, since = stacked(bucket, "columns"), (bucket.t - 1) % bucket["refresh_every"]
@@ -130,12 +135,14 @@ class FrugalRule(MatrixRule):
 
 
 class DCTAdamWRule(MatrixRule):
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         rows, columns = tall(theta)[0].shape
         rank = min(group["rank"], columns)
         state = {"columns": torch.arange(rank, device=theta.device)} | _moments(theta, rows, rank)
         return state | ({"error": theta.new_zeros(rows, columns)} if group["error_feedback"] else {})
 
+    @override
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         g, transposed = tall(gradient)
         _, rows, columns = g.shape

@@ -25,6 +25,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup, StepContext
 from submissions.matrices import by_shape, orthogonalised
@@ -87,6 +88,7 @@ class MarsExact(Mars):
         )  # fmt: skip
         self.previous = [parameter.detach().clone() for parameter in setup.parameters]
 
+    @override
     def step(self, ctx: StepContext) -> None:
         self._gradient(ctx)
         there = ctx.gradients(params=self.previous)
@@ -98,13 +100,16 @@ class MarsExact(Mars):
         for rule in rules:
             rule.at_previous = None
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"previous": self.previous}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.previous = state["previous"]
 
+    @override
     def state_tensors(self) -> list[Tensor]:
         return super().state_tensors() + self.previous
 
@@ -118,12 +123,14 @@ class MarsRule(Rule):
             raise ValueError(f"kind={hyperparameters['kind']}: must be one of {', '.join(KINDS)}")
         super().__init__(params, hyperparameters)
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = {"momentum": torch.zeros_like(theta)}
         if group["kind"] == "adamw":
             state["second_moment"] = torch.zeros_like(theta)
         return state if self.at_previous is not None else state | {"last_gradient": g.clone()}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1 = bucket["betas"][0]
         if self.at_previous is None:

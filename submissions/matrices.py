@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Role, Setup, StepContext
 from submissions.rule import Bucket, Rule, Tensors
@@ -26,6 +27,7 @@ class MatrixRule(Rule):
         """What `lr` multiplies, [n, rows, columns], from the gradients [n, rows, columns] of the n matrices `at`."""
         raise NotImplementedError
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         directions = list(bucket.theta)  # stays so where it is empty
         for places in by_shape(bucket.theta):
@@ -89,6 +91,7 @@ class MatrixSubmission(OptimizerSubmission):
             optimizers.append(torch.optim.AdamW(setup.decay_groups(rest), fused=True, **adamw))
         super().__init__(setup, optimizers)
 
+    @override
     def update(self, ctx: StepContext) -> None:
         gradients: dict[nn.Parameter, list[Tensor]] = {}
         for view, parameter, block in self._views:

@@ -22,6 +22,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
@@ -39,10 +40,12 @@ class MFAC(Rule):
         hyperparameters = {"lr": lr, "gradients": gradients, "damping": damping, "momentum": momentum}
         super().__init__(params, hyperparameters | {"weight_decay": weight_decay, "updates": 0})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = {"window": theta.new_zeros(group["gradients"], theta.numel())}
         return state | ({"momentum": torch.zeros_like(theta)} if group["momentum"] else {})
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         """(m λ I + G Gᵀ)⁻¹ G g, from products over all parameters."""
         if not buckets:
@@ -69,6 +72,7 @@ class MFAC(Rule):
         for bucket in buckets:
             bucket.scratch["weights"] = weights.to(bucket.g[0].dtype)
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         past = [
             (bucket.scratch["weights"] @ window).view(g.shape)

@@ -22,6 +22,7 @@ import torch
 from pydantic import FiniteFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import OptimizerSubmission, Setup, StepContext
 from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
@@ -39,6 +40,7 @@ class MoMo(OptimizerSubmission):
     ) -> None:
         super().__init__(setup, [MoMoRule(setup.decay_groups(), lr, beta, weight_decay, lower_bound)])
 
+    @override
     def step(self, ctx: StepContext) -> None:
         loss = ctx.backward()
         self.clip_gradients()
@@ -73,12 +75,14 @@ class MoMoRule(Rule):
         super().__init__(params, hyperparameters | {"mean_loss": 0.0, "mean_product": 0.0, "updates": 0})
         self.loss = 0.0
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"momentum": g.clone()}
 
     def metric(self, bucket: Bucket) -> Tensors | None:
         return None
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         """The step size of every group, from inner products over all parameters."""
         if not buckets:
@@ -108,10 +112,12 @@ class MoMoRule(Rule):
             group |= {"mean_loss": loss, "mean_product": product, "updates": updates}
             group["step_size"] = min(group["lr"] / rho, polyak)
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         step: Tensors = bucket.scratch["step"]
         return step
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_add_(bucket.theta, direction, alpha=-bucket["step_size"])
         torch._foreach_div_(bucket.theta, 1 + bucket["lr"] * bucket["weight_decay"])
@@ -129,9 +135,11 @@ class MoMoAdamRule(MoMoRule):
         for group in self.param_groups:
             group |= {"beta2": betas[1], "eps": eps}
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return Rule.initial_state(self, theta, g, group)
 
+    @override
     def metric(self, bucket: Bucket) -> Tensors:
         average_square_(bucket.state("second_moment"), bucket.g, bucket["beta2"])
         return root(bucket.state("second_moment"), 1 - bucket["beta2"] ** bucket.t, bucket["eps"])

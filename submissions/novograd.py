@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, average_square_, root
 
@@ -32,9 +33,11 @@ class NovoGrad(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"second_moment": g.square().sum()}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2 = bucket["betas"]
         momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")
@@ -44,5 +47,6 @@ class NovoGrad(Rule):
         torch._foreach_add_(momentum, bucket.theta, alpha=bucket["weight_decay"])
         return momentum
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])

@@ -29,6 +29,7 @@ import torch
 from pydantic import FiniteFloat, PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup, StepContext
 from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, inner_product, root
@@ -43,6 +44,7 @@ class LossSubmission(OptimizerSubmission):
         self.rule = rule
         super().__init__(setup, [rule])
 
+    @override
     def step(self, ctx: StepContext) -> None:
         self.rule.loss = float(self._gradient(ctx))
         self.update(ctx)
@@ -101,6 +103,7 @@ class PSPSHutchinson(LossSubmission):
         self.hutchinson = HutchinsonPolyakRule(setup.decay_groups(), own)
         super().__init__(setup, self.hutchinson)
 
+    @override
     def step(self, ctx: StepContext) -> None:
         self.rule.loss = float(self._gradient(ctx))
         generator = self.setup.device_generator
@@ -124,6 +127,7 @@ class PolyakRule(Rule):
         """The direction, and its squared norm in the metric of the rule."""
         raise NotImplementedError
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         found = [self.moved_along(bucket) for bucket in buckets]
         for bucket, (direction, _) in zip(buckets, found, strict=True):
@@ -132,10 +136,12 @@ class PolyakRule(Rule):
             size = gap / (bucket["c"] * squared).clamp_min(torch.finfo(squared.dtype).tiny)
             bucket.scratch.update(direction=direction, size=size.clamp_max(bucket["lr"]))
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         direction: Tensors = bucket.scratch["direction"]
         return direction
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         size = bucket.scratch["size"]
         if bucket["weight_decay"]:
@@ -146,6 +152,7 @@ class PolyakRule(Rule):
 class SMAGRule(PolyakRule):
     buffers = ("momentum",)
 
+    @override
     def moved_along(self, bucket: Bucket) -> tuple[Tensors, Tensor]:
         d = bucket.state("momentum")
         torch._foreach_mul_(d, bucket["beta"])
@@ -158,6 +165,7 @@ class PreconditionedPolyakRule(PolyakRule):
         """D, brought up to date."""
         raise NotImplementedError
 
+    @override
     def moved_along(self, bucket: Bucket) -> tuple[Tensors, Tensor]:
         b = torch._foreach_abs(self.diagonal(bucket))
         torch._foreach_clamp_min_(b, bucket["alpha"])
@@ -168,6 +176,7 @@ class PreconditionedPolyakRule(PolyakRule):
 class AdamPolyakRule(PreconditionedPolyakRule):
     buffers = ("second_moment",)
 
+    @override
     def diagonal(self, bucket: Bucket) -> Tensors:
         average_square_(bucket.state("second_moment"), bucket.g, bucket["beta"])
         return root(bucket.state("second_moment"), 1 - bucket["beta"] ** bucket.t, 0.0)
@@ -176,6 +185,7 @@ class AdamPolyakRule(PreconditionedPolyakRule):
 class AdaGradPolyakRule(PreconditionedPolyakRule):
     buffers = ("sum_of_squares",)
 
+    @override
     def diagonal(self, bucket: Bucket) -> Tensors:
         total = bucket.state("sum_of_squares")
         torch._foreach_addcmul_(total, bucket.g, bucket.g)
@@ -187,6 +197,7 @@ class HutchinsonPolyakRule(PreconditionedPolyakRule):
     estimates: dict[Tensor, Tensor]
     """z ⊙ H z of every parameter; to be set before each step."""
 
+    @override
     def diagonal(self, bucket: Bucket) -> Tensors:
         diagonal = bucket.state("diagonal")
         new = [self.estimates[p].to(g.dtype) for p, g in zip(bucket.parameters, bucket.g, strict=True)]

@@ -18,6 +18,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+from typing_extensions import override
 
 from harness.interface import Need, Setup, StepContext, Submission, WrappedContext, Wrapper
 
@@ -33,6 +34,7 @@ class PowerSGD(Wrapper):
             setup.ranks.process_group, powersgd_rank, start_powerSGD_iter=2, orthogonalization_epsilon=1e-8
         )
 
+    @override
     def step(self, ctx: StepContext) -> None:
         self.inner.step(cast(StepContext, _Compressed(ctx, self)))
 
@@ -46,10 +48,12 @@ class PowerSGD(Wrapper):
         averaged = result.split([gradient.numel() for gradient in gradients])
         torch._foreach_copy_(gradients, [a.view_as(g) for a, g in zip(averaged, gradients, strict=True)])
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         memory = {name: dict(getattr(self.hook, name)) for name in MEMORY}
         return super().state_dict() | memory | {"iter": self.hook.iter}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         for name in (*MEMORY, "iter"):
@@ -61,6 +65,7 @@ class _Compressed(WrappedContext):
         super().__init__(ctx)
         self.owner = owner
 
+    @override
     def backward(self) -> Tensor:
         loss = self.ctx.backward()
         self.owner.average([p.grad for p in self.ctx.parameters if p.grad is not None])

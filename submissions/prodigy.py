@@ -22,6 +22,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, root
 
@@ -42,9 +43,11 @@ class Prodigy(Rule):
         hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "initial_d": initial_d}
         super().__init__(params, hyperparameters | {"d_coefficient": d_coefficient, "d": initial_d, "r": 0.0})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"start": theta.clone()}
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         """Update the averages, and find the next d; the step itself is made with the present one."""
         if not buckets:
@@ -74,11 +77,13 @@ class Prodigy(Rule):
         for group in self.param_groups:
             group |= {"last_d": d, "d": next_d, "r": r}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         return torch._foreach_div(
             bucket.state("momentum"), root(bucket.state("second_moment"), 1.0, bucket["last_d"] * bucket["eps"])
         )
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         rate = bucket["lr"] * bucket["last_d"]
         torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])

@@ -24,6 +24,7 @@ from annotated_types import Interval
 from pydantic import PositiveInt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, stacked
@@ -63,6 +64,7 @@ class KronRule(MatrixRule):
         super().__init__(params, hyperparameters | {"updates": 0, "since_fit": 0, "fits": 0})
         self.generator = generator
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         def identity(size: int) -> Tensor:
             diagonal = size == 1 or size > group["max_size_triangular"]
@@ -71,6 +73,7 @@ class KronRule(MatrixRule):
         factors = {f"factor_{side}": identity(size) for side, size in enumerate(theta.shape)}
         return super().initial_state(theta, g, group) | factors
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         for group in self.param_groups:
             group["since_fit"] += 1
@@ -81,6 +84,7 @@ class KronRule(MatrixRule):
             if group["fit"]:
                 group |= {"since_fit": 0, "fits": group["fits"] + 1}
 
+    @override
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         beta = bucket["momentum"]
         m = stacked(bucket, "momentum").lerp_(gradient, 1 - beta) / (1 - beta**bucket.t)

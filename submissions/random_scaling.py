@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import OptimizerSubmission, Setup
 from submissions.rule import Bucket, Rule, Tensors
@@ -34,15 +35,18 @@ class RandomScalingRule(Rule):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.generator, self.scale = generator, 1.0
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         self.scale = float(torch.empty(()).exponential_(generator=self.generator))
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         momentum = bucket.state("momentum")
         torch._foreach_sub_(momentum, bucket.g, alpha=bucket["lr"])
         torch._foreach_mul_(momentum, bucket["momentum"])
         return momentum
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_mul_(bucket.theta, 1 - bucket["lr"] * bucket["weight_decay"])
         torch._foreach_add_(bucket.theta, direction, alpha=self.scale)

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness import renamed
 
@@ -104,6 +105,7 @@ class Rule(torch.optim.Optimizer):
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         """Called once per step before any parameter moves, for what depends on all of them, such as global norms."""
 
+    @override
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """As torch.optim.Optimizer.step."""

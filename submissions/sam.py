@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Need, Setup, StepContext, Submission, WrappedContext, Wrapper, swapped
 
@@ -24,6 +25,7 @@ class SAM(Wrapper):
         super().__init__(setup, inner)
         self.rho = sam_rho
 
+    @override
     def step(self, ctx: StepContext) -> None:
         self.inner.step(cast(StepContext, _Ascended(ctx, self.rho)))
 
@@ -33,6 +35,7 @@ class _Ascended(WrappedContext):
         super().__init__(ctx)
         self.rho = rho
 
+    @override
     def backward(self) -> Tensor:
         """The loss at θ, and the gradient at the worse point."""
         loss, gradients = self.ctx.loss_and_gradients()

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, average_square_, root
 
@@ -34,17 +35,21 @@ class ScheduleFreeSGD(Rule):
     def interpolation(self, group: dict[str, Any]) -> float:
         return float(group["momentum"])
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return super().initial_state(theta, g, group) | {"fast": theta.clone()}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         return bucket.g
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         for group in self.param_groups:
             group["largest_lr"] = max(group["largest_lr"], group["lr"])
             group["weight_sum"] += group["largest_lr"] ** 2
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         lr, beta, z = bucket["lr"], self.interpolation(bucket.group), bucket.state("fast")
         c = bucket["largest_lr"] ** 2 / bucket["weight_sum"] if bucket["weight_sum"] else 0.0
@@ -86,9 +91,11 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
         _refuse_zero("betas[0]", betas[0])
         self._start(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def interpolation(self, group: dict[str, Any]) -> float:
         return float(group["betas"][0])
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta2, second_moment = bucket["betas"][1], bucket.state("second_moment")
         average_square_(second_moment, bucket.g, beta2)

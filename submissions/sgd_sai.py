@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, average_
 
@@ -33,12 +34,14 @@ class SGDSaI(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         scale = torch.linalg.vector_norm(g)
         if g.ndim >= 2 and len(g) > 1 and g.std() > 0:
             scale = scale / (g.std() + group["eps"])
         return super().initial_state(theta, g, group) | {"signal_to_noise": scale}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         momentum = bucket.state("momentum")
         average_(momentum, bucket.g, bucket["momentum"])

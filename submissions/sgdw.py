@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
@@ -22,12 +23,14 @@ class SGDW(Rule):
     def __init__(self, params: ParamsT, lr: float = 0.05, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         momentum = bucket.state("momentum")
         torch._foreach_mul_(momentum, bucket["momentum"])
         torch._foreach_add_(momentum, bucket.g, alpha=bucket["lr"])
         return momentum
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_mul_(bucket.theta, 1 - bucket["lr"] / self.defaults["lr"] * bucket["weight_decay"])
         torch._foreach_sub_(bucket.theta, direction)

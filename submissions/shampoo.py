@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, eigenvectors, square, stacked
@@ -50,10 +51,12 @@ class Shampoo(MatrixSubmission):
 class ShampooRule(MatrixRule):
     buffers = ("momentum", "second_moment")
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         squares = {f"{name}_{side}": square(theta, side) for name in ("covariance", "root") for side in (0, 1)}
         return super().initial_state(theta, g, group) | squares
 
+    @override
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         beta2, start = bucket["betas"][1], bucket["start_step"]
         m, v = stacked(bucket, "momentum"), stacked(bucket, "second_moment")

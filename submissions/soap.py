@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, eigenvectors, square, stacked
@@ -45,6 +46,7 @@ class SOAP(MatrixSubmission):
 class SOAPRule(MatrixRule):
     buffers = ("momentum", "second_moment")
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         squares = {
             f"{name}_{side}": square(theta, side)
@@ -53,6 +55,7 @@ class SOAPRule(MatrixRule):
         }  # fmt: skip
         return super().initial_state(theta, g, group) | squares
 
+    @override
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         (beta1, beta2), t = bucket["betas"], bucket.t - 1
         m, v = stacked(bucket, "momentum"), stacked(bucket, "second_moment")

@@ -22,6 +22,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup, StepContext
 from submissions.rule import Bucket, Rule, Tensors, average_
@@ -35,10 +36,12 @@ class SophiaRule(Rule):
     def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
         super().__init__(params, hyperparameters | {"updates": 0})
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         for group in self.param_groups:
             group["updates"] += 1
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         (beta1, beta2), momentum, hessian = bucket["betas"], bucket.state("momentum"), bucket.state("hessian")
         average_(momentum, bucket.g, beta1)
@@ -73,6 +76,7 @@ class _Sophia(OptimizerSubmission):
     def estimate(self, ctx: StepContext) -> list[Tensor]:
         """Of the Hessian's diagonal at the present parameters, a list parallel to them."""
 
+    @override
     def step(self, ctx: StepContext) -> None:
         self._gradient(ctx)
         if self.rule.param_groups[0]["updates"] % self.estimate_every == 0:
@@ -97,6 +101,7 @@ class SophiaG(_Sophia):
     ) -> None:
         super().__init__(setup, lr, betas, gamma, eps, weight_decay, estimate_every)
 
+    @override
     def estimate(self, ctx: StepContext) -> list[Tensor]:
         gradients = ctx.gradients(labels="sampled")
         squares = torch._foreach_mul(gradients, gradients)
@@ -119,6 +124,7 @@ class SophiaH(_Sophia):
     ) -> None:
         super().__init__(setup, lr, betas, gamma, eps, weight_decay, estimate_every)
 
+    @override
     def estimate(self, ctx: StepContext) -> list[Tensor]:
         generator = self.setup.device_generator
         u = [torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device) for p in self.setup.parameters]

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Setup
 from submissions.matrices import MatrixRule, MatrixSubmission, leading_right_vectors, stacked, tall
@@ -49,6 +50,7 @@ class AdamWSubsetNorm(MatrixSubmission):
 
 
 class SubsetNormRule(MatrixRule):
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         matrix, transposed = tall(theta)
         rows, columns = matrix.shape
@@ -58,6 +60,7 @@ class SubsetNormRule(MatrixRule):
         rank = min(group["rank"], columns)
         return state | {"basis": theta.new_zeros(columns, rank), "momentum": theta.new_zeros(rows, rank)}
 
+    @override
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         beta1, beta2 = bucket["betas"]
         g, transposed = tall(gradient)

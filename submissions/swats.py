@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import PositiveFloat
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, adam
 
@@ -37,6 +38,7 @@ class Swats(Rule):
         # `rate` is Λ / η, so that a schedule does not move it; `sgd_rate` is Λ̂ / η after the switch.
         super().__init__(params, hyperparameters | {"rate": 0.0, "updates": 0, "sgd_rate": None})
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         first = self.param_groups[0]
         if first["sgd_rate"] is not None or not buckets:
@@ -58,6 +60,7 @@ class Swats(Rule):
             for bucket in buckets:  # this step is still Adam's; v starts at zero after it
                 torch._foreach_zero_(bucket.state("momentum"))
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         if "adam" in bucket.scratch:
             adam_direction: Tensors = bucket.scratch["adam"]

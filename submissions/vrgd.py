@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup, StepContext
 from submissions.rule import upcast
@@ -34,6 +35,7 @@ class _VRGD(OptimizerSubmission):
         super().__init__(setup, [base])
         self.pieces, self.gamma = pieces, gamma
 
+    @override
     def step(self, ctx: StepContext) -> None:
         ratios = self.ratios(signal_to_noise(ctx.micro_batch_gradients(self.pieces), self.gamma))
         for parameter, ratio in zip(self.setup.parameters, ratios, strict=True):
@@ -82,18 +84,22 @@ class VRAdam(_VRGD):
         self.beta3, self.steps = beta3, 0
         self.ratio = [torch.zeros_like(upcast(parameter)) for parameter in setup.parameters]
 
+    @override
     def ratios(self, new: list[Tensor]) -> list[Tensor]:
         self.steps += 1
         torch._foreach_lerp_(self.ratio, new, 1 - self.beta3)
         return list(torch._foreach_div(self.ratio, 1 - self.beta3**self.steps))
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"ratio": self.ratio, "steps": self.steps}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.ratio, self.steps = state["ratio"], state["steps"]
 
+    @override
     def state_tensors(self) -> list[Tensor]:
         return super().state_tensors() + self.ratio
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Setup, StepContext, Submission, WrappedContext, Wrapper, swapped
 
@@ -28,6 +29,7 @@ class XGrad(Wrapper):
         self.steps = xgrad_steps
         self.last = [p.detach().clone() for p in setup.parameters]
 
+    @override
     def step(self, ctx: StepContext) -> None:
         here = [p.detach() for p in self.setup.parameters]
         ahead = torch._foreach_lerp(self.last, here, 1 + self.steps)
@@ -35,9 +37,11 @@ class XGrad(Wrapper):
         context: Any = _Ahead(ctx, list(ahead))
         self.inner.step(context)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"last": self.last}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.last = state["last"]
@@ -48,6 +52,7 @@ class _Ahead(WrappedContext):
         super().__init__(ctx)
         self.weights = weights
 
+    @override
     def backward(self) -> Tensor:
         with swapped(self.ctx.parameters, self.weights):
             return self.ctx.backward()

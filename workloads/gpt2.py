@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import override
 
 from harness.errors import PreparationError
 from harness.interface import Batch, Split, Workload, WorkloadError
@@ -69,6 +70,7 @@ class GPT2Model(nn.Module):
             for last in (block.project, block.contract):
                 nn.init.normal_(last.weight, std=0.02 / (2 * options.layers) ** 0.5)
 
+    @override
     def forward(self, tokens: Tensor) -> Tensor:
         here = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.dropout(self.tokens(tokens) + self.positions(here))
@@ -93,6 +95,7 @@ class Block(nn.Module):
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         if self.norm_first:
             x = x + self._attention(self.attention_norm(x))
@@ -148,6 +151,7 @@ class GPT2(Workload):
     Model = GPT2Options
     Data = TextData
 
+    @override
     def load(self, source: str, device: torch.device) -> None:
         self._device = device
         load = self._load_kjv if self.data_options.dataset == "kjv" else self._load_openwebtext
@@ -186,30 +190,37 @@ class GPT2(Workload):
         return {split: Tokens(shards[split]) for split in HELD_BACK}
 
     @classmethod
+    @override
     def missing_data(cls, data: dict[str, Any], source: str) -> str:
         dataset = data.get("dataset", "kjv")
         return "" if dataset == "kjv" else prepared.missing_data(dataset, source)
 
     @property
+    @override
     def lookahead(self) -> int:
         return 0 if self.data_options.dataset == "kjv" else 2
 
+    @override
     def prefetch(self, indices: Tensor, keys: Tensor) -> None:
         if self.lookahead:
             self._reading.hint(indices, keys)
 
     @property
+    @override
     def fingerprint(self) -> dict[str, str]:
         return self._fingerprint
 
     @property
+    @override
     def train_size(self) -> int:
         """Windows that fit one after the other, one kept free for the shift."""
         return len(self._train) // self.model_options.context - 1
 
+    @override
     def build_model(self) -> nn.Module:
         return GPT2Model(self.model_options)
 
+    @override
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:
         """inputs and labels: int64 [n, context]. Window i starts at i · context, shifted on by the key (mod context),
         so that no two epochs cut the text in the same places."""
@@ -230,19 +241,23 @@ class GPT2(Workload):
         windows = torch.from_numpy(self._train.windows(starts, context + 1).astype(np.int32))
         return windows.pin_memory() if self._device.type == "cuda" else windows
 
+    @override
     def loss(self, outputs: Tensor, batch: Batch, reduction: Literal["mean", "none"] = "mean") -> Tensor:
         """Cross-entropy in nats per token."""
         losses = F.cross_entropy(outputs.float().flatten(0, 1), batch["labels"].flatten(), reduction=reduction)
         return losses if reduction == "mean" else losses.view_as(batch["labels"]).mean(1)
 
+    @override
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         chances = outputs.float().softmax(-1).flatten(0, 1)
         return torch.multinomial(chances, 1, generator=generator).view(outputs.shape[:2])
 
+    @override
     def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:
         for windows in self._held_back[split].split(self.data_options.evaluation_batch)[part]:
             yield {"inputs": windows[:, :-1], "labels": windows[:, 1:]}
 
+    @override
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """loss, in nats per token; examples are tokens here."""
         labels = batch["labels"]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import betaincinv
 from torch import Tensor
+from typing_extensions import override
 
 from harness.errors import PreparationError
 from harness.interface import Batch, Split, Workload, WorkloadError
@@ -65,6 +66,7 @@ class ImageClassification(Workload):
     Data = ImageData
     _images: DeviceImages | StreamedImages
 
+    @override
     def load(self, source: str, device: torch.device) -> None:
         options: ImageData = self.data_options
         self._device = device
@@ -124,25 +126,31 @@ class ImageClassification(Workload):
         )
 
     @classmethod
+    @override
     def missing_data(cls, data: dict[str, Any], source: str) -> str:
         dataset = data.get("dataset", "fashion-mnist")
         return "" if dataset == "fashion-mnist" else prepared.missing_data(dataset, source)
 
     @property
+    @override
     def lookahead(self) -> int:
         return 2 if self.data_options.dataset == "imagenet" else 0
 
     @property
+    @override
     def fingerprint(self) -> dict[str, str]:
         return self._fingerprint
 
     @property
+    @override
     def train_size(self) -> int:
         return len(self._images)
 
+    @override
     def prefetch(self, indices: Tensor, keys: Tensor) -> None:
         self._images.hint(indices, keys)
 
+    @override
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:
         """inputs: float [n, channels, h, w]; labels: int64 [n], or with mixup float [n, classes], their shares."""
         batch = self._images.batch(indices, keys)
@@ -164,17 +172,21 @@ class ImageClassification(Workload):
             "labels": own[:, None] * labels + (1 - own[:, None]) * labels[other],
         }
 
+    @override
     def loss(self, outputs: Tensor, batch: Batch, reduction: Literal["mean", "none"] = "mean") -> Tensor:
         """Cross-entropy in nats."""
         return F.cross_entropy(outputs.float(), batch["labels"], reduction=reduction)
 
+    @override
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         """int64 [n]."""
         return torch.multinomial(outputs.float().softmax(-1), 1, generator=generator).squeeze(1)
 
+    @override
     def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:
         yield from self._images.evaluation_batches(split, self.data_options.evaluation_batch, part)
 
+    @override
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """accuracy (share of images right) and loss (nats per image)."""
         labels = batch["labels"]

@@ -14,6 +14,7 @@ from typing import Literal
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from typing_extensions import override
 
 from workloads.image_classification import ImageClassification
 
@@ -79,6 +80,7 @@ class ResNetModel(nn.Module):
             if isinstance(module, BasicBlock | Bottleneck):
                 nn.init.constant_(module.last_norm.weight, options.bn_init_scale)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         x = self.pool(self.activation(self.stem_norm(self.stem(images))))
         return self.head(self.blocks(x).mean((2, 3)))
@@ -98,6 +100,7 @@ class BasicBlock(nn.Module):
         self.last_norm = nn.BatchNorm2d(width)
         self.shortcut = _shortcut(channels, width, stride)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.first_norm(self.first(x)))
         return self.activation(self.last_norm(self.last(y)) + self.shortcut(x))
@@ -119,6 +122,7 @@ class Bottleneck(nn.Module):
         self.last_norm = nn.BatchNorm2d(width * self.expansion)
         self.shortcut = _shortcut(channels, width * self.expansion, stride)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.first_norm(self.first(x)))
         y = self.activation(self.middle_norm(self.middle(y)))
@@ -138,8 +142,10 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 class ResNet(ImageClassification):
     Model = ResNetOptions
 
+    @override
     def build_model(self) -> nn.Module:
         return ResNetModel(self.model_options)
 
+    @override
     def role_patterns(self) -> dict[str, str]:
         return {"stem.weight": "stem", "head.weight": "head"}

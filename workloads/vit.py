@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import override
 
 from workloads.image_classification import ImageClassification
 
@@ -88,6 +89,7 @@ class ViTModel(nn.Module):
         if self.head_hidden is not None:
             _initialise(self.head_hidden)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         x = self.embedding(images).flatten(2).transpose(1, 2)
         if self.token is not None:
@@ -133,6 +135,7 @@ class Block(nn.Module):
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         if self.norm_first:
             x = x + self._attention(self.attention_norm(x))
@@ -169,6 +172,7 @@ class AttentionPool(nn.Module):
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         n, t, width = x.shape
         q = self.query(self.probe).view(1, self.heads, 1, width // self.heads).expand(n, -1, -1, -1)
@@ -181,9 +185,11 @@ class AttentionPool(nn.Module):
 class ViT(ImageClassification):
     Model = ViTOptions
 
+    @override
     def build_model(self) -> nn.Module:
         return ViTModel(self.model_options)
 
+    @override
     def role_patterns(self) -> dict[str, str]:
         patterns = {"embedding.weight": "embedding", "positions": "embedding", "head.weight": "head"}
         learned = {"token": {"token": "embedding"}, "map": {"pool.probe": "embedding"}, "mean": {}}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from harness.errors import PreparationError
 from workloads.data import prepared
@@ -191,6 +192,7 @@ def _from_batches(batches: Iterator[tuple[str, bytes]], partial: bool) -> tuple[
 class _ArraysOnly(pickle.Unpickler):
     """A batch is a dict of an array and lists; anything else that a pickle could call is refused."""
 
+    @override
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")):
             return super().find_class(module, name)
