@@ -1,5 +1,6 @@
 """Adafactor: Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", arXiv:1804.04235,
-Algorithms 4 to 6. A second moment factored into rows and columns, no momentum, clipped and relative steps:
+Algorithms 4 to 6. The second moment is factored into rows and columns; steps are clipped and relative to the weights;
+there is no momentum:
 
     β = 1 - t^c                                    c = -0.8
     R ← β R + (1 - β) mean over columns of (g² + ε₁)
@@ -9,8 +10,8 @@ Algorithms 4 to 6. A second moment factored into rows and columns, no momentum, 
     θ ← θ - ρ max(ε₂, RMS(θ)) u - ρ λ θ            ρ = min(η, 1 / √t)
 
 Convolutions count as matrices [out, in · h · w]. State per matrix of n by m: n + m numbers. Defaults (paper):
-ρ = min(0.01, 1 / √t), ε = (1e-30, 1e-3), d = 1, c = -0.8. torch.optim.Adafactor
-agrees, but fails on empty parameters. The paper has no weight decay; here it is decoupled.
+ρ = min(0.01, 1 / √t), ε = (1e-30, 1e-3), d = 1, c = -0.8. torch.optim.Adafactor agrees, but fails on empty parameters.
+The paper has no weight decay; here it is decoupled.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ from submissions.rule import Bucket, Rule, Tensors
 
 
 class Adafactor(Rule):
+    """Adafactor: the update of the module docstring.
+
+    lr: η, the cap of ρ. beta2_exponent: c. eps: (ε₁, ε₂). clip_rms: d.
+    """
+
     def __init__(
         self,
         params: ParamsT,
@@ -57,7 +63,7 @@ class Adafactor(Rule):
                 square = square.flatten(1)
                 state["rows"].lerp_(square.mean(1, keepdim=True), 1 - beta)
                 state["columns"].lerp_(square.mean(0, keepdim=True), 1 - beta)
-                # Two roots, as the product of two small numbers may be zero.
+                # Two separate roots, because the product of two small numbers may underflow to zero.
                 scale = (state["rows"] / state["rows"].mean()).rsqrt() * state["columns"].rsqrt()
                 u = g * scale.reshape(g.shape)
             else:
@@ -74,4 +80,5 @@ class Adafactor(Rule):
 
 
 def _rms(tensor: Tensor) -> Tensor:
+    """Root mean square of all elements, a scalar; 0 for an empty tensor."""
     return tensor.norm() / max(tensor.numel(), 1) ** 0.5

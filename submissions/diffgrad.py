@@ -1,5 +1,5 @@
-"""diffGrad: Dubey et al. 2019, "diffGrad: An Optimization Method for Convolutional Neural Networks",
-arXiv:1909.11015. Adam slowed down where the gradient stands still:
+"""diffGrad: Dubey et al. 2019, "diffGrad: An Optimization Method for Convolutional Neural Networks", arXiv:1909.11015.
+Adam with smaller steps where the gradient changes little:
 
     ξ = sigmoid(|g₋₁ - g|)                        g₋₁ = 0 at the first step
     θ ← θ - η (ξ m̂ / (√v̂ + ε) + λ θ)
@@ -17,6 +17,8 @@ from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class DiffGrad(Rule):
+    """diffGrad with decoupled weight decay: the update of the module docstring."""
+
     buffers = ("momentum", "second_moment", "last_gradient")
 
     def __init__(

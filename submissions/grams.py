@@ -1,5 +1,5 @@
 """Grams: Cao et al. 2024, "Grams: Gradient Descent with Adaptive Momentum Scaling", arXiv:2412.17107, Algorithm 1.
-Adam decides how far, the gradient which way:
+The magnitude of the step is Adam's and its sign is the gradient's:
 
     θ ← θ - η (sign(g) |m̂ / (√v̂ + ε)| + λ θ)
 
@@ -16,6 +16,8 @@ from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class Grams(Rule):
+    """Grams with decoupled weight decay: the update of the module docstring."""
+
     buffers = ("momentum", "second_moment")
 
     def __init__(

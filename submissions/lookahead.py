@@ -1,10 +1,10 @@
 """Lookahead: Zhang, Lucas, Hinton & Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv:1907.08610,
-Algorithm 1. Around any submission, whose weights θ are the fast ones:
+Algorithm 1. A wrapper around any submission, whose weights θ are the fast ones:
 
     every k steps:    φ ← φ + α (θ - φ),   θ ← φ
 
-φ, the slow weights, are evaluated. The state of the submission inside goes on as it is. One state tensor per parameter.
-Defaults (paper): k = 5, α = 0.5 (0.8 and k = 10 as alternatives).
+The slow weights φ are evaluated. The state of the inner submission is kept when its weights are reset. One state tensor
+per parameter. Defaults (paper): k = 5, α = 0.5 (0.8 and k = 10 as alternatives).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from harness.interface import Need, Setup, StepContext, Submission, Wrapper, swa
 
 
 class Lookahead(Wrapper):
+    """Lookahead as in the module docstring. lookahead_steps: k. lookahead_alpha: α."""
+
     needs = frozenset({Need.EVALUATION_WEIGHTS})
 
     def __init__(

@@ -1,5 +1,5 @@
 """NovoGrad: Ginsburg et al. 2019, "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep
-Networks", arXiv:1905.11286, Algorithm 1. Gradients normalised per tensor, weight decay inside the momentum:
+Networks", arXiv:1905.11286, Algorithm 1. Gradients are normalised per tensor; weight decay is part of the momentum:
 
     v ← β2 v + (1 - β2) ‖g‖²                      v = ‖g‖² at the first step
     m ← β1 m + g / (√v + ε) + λ θ
@@ -21,6 +21,8 @@ from submissions.rule import Bucket, Rule, Tensors, average_square_, root
 
 
 class NovoGrad(Rule):
+    """NovoGrad: the update of the module docstring."""
+
     buffers = ("momentum",)
 
     def __init__(
@@ -41,6 +43,7 @@ class NovoGrad(Rule):
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2 = bucket["betas"]
         momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")
+        # At the first step v is ‖g‖² already, and the average of two equal numbers leaves it there.
         average_square_(second_moment, torch._foreach_norm(bucket.g), beta2)
         torch._foreach_mul_(momentum, beta1)
         torch._foreach_add_(momentum, torch._foreach_div(bucket.g, root(second_moment, 1.0, bucket["eps"])))

@@ -9,6 +9,7 @@ A rule gives the direction u that the learning rate multiplies; the step then is
         def __init__(self, params: ParamsT, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
             super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
+        @override
         def direction(self, bucket: Bucket) -> Tensors:
             return torch._foreach_sign(bucket.g)
 

@@ -1,12 +1,12 @@
 """SGD-SaI: Xu, Zhang, Cai, Xiao & Li 2024, "No More Adam: Learning Rate Scaling at Initialization is All You Need",
-arXiv:2412.11768, Algorithm 1. SGD with momentum whose learning rate is scaled for each tensor, once and for all, by the
+arXiv:2412.11768, Algorithm 1. SGD with momentum; the learning rate of each tensor is scaled by a constant, the
 signal-to-noise ratio of its first gradient g_1:
 
     s = ‖g_1‖ / (std(g_1) + ε)
     m ← μ m + (1 - μ) g,   θ ← θ - η λ θ,   θ ← θ - η s m
 
-For tensors of one dimension, of one row, or without spread s = ‖g_1‖, as in the authors' code. State: m, and one number
-per tensor. Defaults: the authors' code (η = 1e-2, μ = 0.9, λ = 1e-2, ε = 1e-8).
+As in the authors' code s = ‖g_1‖ for tensors of one dimension or of one row, and where std(g_1) = 0. State: m, and one
+number per tensor. Defaults: the authors' code (η = 1e-2, μ = 0.9, λ = 1e-2, ε = 1e-8).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from submissions.rule import Bucket, Rule, Tensors, average_
 
 
 class SGDSaI(Rule):
+    """SGD-SaI: the update of the module docstring. momentum: μ."""
+
     buffers = ("momentum",)
 
     def __init__(
