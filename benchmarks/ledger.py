@@ -58,6 +58,7 @@ def make_study(records: Path, trials: int, *arguments: str) -> Run:
 
 def measure_claims(trials: int, worker_counts: list[int]) -> None:
     """Print how many empty trials per second so many workers claim."""
+    # fork: the processes have all imports done and are ready at once.
     context = multiprocessing.get_context("fork")
     for number in worker_counts:
         with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +99,7 @@ def measure_second_worker(steps: int, rounds: int) -> None:
     """Print how much faster two workers finish a study, and how much slower each trial's clock runs."""
     walls: dict[int, list[float]] = {1: [], 2: []}
     clocks: dict[int, list[float]] = {1: [], 2: []}
+    # Alternated, so that a drift of the machine's speed affects both.
     for _ in range(rounds):
         for number in (1, 2):
             with tempfile.TemporaryDirectory() as folder:

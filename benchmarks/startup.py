@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     imports, commands = [], []
+    # Alternated, so that a drift of the machine's speed affects both.
     for _ in range(options.rounds):
         imports.append(_time_command([sys.executable, "-c", IMPORTS]))
         with tempfile.TemporaryDirectory() as folder:

@@ -92,6 +92,7 @@ def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None
                 rates[kind].append((elapsed.submission - seconds) / steps)
                 if kind == "real":
                     waits.append((elapsed.data_wait - waited) / (elapsed.submission - seconds))
+    # The fastest round is the least disturbed by other processes.
     best = {kind: min(values) for kind, values in rates.items()}
     total_peak = (peak * 1e12 if peak else _peak_flops(device)) * ranks.size
     utilisation = {kind: f"{100 * flops / value / total_peak:.1f}%" for kind, value in best.items()}

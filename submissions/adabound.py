@@ -36,6 +36,7 @@ class AdaBound(Rule):
         gamma: PositiveFloat = 1e-3,
         amsbound: bool = False,
     ) -> None:
+        # An attribute of the instance, because it depends on a hyperparameter.
         self.buffers = ("momentum", "second_moment", *(["largest"] if amsbound else []))  # type: ignore[misc]
         hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "final_lr": final_lr}
         super().__init__(params, hyperparameters | {"gamma": gamma, "amsbound": amsbound})

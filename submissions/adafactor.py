@@ -74,6 +74,7 @@ class Adafactor(Rule):
 
     @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        # ρ; the factor max(ε₂, RMS(θ)) is in the direction, so that it does not scale the decay.
         rate = min(bucket["lr"], bucket.t**-0.5)
         torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])
         torch._foreach_add_(bucket.theta, direction, alpha=-rate)

@@ -51,6 +51,7 @@ class AdamMiniRule(Rule):
 
     @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        # The means are computed for their shape.
         return {"momentum": torch.zeros_like(theta), "block_moment": torch.zeros_like(_block_means(g, group["by_row"]))}
 
     @override

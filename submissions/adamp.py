@@ -49,6 +49,7 @@ def _is_scale_invariant(theta: Tensor, g: Tensor, delta: float) -> Tensor:
     """Whether |cos(θ, g)| is below its bound for every output channel, and for the whole tensor: bool [2]."""
     w, u = theta.flatten(1), g.flatten(1)
     products, w_squared, u_squared = (torch.linalg.vecdot(a, b) for a, b in ((w, u), (w, w), (u, u)))
+    # The bound avoids a division by zero where weights or gradients are zero.
     channel_cosines = products.abs() / (w_squared * u_squared).sqrt().clamp(min=1e-8)
     cosine = products.sum().abs() / (w_squared.sum() * u_squared.sum()).sqrt().clamp(min=1e-8)
     return torch.stack([channel_cosines.max() < delta / w.shape[1] ** 0.5, cosine < delta / w.numel() ** 0.5])

@@ -84,6 +84,7 @@ class AdamW8bitRule(Rule):
     def direction(self, bucket: Bucket) -> Tensors:
         size, counts = bucket["block_size"], [len(blocks) for blocks in bucket.state("momentum")]
         # All blocks of all tensors in one matrix [blocks, B], so that a step is a few operations.
+        # Zeros as padding do not change the scale of a block.
         padded = [F.pad(g.reshape(-1), (0, n * size - g.numel())) for g, n in zip(bucket.g, counts, strict=True)]
         gradient = torch.cat(padded).view(-1, size)
         stored = {name: torch.cat(bucket.state(name)) for name in IS_SIGNED}

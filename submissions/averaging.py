@@ -47,6 +47,7 @@ class Average(Wrapper):
 
     @override
     def step(self, ctx: StepContext) -> None:
+        # The average includes the result of this step.
         super().step(ctx)
         self.count += 1
         weight = self.weight(self.count)

@@ -22,6 +22,7 @@ from submissions.rule import Bucket, Rule, Tensors, adam
 def mask_direction(direction: Tensors, g: Tensors) -> Tensors:
     """The update of u in the module docstring; new tensors, parallel to the direction and the gradients."""
     masks = [(u * gradient > 0).to(u.dtype) for u, gradient in zip(direction, g, strict=True)]
+    # The 1 of the paper also keeps the scale finite where no sign agrees.
     scales = [mask.numel() / (mask.sum() + 1) for mask in masks]
     return torch._foreach_mul(torch._foreach_mul(direction, masks), scales)
 

@@ -34,6 +34,7 @@ class DiffGrad(Rule):
     @override
     def direction(self, bucket: Bucket) -> Tensors:
         last = bucket.state("last_gradient")
+        # The difference first: the copy overwrites the last gradient.
         friction = torch._foreach_sub(last, bucket.g)
         torch._foreach_copy_(last, bucket.g)
         torch._foreach_abs_(friction)

@@ -32,6 +32,7 @@ class Grams(Rule):
 
     @override
     def direction(self, bucket: Bucket) -> Tensors:
+        # `adam` returns new tensors, which may be changed in place.
         direction = adam(bucket)
         torch._foreach_abs_(direction)
         torch._foreach_mul_(direction, torch._foreach_sign(bucket.g))

@@ -68,6 +68,7 @@ class LargeBatchAdamW(_LargeBatchSubmission):
         weight_decay: float = 1e-2,
         batch_factor: PositiveInt = 2,
     ) -> None:
+        # The averages then have the same length in examples.
         beta1, beta2 = (1 - batch_factor * (1 - beta) for beta in betas)
         if min(beta1, beta2) < 0:
             raise ValueError(

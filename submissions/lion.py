@@ -32,6 +32,7 @@ class Lion(Rule):
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2 = bucket["betas"]
         momentum = bucket.state("momentum")
+        # From the old momentum, so before its update.
         direction = torch._foreach_lerp(momentum, bucket.g, 1 - beta1)
         torch._foreach_sign_(direction)
         average_(momentum, bucket.g, beta2)

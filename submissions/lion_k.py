@@ -50,6 +50,7 @@ class LionK(Rule):
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2 = bucket["betas"]
         momentum = bucket.state("momentum")
+        # From the old momentum, so before its update.
         c = torch._foreach_lerp(momentum, bucket.g, 1 - beta1)
         average_(momentum, bucket.g, beta2)
         if bucket["kernel"] == "l1":

@@ -43,6 +43,7 @@ class Lookahead(Wrapper):
         super().step(ctx)
         self.count += 1
         if self.count % self.steps == 0:
+            # Aliases of the parameters: the copy below resets the weights themselves.
             fast = [p.detach() for p in self.setup.parameters]
             torch._foreach_lerp_(self.slow, fast, self.alpha)
             torch._foreach_copy_(fast, self.slow)

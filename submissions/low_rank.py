@@ -166,6 +166,7 @@ class DCTAdamWRule(MatrixRule):
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
         g, transposed = to_tall(gradient)
         _, rows, columns = g.shape
+        # One basis for all matrices with this number of columns.
         dct = self.shared(f"dct_{columns}", lambda: dct_basis(columns, g))
         previous = stack_state(bucket, "columns")
         if bucket["error_feedback"]:

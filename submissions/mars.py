@@ -90,6 +90,7 @@ class MarsExact(Mars):
 
     @override
     def step(self, ctx: StepContext) -> None:
+        # In this order: only the first pass of a step updates BatchNorm's statistics, so it must be the present one.
         self._gradient(ctx)
         previous_gradients = ctx.gradients(params=self.previous)
         torch._foreach_copy_(self.previous, [parameter.detach() for parameter in self.setup.parameters])
@@ -131,6 +132,7 @@ class MarsRule(Rule):
         state = {"momentum": torch.zeros_like(theta)}
         if group["kind"] == "adamw":
             state["second_moment"] = torch.zeros_like(theta)
+        # Starting at g itself leaves the first step without a correction.
         return state if self.previous_gradients is not None else state | {"last_gradient": g.clone()}
 
     @override

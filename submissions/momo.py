@@ -67,6 +67,7 @@ class MoMoAdam(MoMo):
         lower_bound: FiniteFloat = 0.0,
     ) -> None:
         rule = MoMoAdamRule(setup.decay_groups(), lr, betas, eps, weight_decay, lower_bound)
+        # Not MoMo's constructor, which would build MoMo's rule.
         OptimizerSubmission.__init__(self, setup, [rule])
 
 

@@ -37,6 +37,7 @@ class Muon(MatrixSubmission):
         adamw_eps: float = 1e-10,
         adamw_weight_decay: float = 0.0,
     ) -> None:
+        # torch.optim.Muon accepts only two-dimensional parameters: the groups contain the matrix views.
         super().__init__(
             setup,
             lambda groups: torch.optim.Muon(

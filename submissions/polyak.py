@@ -115,6 +115,7 @@ class PSPSHutchinson(LossSubmission):
 
     @override
     def step(self, ctx: StepContext) -> None:
+        # The gradient first: only the first pass of a step updates BatchNorm's statistics.
         self.rule.loss = float(self._gradient(ctx))
         generator = self.setup.device_generator
         z = [torch.randint(0, 2, p.shape, generator=generator, device=p.device).mul_(2).sub_(1).to(p.dtype)
@@ -200,6 +201,7 @@ class AdamPolyakRule(PreconditionedPolyakRule):
     @override
     def update_diagonal(self, bucket: Bucket) -> Tensors:
         average_square_(bucket.state("second_moment"), bucket.g, bucket["beta"])
+        # No ε is needed, since α bounds B.
         return root(bucket.state("second_moment"), 1 - bucket["beta"] ** bucket.t, 0.0)
 
 
@@ -226,5 +228,6 @@ class HutchinsonPolyakRule(PreconditionedPolyakRule):
     def update_diagonal(self, bucket: Bucket) -> Tensors:
         diagonal = bucket.state("diagonal")
         estimates = [self.estimates[p].to(g.dtype) for p, g in zip(bucket.parameters, bucket.g, strict=True)]
+        # A weight of 0 for the initial zeros: D starts at the first estimate.
         average_(diagonal, estimates, bucket["beta"] if bucket.t > 1 else 0.0)
         return diagonal

@@ -55,6 +55,7 @@ class PowerSGD(Wrapper):
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        # Copies of the dicts, in which the hook replaces entries.
         hook_state = {name: dict(getattr(self.hook, name)) for name in HOOK_STATE}
         return super().state_dict() | hook_state | {"iter": self.hook.iter}
 

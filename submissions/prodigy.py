@@ -63,6 +63,7 @@ class Prodigy(Rule):
         for bucket in buckets:
             s = bucket.state("gradient_sum")
             momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")
+            # The factors d and d² are in the scalars, which saves a copy of the gradients.
             torch._foreach_mul_(momentum, beta1)
             torch._foreach_add_(momentum, bucket.g, alpha=(1 - beta1) * d)
             torch._foreach_mul_(second_moment, beta2)
@@ -76,6 +77,7 @@ class Prodigy(Rule):
             s_norms += torch._foreach_norm(s, 1)
         r = beta2**0.5 * shared["r"] + float(torch.stack(products).sum())
         s_norm = float(torch.stack(s_norms).sum())
+        # All gradients so far may be zero, or the learning rate.
         next_d = max(d, shared["d_coefficient"] * r / s_norm) if s_norm else d
         for group in self.param_groups:
             group |= {"last_d": d, "d": next_d, "r": r}

@@ -113,8 +113,10 @@ class Rule(torch.optim.Optimizer):
         loss = None if closure is None else torch.enable_grad()(closure)()
         buckets = [bucket for group in self.param_groups for bucket in self._buckets(group)]
         self.prepare_step(buckets)
+        # One bucket after the other, so that the direction of only one bucket is in memory.
         for bucket in buckets:
             self.apply(bucket, self.direction(bucket))
+            # theta are float32 copies of narrow parameters: the only rounding is here.
             if bucket.theta[0] is not bucket.parameters[0]:
                 torch._foreach_copy_(bucket.parameters, bucket.theta)
         return loss
@@ -139,6 +141,7 @@ class Rule(torch.optim.Optimizer):
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
             state = self._advance_state(parameter, g, group)
             elements += parameter.numel()
+            # A GPU is faster with all parameters at once.
             block = int(elements // self.block) if parameter.device.type == "cpu" else 0
             key = parameter.dtype, parameter.device, state["step"], block
             alike.setdefault(key, []).append((parameter, g, state))

@@ -56,6 +56,7 @@ class ScheduleFreeSGD(Rule):
     @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         lr, beta, z = bucket["lr"], self.interpolation(bucket.group), bucket.state("fast")
+        # All learning rates so far may be zero.
         c = bucket["largest_lr"] ** 2 / bucket["weight_sum"] if bucket["weight_sum"] else 0.0
         decay = bucket["weight_decay"]
         u = torch._foreach_add(direction, bucket.theta, alpha=decay) if decay else direction
@@ -80,6 +81,7 @@ class ScheduleFreeSGD(Rule):
             for p in group["params"]:
                 # A parameter that never had a gradient has x = y = z.
                 if p in self.state:
+                    # In z's dtype, which is float32 for narrow parameters.
                     z = self.state[p]["fast"]
                     p.copy_(torch.lerp(p.to(z.dtype), z, weight(self.interpolation(group))))
 

@@ -39,6 +39,7 @@ class SGDSaI(Rule):
     @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         scale = torch.linalg.vector_norm(g)
+        # The comparison waits for the device, once for each tensor of a trial.
         if g.ndim >= 2 and len(g) > 1 and g.std() > 0:
             scale = scale / (g.std() + group["eps"])
         return super().initial_state(theta, g, group) | {"signal_to_noise": scale}

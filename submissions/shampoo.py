@@ -77,6 +77,7 @@ class ShampooRule(MatrixRule):
                 root.copy_(_inverse_fourth_root(covariance / (1 - beta2**bucket.t), bucket["eps"]))
         # Without the bias correction of M, which the grafting below cancels.
         preconditioned = roots[0] @ m @ roots[1]
+        # The bound gives a zero direction where the momentum is zero.
         scale = torch.linalg.matrix_norm(grafted) / torch.linalg.matrix_norm(preconditioned).clamp_min(1e-30)
         return preconditioned * scale[:, None, None]
 

@@ -103,6 +103,7 @@ def _refresh_basis(basis: Tensor, covariance: Tensor, v: Tensor, side: int) -> N
     v is permuted together with the directions that its rows (side 0) or columns (side 1) belong to.
     """
     product = covariance @ basis
+    # diag(Qᵀ C Q) estimates the eigenvalues. A stable sort keeps the order of equal ones, for the same bits everywhere.
     order = (basis * product).sum(1).argsort(dim=1, descending=True, stable=True)
     v.copy_(v.take_along_dim(order.unsqueeze(2 - side), 1 + side))
     basis.copy_(torch.linalg.qr(product.take_along_dim(order.unsqueeze(1), 2)).Q)

@@ -51,6 +51,7 @@ class SophiaRule(Rule):
         if self.estimates is not None:
             new = [self.estimates[p].to(h.dtype) for p, h in zip(bucket.parameters, hessian, strict=True)]
             average_(hessian, new, beta2)
+        # Hutchinson's estimates may be negative; the bound makes the step there a sign step.
         denominator = torch._foreach_mul(hessian, bucket["gamma"])
         torch._foreach_clamp_min_(denominator, bucket["eps"])
         ratio = torch._foreach_div(momentum, denominator)
@@ -84,6 +85,7 @@ class _SophiaSubmission(OptimizerSubmission):
     @override
     def step(self, ctx: StepContext) -> None:
         self._gradient(ctx)
+        # The rule counts the steps, since its parameter groups are part of the checkpoint.
         if self.rule.param_groups[0]["updates"] % self.estimate_every == 0:
             self.rule.estimates = dict(zip(self.setup.parameters, self.estimate_diagonal(ctx), strict=True))
         self.update(ctx)
@@ -111,6 +113,7 @@ class SophiaG(_SophiaSubmission):
     @override
     def estimate_diagonal(self, ctx: StepContext) -> list[Tensor]:
         gradients = ctx.gradients(labels="sampled")
+        # The gradient is a mean over B labels, so its square is B times too small.
         squares = torch._foreach_mul(gradients, gradients)
         return list(torch._foreach_mul(squares, float(ctx.label_count)))
 

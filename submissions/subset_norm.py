@@ -62,6 +62,7 @@ class SubsetNormRule(MatrixRule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         matrix, transposed = to_tall(theta)
         rows, columns = matrix.shape
+        # In a shape that broadcasts to the matrix as it is, not transposed.
         state = {"subset_moment": theta.new_zeros((1, rows) if transposed else (rows, 1))}
         if group["rank"] == 0:
             return state | {"momentum": torch.zeros_like(theta)}

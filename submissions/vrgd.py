@@ -46,6 +46,7 @@ class _VRGDSubmission(OptimizerSubmission):
         for parameter, ratio in zip(self.setup.parameters, ratios, strict=True):
             if parameter.grad is not None:
                 parameter.grad.mul_(ratio)
+        # After the scaling, so that the norm of the scaled gradient is clipped.
         self.clip_gradients()
         self.update(ctx)
 
@@ -90,6 +91,7 @@ class VRAdam(_VRGDSubmission):
         groups = setup.decay_groups()
         adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
         super().__init__(setup, adamw, pieces, gamma)
+        # p is kept here and not in the base optimizer, which would give it the parameter's dtype.
         self.beta3, self.steps = beta3, 0
         self.ratio = [torch.zeros_like(upcast(parameter)) for parameter in setup.parameters]
 

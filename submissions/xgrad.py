@@ -36,6 +36,7 @@ class XGrad(Wrapper):
         weights = [p.detach() for p in self.setup.parameters]
         # θ_{t-1} + (1 + s) (θ_t - θ_{t-1}).
         predicted = torch._foreach_lerp(self.last, weights, 1 + self.steps)
+        # Before the inner step, which changes the weights in place.
         torch._foreach_copy_(self.last, weights)
         context: Any = _PredictedContext(ctx, list(predicted))
         self.inner.step(context)

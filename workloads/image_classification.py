@@ -175,6 +175,7 @@ class ImageClassification(Workload):
 
     def _apply_mixup(self, batch: Batch, keys: Tensor) -> Batch:
         """Mix each image with the next one of its micro-batch; the first key of a micro-batch decides its share."""
+        # The last micro-batch may be smaller than the others.
         micro, count = self.spec.micro_batch, len(keys)
         # By micro-batch and not by batch, so that a rank needs no images but those of its own micro-batches.
         shares = np.repeat(mixup_shares(keys[::micro].numpy(), self.data_options.mixup), micro)[:count]

@@ -76,6 +76,7 @@ class ResNetModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            # Here rather than in each constructor call above.
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = options.bn_momentum
             if isinstance(module, BasicBlock | Bottleneck):

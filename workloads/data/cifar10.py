@@ -164,6 +164,7 @@ def decode_unit(folder: Path, unit: Unit) -> dict[str, Any]:
         for image, label in zip(images.images, images.labels.tolist(), strict=True):
             digest = hashlib.sha256(f"{split} {label} ".encode() + image.tobytes()).digest()
             digests += int.from_bytes(digest, "big")
+    # A sum, so that the hash does not depend on the order of the images.
     result["content"] = prepared.content_hash(digests)
     return result
 

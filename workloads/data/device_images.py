@@ -57,6 +57,7 @@ class DeviceImages:
         """
         indices, keys = indices.to(self._device), keys.to(self._device)
         size, shifts = self._images.shape[1] - 2 * self._pad, 2 * self._pad + 1
+        # Row and column indices [n, size] instead of slices, since every image has its own crop.
         span = torch.arange(size, device=self._device)
         rows = (keys & 0xFFFF).remainder(shifts)[:, None] + span
         columns = (keys >> 16 & 0xFFFF).remainder(shifts)[:, None] + span

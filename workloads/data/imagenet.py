@@ -220,6 +220,7 @@ def _merge_indices(folder: Path, results: list[dict[str, Any]], bins: list[str])
         entries["file"] = bins.index(pictures_name)
         parts.append(entries)
     index = np.concatenate(parts)
+    # The last key is the first to sort by; the others only order duplicates.
     order = np.lexsort((index["offset"], index["file"], index["digest"].view("S32")[:, 0]))
     return index[order]
 

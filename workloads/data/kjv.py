@@ -72,6 +72,7 @@ def _read_text(folder: Path) -> bytes:
         return plain.read_bytes()
     if not module.exists():
         raise FileNotFoundError(f"neither {MODULE} nor kjv.txt in {folder}")
+    # The module is parsed, so nothing in it is executed.
     strings = (
         node.value
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))

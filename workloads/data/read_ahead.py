@@ -31,6 +31,7 @@ class ReadAhead(Generic[T]):
         batch_id = _batch_id(indices, keys)
         if batch_id in self._pending:
             return
+        # Dicts keep the order of insertion, so the first one is the oldest.
         while len(self._pending) >= self._depth:
             self._pending.pop(next(iter(self._pending))).cancel()
         self._pending[batch_id] = self._threads.submit(self._read, indices, keys)
