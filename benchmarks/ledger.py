@@ -1,6 +1,6 @@
-"""What the ledger costs, and how much a second worker speeds up a study.
+"""The cost of the ledger, and the speed-up of a study by a second worker.
 
-python benchmarks/ledger.py take [--trials 400] [--workers 1 2 8]     empty trials taken per second
+python benchmarks/ledger.py take [--trials 400] [--workers 1 2 8]     empty trials claimed per second
 python benchmarks/ledger.py list [--trials 100000]                    listing a folder of finished trials
 python benchmarks/ledger.py workers [--steps 300] [--rounds 3]        one study by one worker and by two, alternated
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 import pandas as pd
+from typing_extensions import override
 
 from harness.config.compose import load_run
 from harness.config.schema import Run
@@ -32,50 +33,56 @@ FINISHED = max((ROOT / "results").rglob("manifest.json"), key=lambda path: path.
 """The manifest of a finished trial, the largest of the committed ones."""
 
 
-class Empty(Worker):
-    """Takes trials as a worker does, and ends each at once."""
+class EmptyWorker(Worker):
+    """A worker that claims trials and finishes each at once, without training."""
 
+    @override
     def _run(self, trial: PlannedTrial, lease: Lease) -> None:
-        with (trial.path.records / "taken").open("a") as file:
+        with (trial.path.records / "claimed").open("a") as file:
             file.write(trial.name + "\n")
         write_atomically(trial.path.manifest, FINISHED)
 
 
-def work(records: Path, begin: multiprocessing.synchronize.Barrier) -> None:
+def run_empty_worker(records: Path, barrier: multiprocessing.synchronize.Barrier) -> None:
+    """Claim trials until none is left, from the moment that all processes are ready."""
     trials, _ = ledger.list_all_trials(records)
-    begin.wait()
-    Empty(trials).work()
+    barrier.wait()
+    EmptyWorker(trials).work()
 
 
-def study(records: Path, trials: int, *arguments: str) -> Run:
+def make_study(records: Path, trials: int, *arguments: str) -> Run:
+    """The run of one study of so many trials."""
     keys = ["workload=gpt2", "optimizer=adamw", "ruleset=external", "ruleset.studies=1", f"ruleset.trials={trials}"]
     return load_run([*keys, "machine=here", f"records={records}", *arguments])
 
 
-def take(trials: int, workers: list[int]) -> None:
+def measure_claims(trials: int, worker_counts: list[int]) -> None:
+    """Print how many empty trials per second so many workers claim."""
+    # fork: the processes have all imports done and are ready at once.
     context = multiprocessing.get_context("fork")
-    for number in workers:
+    for number in worker_counts:
         with tempfile.TemporaryDirectory() as folder:
             records = Path(folder)
-            ledger.plan([study(records, trials)], "unused")
-            begin = context.Barrier(number + 1)
-            processes = [context.Process(target=work, args=(records, begin)) for _ in range(number)]
+            ledger.plan([make_study(records, trials)], "unused")
+            barrier = context.Barrier(number + 1)
+            processes = [context.Process(target=run_empty_worker, args=(records, barrier)) for _ in range(number)]
             for process in processes:
                 process.start()
-            begin.wait()
+            barrier.wait()
             start = perf_counter()
             for process in processes:
                 process.join()
             seconds = perf_counter() - start
-            taken = (records / "taken").read_text().splitlines()
-            assert len(taken) == len(set(taken)) == trials, "a trial was taken twice, or not at all"
-        print(f"{number} workers: {trials / seconds:,.0f} trials per second, each of {trials} taken once")
+            claimed = (records / "claimed").read_text().splitlines()
+            assert len(claimed) == len(set(claimed)) == trials, "a trial was claimed twice, or not at all"
+        print(f"{number} workers: {trials / seconds:,.0f} trials per second, each of {trials} claimed once")
 
 
-def listing(trials: int) -> None:
+def measure_listing(trials: int) -> None:
+    """Print how long it takes to list so many finished trials."""
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder)
-        for trial in ledger.plan([study(records, trials)], "unused"):
+        for trial in ledger.plan([make_study(records, trials)], "unused"):
             trial.path.folder.mkdir(parents=True)
             trial.path.manifest.write_bytes(FINISHED)
         start = perf_counter()
@@ -88,9 +95,11 @@ def listing(trials: int) -> None:
     )
 
 
-def workers(steps: int, rounds: int) -> None:
+def measure_second_worker(steps: int, rounds: int) -> None:
+    """Print how much faster two workers finish a study, and how much slower each trial's clock runs."""
     walls: dict[int, list[float]] = {1: [], 2: []}
     clocks: dict[int, list[float]] = {1: [], 2: []}
+    # Alternated, so that a drift of the machine's speed affects both.
     for _ in range(rounds):
         for number in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
@@ -103,31 +112,34 @@ def workers(steps: int, rounds: int) -> None:
                 rows = [pd.read_csv(path).iloc[-1] for path in Path(folder).rglob("eval_measurements.csv")]
                 assert len(rows) == 4
                 clocks[number].append(statistics.median(row["accumulated_submission_time"] for row in rows))
-    wall = [one / two for one, two in zip(walls[1], walls[2], strict=True)]
-    clock = [two / one for one, two in zip(clocks[1], clocks[2], strict=True)]
-    print(f"a study of four trials: two workers are {statistics.median(wall):.2f} times as fast as one "
-          f"[{min(wall):.2f} to {max(wall):.2f}]; a trial's clock beside another one's shows "
-          f"{statistics.median(clock):.3f} times the seconds [{min(clock):.3f} to {max(clock):.3f}]")  # fmt: skip
+    speedup = [single / double for single, double in zip(walls[1], walls[2], strict=True)]
+    slowdown = [double / single for single, double in zip(clocks[1], clocks[2], strict=True)]
+    print(
+        f"a study of four trials: two workers are {statistics.median(speedup):.2f} times as fast as one "
+        f"[{min(speedup):.2f} to {max(speedup):.2f}]; with a second trial running, a trial's clock shows "
+        f"{statistics.median(slowdown):.3f} times the seconds [{min(slowdown):.3f} to {max(slowdown):.3f}]"
+    )
 
 
 def main() -> None:
+    """Parse the command line and run one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    taking = commands.add_parser("take")
-    taking.add_argument("--trials", type=int, default=400)
-    taking.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8])
-    listing_ = commands.add_parser("list")
-    listing_.add_argument("--trials", type=int, default=100_000)
-    comparing = commands.add_parser("workers")
-    comparing.add_argument("--steps", type=int, default=300)
-    comparing.add_argument("--rounds", type=int, default=3)
+    take = commands.add_parser("take")
+    take.add_argument("--trials", type=int, default=400)
+    take.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8])
+    list_ = commands.add_parser("list")
+    list_.add_argument("--trials", type=int, default=100_000)
+    workers = commands.add_parser("workers")
+    workers.add_argument("--steps", type=int, default=300)
+    workers.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.command == "take":
-        take(options.trials, options.workers)
+        measure_claims(options.trials, options.workers)
     elif options.command == "list":
-        listing(options.trials)
+        measure_listing(options.trials)
     else:
-        workers(options.steps, options.rounds)
+        measure_second_worker(options.steps, options.rounds)
 
 
 if __name__ == "__main__":

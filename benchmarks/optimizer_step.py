@@ -1,20 +1,19 @@
-"""What an update costs: milliseconds per step and bytes of state of every submission, on gradients that are given.
+"""The cost of an update: milliseconds per step and bytes of state of every submission, with fixed gradients.
 
     python benchmarks/optimizer_step.py [--names NAME ...] [--set gpt | mini | both] [--rounds 5] [--steps 10]
                                         [--threads 2] [--seconds 20] [--clock wall | cpu] [--out CSV]
 
-Sets of parameters: `gpt` is a GPT-2 of 8 layers and width 332, 10.8M parameters in 100 tensors; `mini` the model of the
-workload gpt2. A step is all that the submission does besides the model's own passes: what it asks its context for
-(gradients, Hessian-vector products, gradients of micro-batches) is handed to it. So the forward and backward passes
-that an algorithm adds are not in these numbers; nor is clipping, which is switched off.
+Sets of parameters: `gpt` is a GPT-2 of 8 layers and width 332, 10.8M parameters in 100 tensors; `mini` is the model of
+the workload gpt2. A step is the submission's step without the model's passes: its context returns fixed gradients,
+Hessian-vector products and micro-batch gradients. So the additional forward and backward passes of an algorithm are not
+measured; nor is clipping, which is switched off.
 
-Submission, torch's fused AdamW, and the best library's implementation of the same rule (where there is one), with the
-submission's weight decay and a momentum where it has one, alternate:
-`--steps` steps each per round, after two that are not counted. Means over all rounds, so that work that is done
-every tenth or fiftieth step counts by its share; a contestant stops early when it has used `--seconds`. On a machine
-that others use too, `--clock cpu --threads 1` counts the processor's time instead of the wall's. The library's
-PSGD-Kron takes part where the package opt_einsum is installed. `--out` also writes the table to a file, which
-scripts/algorithms.py reads.
+Three contestants alternate: the submission, torch's fused AdamW, and the best library's implementation of the same rule
+where there is one, with the submission's weight decay and with momentum if it has one. Each makes `--steps` steps per
+round, after two that are not counted. Means are over all rounds, so that work of every tenth or fiftieth step counts by
+its share. A contestant stops early when it has used `--seconds`. On a shared machine, use `--clock cpu --threads 1`,
+which measures processor time instead of wall-clock time. The library's PSGD-Kron is included if the package opt_einsum
+is installed. `--out` also writes the table to a file, which scripts/algorithms.py reads.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from typing import Any
 import pytorch_optimizer as library
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from harness.config.choices import list_choices
 from harness.config.compose import load_run
@@ -45,8 +45,8 @@ SETS = {
     "gpt": ["workload.model.layers=8", "workload.model.width=332", "workload.model.vocabulary=512"],
     "mini": [],
 }
-AT_ONCE = {"shampoo": ["optimizer.hyperparameters.start_step=0"]}
-"""Settings that let the costly part of an update begin with the first step."""
+START_IMMEDIATELY = {"shampoo": ["optimizer.hyperparameters.start_step=0"]}
+"""Settings with which the costly part of an update begins at the first step."""
 MICRO_BATCHES = 8
 CLOCKS = {"wall": perf_counter, "cpu": process_time}
 
@@ -81,63 +81,76 @@ LIBRARY: dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
     "shampoo": lambda p: library.Shampoo(p, preconditioning_compute_steps=10),
     "soap": lambda p: library.SOAP(p, precondition_frequency=10),
 }
-if torch.backends.opt_einsum.is_available():  # without it the library's products need terabytes
+# Without it the library's products need terabytes.
+if torch.backends.opt_einsum.is_available():
     LIBRARY["psgd_kron"] = library.Kron
 
 
-class Given:
-    """A step context whose answers are ready: stands for harness.interface.step.StepContext."""
+class FixedContext:
+    """A step context that returns fixed values; stands for harness.interface.StepContext.
+
+    gradients: returned by `backward`. others: returned by all other methods.
+    """
 
     batch_size = label_count = 32
 
     def __init__(self, parameters: list[nn.Parameter], gradients: list[Tensor], others: list[Tensor], step: int):
         self.parameters, self.step, self._others = parameters, step % 1000, others
-        self._own = [gradient.clone() for gradient in gradients]
+        # Copies, since clipping or a wrapper may change gradients in place.
+        self._gradients = [gradient.clone() for gradient in gradients]
         self.first_loss = torch.tensor(1.0)
 
     def backward(self) -> Tensor:
-        for parameter, gradient in zip(self.parameters, self._own, strict=True):
+        """As `StepContext.backward`."""
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return self.first_loss
 
     def loss(self, **options: Any) -> Tensor:
+        """As `StepContext.loss`."""
         return self.first_loss
 
     def gradients(self, **options: Any) -> list[Tensor]:
+        """As `StepContext.gradients`."""
         return self._others
 
     def loss_and_gradients(self, **options: Any) -> tuple[Tensor, list[Tensor]]:
+        """As `StepContext.loss_and_gradients`."""
         return self.first_loss, self._others
 
     def hessian_vector_product(self, vectors: Sequence[Tensor], **options: Any) -> list[Tensor]:
+        """As `StepContext.hessian_vector_product`."""
         return self._others
 
     def micro_batch_gradients(self, at_least: int = 1) -> list[list[Tensor]]:
+        """As `StepContext.micro_batch_gradients`."""
         self.backward()
-        return [self._own if k % 2 else self._others for k in range(MICRO_BATCHES)]
+        return [self._gradients if k % 2 else self._others for k in range(MICRO_BATCHES)]
 
 
 class Contestant:
-    """Something that makes steps on its own copy of the parameters."""
+    """An optimizer with its own copy of the parameters. times: seconds of each step that counts."""
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         generator = torch.Generator().manual_seed(0)
-        # Of about the size of a trained model's, and none so small that the arithmetic becomes slow.
+        # About as large as those of a trained model, and not so small that denormal numbers slow down the arithmetic.
         self.gradients = [[torch.randn(p.shape, generator=generator) * 1e-2 for p in self.parameters] for _ in range(3)]
         self.count = 0
         self.times: list[float] = []
 
-    def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
-        """A step on these gradients, of which only the call is timed."""
+    def prepare_step(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
+        """A function that makes a step on these gradients; only its call is timed."""
         raise NotImplementedError
 
     def state_bytes(self) -> int:
+        """Bytes of state besides the parameters."""
         raise NotImplementedError
 
     def run(self, steps: int, clock: Callable[[], float]) -> Iterator[float]:
+        """Make so many steps; yields the seconds of each."""
         for _ in range(steps):
-            step = self.prepared(self.gradients[self.count % 3], self.gradients[(self.count + 1) % 3])
+            step = self.prepare_step(self.gradients[self.count % 3], self.gradients[(self.count + 1) % 3])
             self.count += 1
             start = clock()
             step()
@@ -145,20 +158,27 @@ class Contestant:
 
 
 class Ours(Contestant):
+    """A submission, built by the harness."""
+
     def __init__(self, training: Training) -> None:
         super().__init__(training.runner.model)
         self.training = training
 
-    def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
-        context: Any = Given(self.parameters, gradients, others, self.count)
+    @override
+    def prepare_step(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
+        context: Any = FixedContext(self.parameters, gradients, others, self.count)
         return lambda: self.training.submission.step(context)
 
+    @override
     def state_bytes(self) -> int:
         return self.training.submission.state_bytes()
 
 
 class Theirs(Contestant):
-    """A library's optimizer for all parameters, or for matrices alone with fused AdamW for the rest."""
+    """Another optimizer for the parameters `names`, with torch's fused AdamW for the rest.
+
+    decay: weight decay of all its groups (default: the optimizer's own).
+    """
 
     def __init__(
         self,
@@ -168,57 +188,63 @@ class Theirs(Contestant):
         decay: float | None = None,
     ) -> None:
         super().__init__(model)
-        own = [p for name, p in model.named_parameters() if name in names]
+        named = [p for name, p in model.named_parameters() if name in names]
         rest = [p for name, p in model.named_parameters() if name not in names]
-        self.optimizers = [make(own)] + ([torch.optim.AdamW(rest, fused=True)] if rest else [])
+        self.optimizers = [make(named)] + ([torch.optim.AdamW(rest, fused=True)] if rest else [])
         if decay is not None:
             for group in self.optimizers[0].param_groups:
                 group["weight_decay"] = decay
 
-    def prepared(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
+    @override
+    def prepare_step(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient.clone()
         return lambda: [optimizer.step() for optimizer in self.optimizers]
 
+    @override
     def state_bytes(self) -> int:
         return sum(t.nbytes for optimizer in self.optimizers for t in collect_tensors(dict(optimizer.state)))
 
 
-def contestants(name: str, set_: str) -> dict[str, Contestant]:
-    few = ["workload.nominal_batch=1", "workload.micro_batch=1"] if set_ == "gpt" else []
-    run = load_run(
-        ["workload=gpt2", f"optimizer={name}", "optimizer.clip_norm=null", *SETS[set_], *few, *AT_ONCE.get(name, [])]
-    )
+def make_contestants(name: str, set_: str) -> dict[str, Contestant]:
+    """The contestants for the submission `name`: ours, AdamW, and library if there is one."""
+    settings = ["optimizer.clip_norm=null", *SETS[set_], *START_IMMEDIATELY.get(name, [])]
+    # `build` warms up with one batch, which takes long with the large model.
+    small_batch = ["workload.nominal_batch=1", "workload.micro_batch=1"] if set_ == "gpt" else []
+    run = load_run(["workload=gpt2", f"optimizer={name}", *settings, *small_batch])
     spec = run.spec
     workload: Workload = import_class(spec.class_path, "workload.class_path")(spec)
     workload.load("auto", torch.device("cpu"))
     training = Training(run, workload, torch.device("cpu"))
     training.build()
     model = training.runner.model
-    every = {name for name, _ in model.named_parameters()}
-    found: dict[str, Contestant] = {}
-    found["AdamW"] = Theirs(copy.deepcopy(model), lambda p: torch.optim.AdamW(p, fused=True), every)
+    all_names = {name for name, _ in model.named_parameters()}
+    references: dict[str, Contestant] = {}
+    references["AdamW"] = Theirs(copy.deepcopy(model), lambda p: torch.optim.AdamW(p, fused=True), all_names)
     if name in LIBRARY:
-        names = every
+        names = all_names
         if issubclass(training.cls, MatrixSubmission):
             roles = training.submission.setup._roles
-            names = {name for name in every if roles[name] in MATRIX_ROLES}
+            names = {name for name in all_names if roles[name] in MATRIX_ROLES}
         optimizers: list[Optimizer] = getattr(training.submission, "optimizers", [])
         groups = optimizers[0].param_groups if optimizers else []
         decay = max((group.get("weight_decay", 0.0) for group in groups), default=0.0)
-        found["library"] = Theirs(copy.deepcopy(model), LIBRARY[name], names, decay)
-    return {"ours": Ours(training)} | found
+        references["library"] = Theirs(copy.deepcopy(model), LIBRARY[name], names, decay)
+    return {"ours": Ours(training)} | references
 
 
 def measure(
-    found: dict[str, Contestant], clock: Callable[[], float], *, rounds: int, steps: int, seconds: float
+    contestants: dict[str, Contestant], clock: Callable[[], float], *, rounds: int, steps: int, seconds: float
 ) -> None:
-    for contestant in found.values():
+    """Let the contestants alternate and record their times; seconds: limit for each."""
+    # Two steps that are not counted create the state.
+    for contestant in contestants.values():
         for _ in contestant.run(2, clock):
             pass
     for round_ in range(rounds):
-        # Who goes first alternates, so that a drift of the machine favours nobody.
-        for contestant in itertools.islice(itertools.cycle(found.values()), round_, round_ + len(found)):
+        # The first one rotates, so that a drift of the machine's speed favours none.
+        rotated = itertools.islice(itertools.cycle(contestants.values()), round_, round_ + len(contestants))
+        for contestant in rotated:
             for time in contestant.run(steps, clock):
                 contestant.times.append(time)
                 if sum(contestant.times) > seconds:
@@ -226,9 +252,10 @@ def measure(
 
 
 def main() -> None:
+    """Parse the command line, measure the submissions and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [name for name in list_choices("optimizer") if name != "any"]
-    parser.add_argument("--names", nargs="+", choices=every, default=every, metavar="NAME")
+    submissions = [name for name in list_choices("optimizer") if name != "any"]
+    parser.add_argument("--names", nargs="+", choices=submissions, default=submissions, metavar="NAME")
     parser.add_argument("--set", choices=[*SETS, "both"], default="gpt")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
@@ -244,22 +271,23 @@ def main() -> None:
         print(f"{heads}{'bytes/parameter':>17}")
         for name in options.names:
             torch.set_num_threads(options.threads)
-            found = contestants(name, set_)
+            contestants = make_contestants(name, set_)
+            # Again: building the training has set the run's own number.
             torch.set_num_threads(options.threads)
             limits = {"rounds": options.rounds, "steps": options.steps, "seconds": options.seconds}
-            measure(found, CLOCKS[options.clock], **limits)
-            mean = {who: 1000 * statistics.mean(contestant.times) for who, contestant in found.items()}
-            size = sum(p.numel() for p in found["ours"].parameters)
+            measure(contestants, CLOCKS[options.clock], **limits)
+            mean = {key: 1000 * statistics.mean(contestant.times) for key, contestant in contestants.items()}
+            size = sum(p.numel() for p in contestants["ours"].parameters)
             theirs = f"{mean['library']:9.2f}{mean['ours'] / mean['library']:7.2f}" if "library" in mean else " " * 16
             print(
                 f"{name:22}{mean['ours']:9.2f}{mean['AdamW']:13.2f}{mean['ours'] / mean['AdamW']:7.2f}{theirs}"
-                f"{found['ours'].state_bytes() / size:17.2f}",
+                f"{contestants['ours'].state_bytes() / size:17.2f}",
                 flush=True,
             )
             columns = {"ours": "milliseconds", "AdamW": "fused_adamw", "library": "library"}
             rows.append(
                 {"submission": name, "set": set_, "clock": options.clock, "threads": options.threads}
-                | {column: f"{mean[who]:.4g}" if who in mean else "" for who, column in columns.items()}
+                | {column: f"{mean[key]:.4g}" if key in mean else "" for key, column in columns.items()}
             )
     if options.out:
         with options.out.open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""What the harness costs: the training clock of a trial against a bare hand-written loop of the same model, data,
+"""The overhead of the harness: the training clock of a trial against a hand-written loop with the same model, data,
 optimizer and steps, alternated in one process.
 
     python benchmarks/overhead.py [--workloads gpt2 resnet vit] [--steps 100] [--rounds 7]
@@ -25,6 +25,7 @@ from harness.trial.trial import run_trial
 
 
 def main() -> None:
+    """Parse the command line, measure the workloads and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", default=["gpt2", "resnet", "vit"])
     parser.add_argument("--steps", type=int, default=100)
@@ -34,29 +35,33 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             changes = [f"workload.max_steps={options.steps}", f"workload.eval_every={options.steps}"]
             run = load_run([f"workload={name}", "optimizer=adamw", f"records={folder}", "run_to_end=true", *changes])
-            ratios = [_ratio(run, round_) for round_ in range(options.rounds)]
-        listed = " ".join(f"{ratio:.3f}" for ratio in ratios)
+            ratios = [_measure_ratio(run, round_) for round_ in range(options.rounds)]
+        all_ratios = " ".join(f"{ratio:.3f}" for ratio in ratios)
         print(
             f"{name:7} harness / bare loop: median {statistics.median(ratios):.3f}, "
-            f"from {min(ratios):.3f} to {max(ratios):.3f} ({listed})",
+            f"from {min(ratios):.3f} to {max(ratios):.3f} ({all_ratios})",
             flush=True,
         )
 
 
-def _ratio(run: Run, round_: int) -> float:
-    def harness() -> float:
+def _measure_ratio(run: Run, round_: int) -> float:
+    """Seconds with the harness over seconds of the bare loop."""
+
+    def run_harness() -> float:
         record, _ = run_trial(run.model_copy(update={"seed": round_, "records": Path(run.records)}))
         row = record.rows[-1]
         return row["accumulated_submission_time"] - row["accumulated_build_time"]
 
-    # Which goes first alternates too, so that a drift of the machine favours neither.
-    first, second = (harness, lambda: _bare_loop(run)) if round_ % 2 else (lambda: _bare_loop(run), harness)
-    a, b = first(), second()
-    return a / b if round_ % 2 else b / a
+    # The order alternates, so that a drift of the machine's speed favours neither.
+    if round_ % 2:
+        harness, bare = run_harness(), _run_bare_loop(run)
+    else:
+        bare, harness = _run_bare_loop(run), run_harness()
+    return harness / bare
 
 
-def _bare_loop(run: Run) -> float:
-    """Seconds of the loop one would write by hand."""
+def _run_bare_loop(run: Run) -> float:
+    """Seconds of a training loop without the harness."""
     spec = run.spec
     workload: Workload = import_class(spec.class_path, "workload.class_path")(spec)
     workload.load("auto", torch.device("cpu"))
@@ -77,18 +82,19 @@ def _bare_loop(run: Run) -> float:
     batch = spec.nominal_batch
 
     def step(k: int) -> None:
-        chosen = order[k * batch : (k + 1) * batch]
-        examples = workload.batch(chosen, torch.randint(2**62, (len(chosen),)))
+        indices = order[k * batch : (k + 1) * batch]
+        examples = workload.batch(indices, torch.randint(2**62, (len(indices),)))
         optimizer.zero_grad()
-        pieces = {name: tensor.split(spec.micro_batch) for name, tensor in examples.items()}
-        for part in (dict(zip(pieces, values, strict=True)) for values in zip(*pieces.values(), strict=True)):
-            loss = workload.loss(workload.forward(model, part), part)
-            (loss * (len(part["labels"]) / batch)).backward()
+        parts = {name: tensor.split(spec.micro_batch) for name, tensor in examples.items()}
+        for micro_batch in (dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)):
+            loss = workload.loss(workload.forward(model, micro_batch), micro_batch)
+            (loss * (len(micro_batch["labels"]) / batch)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.clip_norm or float("inf"), foreach=True)
         optimizer.step()
         factor.step()
 
-    step(spec.max_steps)  # warm-up, as in the harness
+    # A warm-up that is not counted, as in the harness.
+    step(spec.max_steps)
     start = perf_counter()
     for k in range(spec.max_steps):
         step(k)

@@ -1,11 +1,11 @@
-"""How long scoring takes and how much memory, from files on disk to scores.
+"""Time and memory of scoring, from files on disk to scores.
 
     python benchmarks/scoring.py --algoperf FOLDER --targets FILE       AlgoPerf's v0.5 external records, unpacked
     python benchmarks/scoring.py --synthetic 10000 100000 1000000       tables of so many trials
 
-Each measurement is a process of its own; prints wall seconds of reading and scoring, of the whole process with its
-imports, and the process's peak memory. AlgoPerf's own scorer needs 13.3 s and 205 MiB for its records on a machine of
-two cores.
+Each measurement runs in a new process. Prints the wall-clock seconds of reading and scoring, and of the complete
+process with its imports, and the peak memory. AlgoPerf's own scorer needs 13.3 s and 205 MiB for its records on a
+machine with two cores.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ SYNTHETIC = Targets(tuple(WORKLOADS), (), {name: Target("loss", "min", 1.0) for 
 
 
 def main() -> None:
+    """Parse the command line and run the measurements, each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algoperf", type=Path)
     parser.add_argument("--targets", type=Path)
@@ -43,19 +44,19 @@ def main() -> None:
         return
     if options.algoperf:
         for _ in range(options.rounds):
-            _process("AlgoPerf v0.5 external", options.algoperf, ["--targets", str(options.targets)])
+            _measure_in_process("AlgoPerf v0.5 external", options.algoperf, ["--targets", str(options.targets)])
     with tempfile.TemporaryDirectory() as folder:
         for trials in options.synthetic:
             path = Path(folder) / "trials.csv"
-            _synthetic(trials).to_csv(path, index=False)
-            _process(f"{trials:,} trials", path, [])
+            _synthetic_trials(trials).to_csv(path, index=False)
+            _measure_in_process(f"{trials:,} trials", path, [])
 
 
-def _process(name: str, path: Path, arguments: list[str]) -> None:
+def _measure_in_process(name: str, path: Path, arguments: list[str]) -> None:
     start = perf_counter()
     command = [sys.executable, __file__, "--single", str(path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    print(f"{name:24} {done.stdout.strip()}, whole process {perf_counter() - start:.2f} s", flush=True)
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    print(f"{name:24} {result.stdout.strip()}, complete process {perf_counter() - start:.2f} s", flush=True)
 
 
 def _measure(path: Path, targets: Path | None) -> None:
@@ -74,8 +75,8 @@ def _measure(path: Path, targets: Path | None) -> None:
     print(f"{len(scores)} scores: reading {read:.2f} s, with scoring {total:.2f} s, peak memory {peak:.0f} MiB", end="")
 
 
-def _synthetic(trials: int) -> pd.DataFrame:
-    """Submissions x 20 workloads x 5 studies x 5 trials, a third of which miss."""
+def _synthetic_trials(trials: int) -> pd.DataFrame:
+    """A table of submissions x 20 workloads x 5 studies x 5 trials; a third of them miss the target."""
     rng = np.random.default_rng(0)
     number = np.arange(trials)
     reached = rng.random(trials) > 1 / 3

@@ -1,17 +1,17 @@
-"""How fast a workload trains, and how much of the machine that uses.
+"""Training throughput of a workload, and the utilisation of the machine.
 
     python benchmarks/throughput.py [--workloads gpt2 resnet vit] [--scale mini] [--variant NAME] [--steps 20]
         [--peak TFLOPS] [KEY=VALUE ...]
 
-Prints, for each workload with AdamW: examples and labels (tokens, for a language model) per second of the training
-clock, arithmetic of the model as a share of the peak (model FLOP utilisation), the share of the clock spent waiting for
-data, and peak memory. Each is measured twice, in turn: with the real data, and on one batch that is kept ("held"),
-where nothing waits. KEY=VALUE are further arguments of run.py, such as device=cuda precision=bf16 compile=true. Under
-torchrun, all GPUs together.
+Prints for each workload with AdamW: examples and labels (tokens, for a language model) per second of the training
+clock, the model's arithmetic as a share of the peak (model FLOP utilisation, MFU), the share of the clock spent waiting
+for data, and the peak memory. Two measurements alternate: with the real data, and with one batch that is reused
+("held"), so that nothing waits. KEY=VALUE are further arguments of run.py, such as device=cuda precision=bf16
+compile=true. Under torchrun, all GPUs together are measured.
 
-FLOPs are those of one forward and backward as torch counts them, products and convolutions alone. The peak is the data
-sheet's for dense bf16 where the GPU is known, --peak in TFLOP/s where it is given, and on a CPU what a product of two
-large matrices reaches here.
+FLOPs are those of one forward and backward as torch counts them, which includes only products and convolutions. The
+peak is --peak if given, in TFLOP/s; else the data sheet's for dense bf16 if the GPU is known; on a CPU it is measured
+with a product of two large matrices.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 1
 
 
 def main() -> int:
+    """Parse the command line, measure the workloads and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", default=["gpt2", "resnet", "vit"])
     parser.add_argument("--scale", default="mini")
@@ -62,6 +63,7 @@ def main() -> int:
 
 
 def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None) -> str:
+    """Train for `rounds` times `steps` steps with each kind of data; returns the line to print."""
     device = select_device(run)
     configure_torch(run, device)
     workload = load_workload(run, device)
@@ -70,7 +72,7 @@ def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None
     training.build()
     runner, nominal = training.runner, workload.spec.nominal_batch
     held = runner.load_batch(training.stream.peek(0, nominal))
-    flops = _flops(training, held)
+    flops = _count_flops(training, held)
     labels = sum(batch["labels"].numel() for batch in held.micro_batches.values()) * ranks.size
     rates: dict[str, list[float]] = {"real": [], "held": []}
     waits: list[float] = []
@@ -90,35 +92,37 @@ def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None
                 rates[kind].append((elapsed.submission - seconds) / steps)
                 if kind == "real":
                     waits.append((elapsed.data_wait - waited) / (elapsed.submission - seconds))
+    # The fastest round is the least disturbed by other processes.
     best = {kind: min(values) for kind, values in rates.items()}
-    limit = (peak * 1e12 if peak else _peak(device)) * ranks.size
-    used = {kind: f"{100 * flops / value / limit:.1f}%" for kind, value in best.items()}
+    total_peak = (peak * 1e12 if peak else _peak_flops(device)) * ranks.size
+    utilisation = {kind: f"{100 * flops / value / total_peak:.1f}%" for kind, value in best.items()}
     return (
         f"{workload.spec.full_name:16} {nominal / best['real']:10.0f} examples/s "
-        f"{labels / best['real']:12.0f} labels/s   MFU {used['real']} of {limit / 1e12:.3g} TFLOP/s, "
-        f"held {used['held']}   data wait {100 * min(waits):.2f}%   "
+        f"{labels / best['real']:12.0f} labels/s   MFU {utilisation['real']} of {total_peak / 1e12:.3g} TFLOP/s, "
+        f"held {utilisation['held']}   data wait {100 * min(waits):.2f}%   "
         f"peak memory {memory.bytes() / 2**30:.2f} GiB   {machine_folder(device, run.threads)}, {run.precision}"
         f"{', compiled' if run.compile else ''}; slowest round x {max(rates['real']) / best['real']:.2f}"
     )
 
 
-def _flops(training: Training, batch: StepBatch) -> float:
+def _count_flops(training: Training, batch: StepBatch) -> float:
     """FLOPs of one nominal step: forward and backward of all its micro-batches."""
     model, workload = training.runner.model, training.workload
-    one = next(iter(batch.micro_batches.values()))
+    micro_batch = next(iter(batch.micro_batches.values()))
     with FlopCounterMode(display=False) as counter:
-        loss = workload.loss(workload.forward(model, one), one)
+        loss = workload.loss(workload.forward(model, micro_batch), micro_batch)
         torch.autograd.grad(loss, training.runner.parameters, allow_unused=True)
-    return counter.get_total_flops() * math.ceil(batch.size / len(one["labels"]))
+    return counter.get_total_flops() * math.ceil(batch.size / len(micro_batch["labels"]))
 
 
-def _peak(device: torch.device) -> float:
+def _peak_flops(device: torch.device) -> float:
+    """Peak FLOP/s of one GPU, or of this process on a CPU. Exits with a message if the GPU is not known."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, value in PEAKS.items():
             if part in name.split() or part in name.replace("-", " ").split():
                 return value
-        raise SystemExit(f"the peak of {name} is not known here; give it with --peak TFLOPS")
+        raise SystemExit(f"the peak of {name} is not known; give it with --peak TFLOPS")
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     seconds = []
     for _ in range(30):

@@ -1,6 +1,6 @@
 """Accelerated SGD: Jain et al. 2017, "Accelerating Stochastic Gradient Descent for Least Squares Regression",
-arXiv:1704.08227, in the form of Kidambi et al. 2018, arXiv:1803.05591, Algorithm 3. A second
-sequence w takes long steps:
+arXiv:1704.08227, in the form of Kidambi et al. 2018, arXiv:1803.05591, Algorithm 3. A second sequence w takes long
+steps:
 
     α = 1 - ξ δ² / κ      (ξ: statistical advantage, κ: long step over short step, δ: 0.7)
     w ← α w + (1 - α) (θ - (κ η / δ) g)
@@ -18,11 +18,17 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
 
 class AcceleratedSGD(Rule):
+    """Accelerated SGD: the update of the module docstring.
+
+    long_step: κ. advantage: ξ, at most √κ. delta: δ.
+    """
+
     def __init__(
         self,
         params: ParamsT,
@@ -33,20 +39,28 @@ class AcceleratedSGD(Rule):
         weight_decay: float = 0.0,
     ) -> None:
         if advantage > long_step**0.5:
-            raise ValueError(f"advantage={advantage}: must be at most sqrt(long_step)={long_step**0.5:g}")
+            raise ValueError(
+                f"advantage={advantage}: must be at most sqrt(long_step)={long_step**0.5:g}; lower it, or raise "
+                "long_step"
+            )
         hyperparameters = {"lr": lr, "long_step": long_step, "advantage": advantage, "delta": delta}
         super().__init__(params, hyperparameters | {"weight_decay": weight_decay})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"long_sequence": theta.clone()}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         return torch._foreach_add(bucket.g, bucket.theta, alpha=bucket["weight_decay"])
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         lr, kappa, delta, w = bucket["lr"], bucket["long_step"], bucket["delta"], bucket.state("long_sequence")
-        pull = bucket["advantage"] * delta**2 / kappa  # 1 - α
-        torch._foreach_lerp_(w, bucket.theta, pull)
-        torch._foreach_add_(w, direction, alpha=-pull * kappa * lr / delta)
+        # 1 - α, the weight of θ in w.
+        weight = bucket["advantage"] * delta**2 / kappa
+        # w moves first: it needs θ before the step.
+        torch._foreach_lerp_(w, bucket.theta, weight)
+        torch._foreach_add_(w, direction, alpha=-weight * kappa * lr / delta)
         torch._foreach_add_(bucket.theta, direction, alpha=-lr)
-        torch._foreach_lerp_(bucket.theta, w, pull / (delta + pull))
+        torch._foreach_lerp_(bucket.theta, w, weight / (delta + weight))

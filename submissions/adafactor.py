@@ -1,5 +1,6 @@
 """Adafactor: Shazeer & Stern 2018, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", arXiv:1804.04235,
-Algorithms 4 to 6. A second moment factored into rows and columns, no momentum, clipped and relative steps:
+Algorithms 4 to 6. The second moment is factored into rows and columns; steps are clipped and relative to the weights;
+there is no momentum:
 
     β = 1 - t^c                                    c = -0.8
     R ← β R + (1 - β) mean over columns of (g² + ε₁)
@@ -9,8 +10,8 @@ Algorithms 4 to 6. A second moment factored into rows and columns, no momentum, 
     θ ← θ - ρ max(ε₂, RMS(θ)) u - ρ λ θ            ρ = min(η, 1 / √t)
 
 Convolutions count as matrices [out, in · h · w]. State per matrix of n by m: n + m numbers. Defaults (paper):
-ρ = min(0.01, 1 / √t), ε = (1e-30, 1e-3), d = 1, c = -0.8. torch.optim.Adafactor
-agrees, but fails on empty parameters. The paper has no weight decay; here it is decoupled.
+ρ = min(0.01, 1 / √t), ε = (1e-30, 1e-3), d = 1, c = -0.8. torch.optim.Adafactor agrees, but fails on empty parameters.
+The paper has no weight decay; here it is decoupled.
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ from annotated_types import Interval
 from pydantic import PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
 
 class Adafactor(Rule):
+    """Adafactor: the update of the module docstring.
+
+    lr: η, the cap of ρ. beta2_exponent: c. eps: (ε₁, ε₂). clip_rms: d.
+    """
+
     def __init__(
         self,
         params: ParamsT,
@@ -39,12 +46,14 @@ class Adafactor(Rule):
         hyperparameters = {"lr": lr, "beta2_exponent": beta2_exponent, "eps": eps, "clip_rms": clip_rms}
         super().__init__(params, hyperparameters | {"weight_decay": weight_decay})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         if theta.ndim < 2 or theta.numel() == 0:
             return {"second_moment": torch.zeros_like(theta)}
         rows, columns = theta.flatten(1).shape
         return {"rows": theta.new_zeros(rows, 1), "columns": theta.new_zeros(1, columns)}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta, (eps1, eps2) = 1 - bucket.t ** bucket["beta2_exponent"], bucket["eps"]
         directions = []
@@ -54,7 +63,7 @@ class Adafactor(Rule):
                 square = square.flatten(1)
                 state["rows"].lerp_(square.mean(1, keepdim=True), 1 - beta)
                 state["columns"].lerp_(square.mean(0, keepdim=True), 1 - beta)
-                # Two roots, as the product of two small numbers may be zero.
+                # Two separate roots, because the product of two small numbers may underflow to zero.
                 scale = (state["rows"] / state["rows"].mean()).rsqrt() * state["columns"].rsqrt()
                 u = g * scale.reshape(g.shape)
             else:
@@ -63,11 +72,14 @@ class Adafactor(Rule):
             directions.append(u * _rms(theta).clamp(min=eps2))
         return directions
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        # ρ; the factor max(ε₂, RMS(θ)) is in the direction, so that it does not scale the decay.
         rate = min(bucket["lr"], bucket.t**-0.5)
         torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])
         torch._foreach_add_(bucket.theta, direction, alpha=-rate)
 
 
 def _rms(tensor: Tensor) -> Tensor:
+    """Root mean square of all elements, a scalar; 0 for an empty tensor."""
     return tensor.norm() / max(tensor.numel(), 1) ** 0.5

@@ -3,9 +3,9 @@ arXiv:1711.05101, Algorithm 2 and appendix B.1. With b examples per batch, B tra
 
     θ ← θ - s (α m̂ / (√v̂ + ε) + λ θ),   λ = λ_norm √(b / (B T))
 
-where b / (B T) is one over the number of steps, so that λ_norm can stay where the budget changes. The learning rate is
-η = s α with the schedule's factor s, and torch's AdamW, which decays by η times its weight decay, gets λ / α.
-`weight_decay` is λ_norm. State: m and v. Defaults: Adam's; λ_norm = 0.05 is what AdamW's recipe here amounts to.
+where b / (B T) is one over the number of steps, so that λ_norm need not change with the budget. The learning rate is
+η = s α with the schedule's factor s. torch's AdamW decays by η times its weight decay, so it is given λ / α. State: m
+and v. Defaults: Adam's; λ_norm = 0.05 is equivalent to this project's recipe of AdamW.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from harness.interface import Need, OptimizerSubmission, Setup
 
 
 class AdamWNormalized(OptimizerSubmission):
+    """AdamW with the weight decay of the module docstring. lr: α. weight_decay: λ_norm."""
+
     needs = frozenset({Need.TOTAL_STEPS})
 
     def __init__(

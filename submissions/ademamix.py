@@ -6,9 +6,9 @@ Algorithm 1. AdamW with a second, much slower momentum beside the first:
     v ← β2 v + (1 - β2) g²
     θ ← θ - η ((m̂₁ + α(t) m₂) / (√v̂ + ε) + λ θ)
 
-m₂ is not bias-corrected. Over the first T steps α(t) grows linearly to α, and β3(t) from β1 to β3 so that its half-life
-grows linearly; T is the budget (`warmup_steps` overrides it). Three state tensors per parameter.
-Defaults (paper): β = (0.9, 0.999, 0.9999), α = 5 (8 for language models), ε = 1e-8.
+m₂ is not bias-corrected. Over the first T steps α(t) grows linearly to α, and β3(t) grows from β1 to β3 so that its
+half-life grows linearly. T is the budget unless `warmup_steps` is given. Three state tensors per parameter. Defaults
+(paper): β = (0.9, 0.999, 0.9999), α = 5 (8 for language models), ε = 1e-8.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ import math
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup
 from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
 
 class AdEMAMix(OptimizerSubmission):
+    """AdEMAMix as in the module docstring. betas: (β1, β2, β3). warmup_steps: T (default: the budget)."""
+
     needs = frozenset({Need.TOTAL_STEPS})
 
     def __init__(
@@ -42,6 +45,8 @@ class AdEMAMix(OptimizerSubmission):
 
 
 class AdEMAMixRule(Rule):
+    """The update of the module docstring, with T in `warmup_steps`."""
+
     buffers = ("momentum", "slow_momentum", "second_moment")
 
     def __init__(
@@ -51,15 +56,19 @@ class AdEMAMixRule(Rule):
         hyperparameters = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, hyperparameters | {"warmup_steps": warmup_steps})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta1, beta2, beta3 = bucket["betas"]
-        done = min(1.0, bucket.t / bucket["warmup_steps"])
-        first, last = math.log(beta1), math.log(beta3)
+        progress = min(1.0, bucket.t / bucket["warmup_steps"])
+        # The half-life of a decay rate β is proportional to -1 / log β, so 1 / log β3(t) is linear in t.
+        log_beta1, log_beta3 = math.log(beta1), math.log(beta3)
+        beta3_now = math.exp(log_beta1 * log_beta3 / ((1 - progress) * log_beta3 + progress * log_beta1))
         fast, slow, second_moment = (bucket.state(name) for name in self.buffers)
         average_(fast, bucket.g, beta1)
-        average_(slow, bucket.g, math.exp(first * last / ((1 - done) * last + done * first)))
+        average_(slow, bucket.g, beta3_now)
         average_square_(second_moment, bucket.g, beta2)
+        # `root` divides by the correction of the fast momentum, which the slow one must not get.
         correction = 1 - beta1**bucket.t
-        direction = torch._foreach_add(fast, slow, alpha=correction * bucket["alpha"] * done)
+        direction = torch._foreach_add(fast, slow, alpha=correction * bucket["alpha"] * progress)
         torch._foreach_div_(direction, root(second_moment, 1 - beta2**bucket.t, bucket["eps"], scale=correction))
         return direction

@@ -1,11 +1,11 @@
-"""Complex momentum: Lorraine et al. 2021, "Complex Momentum for Optimization in Games", arXiv:2102.08431.
-Heavy ball with a complex momentum coefficient β = |β| e^{iφ}, so that the buffer also turns:
+"""Complex momentum: Lorraine et al. 2021, "Complex Momentum for Optimization in Games", arXiv:2102.08431. Heavy ball
+with a complex momentum coefficient β = |β| e^{iφ}, which also rotates the buffer:
 
     μ ← β μ - g
     θ ← θ + η Re(μ) - η λ θ
 
-φ = 0 is classical momentum. Two state tensors per parameter, the real and the imaginary part. Defaults: |β| = 0.9
-and the paper's φ = π/8 for games; the paper has no weight decay, here it is decoupled.
+φ = 0 is classical momentum. Two state tensors per parameter, the real and the imaginary part. Defaults: |β| = 0.9 and
+the paper's φ = π/8 for games. The paper has no weight decay; here it is decoupled.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Annotated
 import torch
 from annotated_types import Interval
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
 
 class ComplexMomentum(Rule):
+    """SGD with complex momentum: the update of the module docstring. momentum: |β|. angle: φ in radians."""
+
     buffers = ("real", "imaginary")
 
     def __init__(
@@ -33,13 +36,16 @@ class ComplexMomentum(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "angle": angle, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
-        along, across = bucket["momentum"] * math.cos(bucket["angle"]), bucket["momentum"] * math.sin(bucket["angle"])
+        beta_real = bucket["momentum"] * math.cos(bucket["angle"])
+        beta_imaginary = bucket["momentum"] * math.sin(bucket["angle"])
         real, imaginary = bucket.state("real"), bucket.state("imaginary")
-        turned = torch._foreach_mul(imaginary, along)
-        torch._foreach_add_(turned, real, alpha=across)
-        torch._foreach_mul_(real, along)
-        torch._foreach_sub_(real, imaginary, alpha=across)
+        # The new imaginary part waits in a tensor of its own, since the real part still needs the old one.
+        new_imaginary = torch._foreach_mul(imaginary, beta_real)
+        torch._foreach_add_(new_imaginary, real, alpha=beta_imaginary)
+        torch._foreach_mul_(real, beta_real)
+        torch._foreach_sub_(real, imaginary, alpha=beta_imaginary)
         torch._foreach_sub_(real, bucket.g)
-        torch._foreach_copy_(imaginary, turned)
+        torch._foreach_copy_(imaginary, new_imaginary)
         return torch._foreach_neg(real)

@@ -1,5 +1,5 @@
 """Coordinate-wise clipping: Pan & Li 2023, "Toward Understanding Why Adam Converges Faster Than SGD for Transformers",
-arXiv:2306.00204. Around any submission, whose gradient is clipped per coordinate:
+arXiv:2306.00204. A wrapper around any submission; the gradient is clipped per coordinate:
 
     g ← clip(g, -c, c),   c = the 1 - `clipped_share` quantile of |g| over each tensor
 
@@ -12,31 +12,39 @@ from typing import Annotated, cast
 
 from annotated_types import Interval
 from torch import Tensor
+from typing_extensions import override
 
 from harness.interface import Setup, StepContext, Submission, WrappedContext, Wrapper
 
 
 class CoordinateClipping(Wrapper):
+    """Coordinate-wise clipping. clipped_share: share of the coordinates of each tensor that are clipped."""
+
     def __init__(
         self, setup: Setup, inner: Submission, *, clipped_share: Annotated[float, Interval(gt=0, lt=1)] = 0.1
     ) -> None:
         super().__init__(setup, inner)
         self.share = clipped_share
 
+    @override
     def step(self, ctx: StepContext) -> None:
-        self.inner.step(cast(StepContext, _Clipped(ctx, self.share)))
+        self.inner.step(cast(StepContext, _ClippedContext(ctx, self.share)))
 
 
-class _Clipped(WrappedContext):
+class _ClippedContext(WrappedContext):
+    """A step context whose gradient is clipped as in the module docstring."""
+
     def __init__(self, ctx: StepContext, share: float) -> None:
         super().__init__(ctx)
         self.share = share
 
+    @override
     def backward(self) -> Tensor:
         loss = self.ctx.backward()
         for parameter in self.ctx.parameters:
             g = parameter.grad
             if g is not None and g.numel():
+                # kthvalue, as torch.quantile refuses large tensors.
                 bound = g.abs().flatten().kthvalue(max(1, round((1 - self.share) * g.numel()))).values
                 g.clamp_(min=-bound, max=bound)
         return loss

@@ -1,5 +1,5 @@
-"""diffGrad: Dubey et al. 2019, "diffGrad: An Optimization Method for Convolutional Neural Networks",
-arXiv:1909.11015. Adam slowed down where the gradient stands still:
+"""diffGrad: Dubey et al. 2019, "diffGrad: An Optimization Method for Convolutional Neural Networks", arXiv:1909.11015.
+Adam with smaller steps where the gradient changes little:
 
     ξ = sigmoid(|g₋₁ - g|)                        g₋₁ = 0 at the first step
     θ ← θ - η (ξ m̂ / (√v̂ + ε) + λ θ)
@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class DiffGrad(Rule):
+    """diffGrad with decoupled weight decay: the update of the module docstring."""
+
     buffers = ("momentum", "second_moment", "last_gradient")
 
     def __init__(
@@ -28,8 +31,10 @@ class DiffGrad(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         last = bucket.state("last_gradient")
+        # The difference first: the copy overwrites the last gradient.
         friction = torch._foreach_sub(last, bucket.g)
         torch._foreach_copy_(last, bucket.g)
         torch._foreach_abs_(friction)

@@ -1,13 +1,13 @@
 """DoG and L-DoG (distance over gradients): Ivgi, Hinder & Carmon 2023, "DoG is SGD's Best Friend: A Parameter-Free
-Dynamic Step Size Schedule", arXiv:2302.12022. SGD whose step size is found along the way:
+Dynamic Step Size Schedule", arXiv:2302.12022. SGD with a step size that needs no tuning:
 
     r ← max(r, ‖θ - θ₀‖)                          r = reps_rel (1 + ‖θ₀‖) at the first step
     G ← G + ‖g‖²                                  G = ε at the start
     θ ← θ - η (r / √G) g
 
-over all parameters together (DoG) or for every tensor by itself (L-DoG). η is 1; weight decay is part of the gradient,
-as in the authors' package. The paper evaluates a polynomial average of the iterates (submissions.averaging). State
-per parameter: θ₀, and two numbers for L-DoG. Defaults: reps_rel = 1e-6 (1e-4 with batch norm), ε = 1e-8.
+over all parameters together (DoG) or for each tensor (L-DoG). η is 1. Weight decay is part of the gradient, as in the
+authors' package. The paper evaluates a polynomial average of the iterates (submissions.averaging). State per parameter:
+θ₀, and two numbers for L-DoG. Defaults: reps_rel = 1e-6 (1e-4 with batch norm), ε = 1e-8.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
 
 class DoG(Rule):
+    """DoG: one step size for all parameters. reps_rel: relative size of the first distance r."""
+
     def __init__(
         self,
         params: ParamsT,
@@ -33,45 +36,58 @@ class DoG(Rule):
         weight_decay: float = 0.0,
     ) -> None:
         hyperparameters = {"lr": lr, "reps_rel": reps_rel, "eps": eps, "weight_decay": weight_decay}
+        # r and G are in the parameter groups, which are saved with the optimizer's state.
         super().__init__(params, hyperparameters | {"distance": 0.0, "gradients": 0.0})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"start": theta.clone()}
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
-        first = self.param_groups[0]
+        # All groups hold the same r and G.
+        shared = self.param_groups[0]
         if not buckets:
             return
-        gradients = first["gradients"] + float(_sum([torch._foreach_norm(_gradient(bucket)) for bucket in buckets]))
-        if first["gradients"] == 0:
-            gradients += first["eps"]
-            start = _sum([torch._foreach_norm(bucket.theta) for bucket in buckets])
-            distance = first["reps_rel"] * (1 + float(start) ** 0.5)
+        norms: list[Tensors] = [torch._foreach_norm(_gradient_with_decay(bucket)) for bucket in buckets]
+        gradients = shared["gradients"] + float(_sum_of_squares(norms))
+        if shared["gradients"] == 0:
+            gradients += shared["eps"]
+            start = _sum_of_squares([torch._foreach_norm(bucket.theta) for bucket in buckets])
+            distance = shared["reps_rel"] * (1 + float(start) ** 0.5)
         else:
-            moved = _sum(
+            moved = _sum_of_squares(
                 [torch._foreach_norm(torch._foreach_sub(bucket.theta, bucket.state("start"))) for bucket in buckets]
             )
-            distance = max(first["distance"], float(moved) ** 0.5)
+            distance = max(shared["distance"], float(moved) ** 0.5)
         for group in self.param_groups:
             group |= {"distance": distance, "gradients": gradients}
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
-        return torch._foreach_mul(_gradient(bucket), bucket["distance"] / bucket["gradients"] ** 0.5)
+        return torch._foreach_mul(_gradient_with_decay(bucket), bucket["distance"] / bucket["gradients"] ** 0.5)
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])
 
 
 class LDoG(DoG):
+    """L-DoG: a step size for each tensor."""
+
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         distance = group["reps_rel"] * (1 + theta.norm())
         return {"start": theta.clone(), "distance": distance, "gradients": theta.new_full((), group["eps"])}
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
+        # DoG's sums over all parameters are not needed.
         pass
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
-        distance, gradients, g = bucket.state("distance"), bucket.state("gradients"), _gradient(bucket)
+        distance, gradients, g = bucket.state("distance"), bucket.state("gradients"), _gradient_with_decay(bucket)
         if bucket.t > 1:
             moved = torch._foreach_norm(torch._foreach_sub(bucket.theta, bucket.state("start")))
             torch._foreach_maximum_(distance, moved)
@@ -80,12 +96,13 @@ class LDoG(DoG):
         return torch._foreach_mul(g, torch._foreach_div(distance, torch._foreach_sqrt(gradients)))
 
 
-def _gradient(bucket: Bucket) -> Tensors:
+def _gradient_with_decay(bucket: Bucket) -> Tensors:
+    """g + λ θ; the gradients themselves where λ is zero."""
     return (
         torch._foreach_add(bucket.g, bucket.theta, alpha=bucket["weight_decay"]) if bucket["weight_decay"] else bucket.g
     )
 
 
-def _sum(norms: list[Tensors]) -> Tensor:
-    """Of the squares."""
-    return torch.stack([norm for some in norms for norm in some]).square().sum()
+def _sum_of_squares(norms: list[Tensors]) -> Tensor:
+    """The sum of the squares of all norms of all buckets, a scalar."""
+    return torch.stack([norm for of_bucket in norms for norm in of_bucket]).square().sum()

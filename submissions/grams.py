@@ -1,5 +1,5 @@
 """Grams: Cao et al. 2024, "Grams: Gradient Descent with Adaptive Momentum Scaling", arXiv:2412.17107, Algorithm 1.
-Adam decides how far, the gradient which way:
+The magnitude of the step is Adam's and its sign is the gradient's:
 
     θ ← θ - η (sign(g) |m̂ / (√v̂ + ε)| + λ θ)
 
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import torch
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class Grams(Rule):
+    """Grams with decoupled weight decay: the update of the module docstring."""
+
     buffers = ("momentum", "second_moment")
 
     def __init__(
@@ -27,7 +30,9 @@ class Grams(Rule):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
+        # `adam` returns new tensors, which may be changed in place.
         direction = adam(bucket)
         torch._foreach_abs_(direction)
         torch._foreach_mul_(direction, torch._foreach_sign(bucket.g))

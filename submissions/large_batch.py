@@ -1,35 +1,42 @@
-"""Batches κ times larger than the nominal one, with hyperparameters that were found for the nominal one and are scaled.
+"""Batches κ times larger than the nominal one; the hyperparameters are given for the nominal batch and scaled.
 
 Linear rule for SGD: Goyal et al. 2017, "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv:1706.02677,
 section 2.1 (η → κ η, all else unchanged) and 2.2 (gradual warm-up: the schedule's, which counts examples). Their
-momentum correction is in torch's SGD, whose momentum buffer holds gradients and no learning rate (remark 2).
+momentum correction (remark 2) is not needed: the momentum buffer of torch's SGD contains no learning rate.
 
 Square-root rule for Adam: Malladi, Lyu, Panigrahi & Arora 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
 Algorithms", arXiv:2205.10287, definition 5.3:
 
     η → √κ η,   1 - β → κ (1 - β) for both β,   ε → ε / √κ
 
-It has no weight decay; here λ → √κ λ, so that decoupled decay per example, (η λ) / batch, stays what it was. The last
-batch of the budget may overshoot it. State: the optimizer's. Defaults: torch's, and κ = 2.
+The paper has no weight decay. Here λ → √κ λ, which keeps the decoupled decay per example, (η λ) / batch, unchanged. The
+last batch may exceed the budget. State: the optimizer's. Defaults: torch's, and κ = 2.
 """
 
 from __future__ import annotations
 
 import torch
 from pydantic import PositiveInt
+from typing_extensions import override
 
 from harness.interface import ExampleStream, Need, OptimizerSubmission, Selection, Setup
 
 
-class _LargeBatch(OptimizerSubmission):
+class _LargeBatchSubmission(OptimizerSubmission):
+    """The default step on batches of `batch_factor` nominal batches."""
+
     needs = frozenset({Need.SELECTION})
     batch_factor: int
+    """κ."""
 
+    @override
     def select(self, stream: ExampleStream) -> Selection:
         return stream.take(self.batch_factor * self.setup.nominal_batch)
 
 
-class LargeBatchSGD(_LargeBatch):
+class LargeBatchSGD(_LargeBatchSubmission):
+    """SGD on larger batches with the linear rule. batch_factor: κ."""
+
     def __init__(
         self,
         setup: Setup,
@@ -48,7 +55,9 @@ class LargeBatchSGD(_LargeBatch):
         self.batch_factor = batch_factor
 
 
-class LargeBatchAdamW(_LargeBatch):
+class LargeBatchAdamW(_LargeBatchSubmission):
+    """AdamW on larger batches with the square-root rule. batch_factor: κ."""
+
     def __init__(
         self,
         setup: Setup,
@@ -59,6 +68,7 @@ class LargeBatchAdamW(_LargeBatch):
         weight_decay: float = 1e-2,
         batch_factor: PositiveInt = 2,
     ) -> None:
+        # The averages then have the same length in examples.
         beta1, beta2 = (1 - batch_factor * (1 - beta) for beta in betas)
         if min(beta1, beta2) < 0:
             raise ValueError(

@@ -1,16 +1,16 @@
 """M-FAC: Frantar, Kurtic & Alistarh 2021, "M-FAC: Efficient Matrix-Free Approximations of Second-Order Information",
 arXiv:2107.03356, section 3.2 (the dynamic variant). Natural gradient with the empirical Fisher matrix of the last m
-gradients g_i, of the whole model as one vector of d numbers:
+gradients g_i, each of all parameters as one vector of d numbers:
 
     F = λ I + (1/m) Σ_i g_i g_iᵀ,   b ← μ b + F⁻¹ g,   θ ← θ - η (b + wd θ)
 
-F is never formed. With the gradients as the rows of G [m, d], by the identity of Woodbury,
+F is never formed. With the gradients as the rows of G [m, d], Woodbury's identity gives
 
     F⁻¹ g = (g - Gᵀ (m λ I + G Gᵀ)⁻¹ G g) / λ
 
-and G Gᵀ changes by one row and one column per step: O(dm + m³) for what the paper's recursion does in O(dm + m²)
-after setting up, with the same result. Gradients not seen yet count as zeros. State: G, G Gᵀ, and b where μ > 0.
-Defaults: the authors' code (η = 1e-3, m = 1024, λ = 1e-5, μ = 0).
+and G Gᵀ changes by one row and one column per step. This costs O(dm + m³) per step; the paper's recursion costs
+O(dm + m²) and gives the same result. Until m gradients have been seen the others count as zeros. State: G, G Gᵀ, and b
+where μ > 0. Defaults: the authors' code (η = 1e-3, m = 1024, λ = 1e-5, μ = 0).
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors
 
 
 class MFAC(Rule):
+    """M-FAC: the update of the module docstring. gradients: m. damping: λ. momentum: μ. weight_decay: wd."""
+
     def __init__(
         self,
         params: ParamsT,
@@ -39,42 +42,47 @@ class MFAC(Rule):
         hyperparameters = {"lr": lr, "gradients": gradients, "damping": damping, "momentum": momentum}
         super().__init__(params, hyperparameters | {"weight_decay": weight_decay, "updates": 0})
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = {"window": theta.new_zeros(group["gradients"], theta.numel())}
         return state | ({"momentum": torch.zeros_like(theta)} if group["momentum"] else {})
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
-        """(m λ I + G Gᵀ)⁻¹ G g, from products over all parameters."""
+        """Compute (m λ I + G Gᵀ)⁻¹ G g from products over all parameters, as `weights` for `direction`."""
         if not buckets:
             return
-        m, place = (
-            self.param_groups[0]["gradients"],
-            self.param_groups[0]["updates"] % self.param_groups[0]["gradients"],
-        )
+        shared = self.param_groups[0]
+        m, row = shared["gradients"], shared["updates"] % shared["gradients"]
         for group in self.param_groups:
             group["updates"] += 1
+        # The oldest gradient leaves the window. The row stays zero for parameters without a gradient in this step.
         for state in self.state.values():
             if "window" in state:
-                state["window"][place] = 0  # stays so for a parameter without a gradient this time
+                state["window"][row] = 0
         products = []
         for bucket in buckets:
             for g, window in zip(bucket.g, bucket.state("window"), strict=True):
-                window[place] = g.reshape(-1)
+                window[row] = g.reshape(-1)
+                # Summed in float64: the system is nearly singular, since λ is small.
                 products.append((window @ g.reshape(-1)).double())
         product = torch.stack(products).sum(0)
         gram = self.shared("gram", lambda: product.new_zeros(m, m))
-        gram[place] = gram[:, place] = product
-        system = gram + m * self.param_groups[0]["damping"] * torch.eye(m, dtype=gram.dtype, device=gram.device)
+        gram[row] = gram[:, row] = product
+        system = gram + m * shared["damping"] * torch.eye(m, dtype=gram.dtype, device=gram.device)
+        # cholesky_ex raises no error for numbers that are not finite, so a diverging trial ends as such.
         weights = torch.cholesky_solve(product.unsqueeze(1), torch.linalg.cholesky_ex(system).L).squeeze(1)
         for bucket in buckets:
             bucket.scratch["weights"] = weights.to(bucket.g[0].dtype)
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
-        past = [
+        # Gᵀ (m λ I + G Gᵀ)⁻¹ G g.
+        projections = [
             (bucket.scratch["weights"] @ window).view(g.shape)
             for window, g in zip(bucket.state("window"), bucket.g, strict=True)
         ]
-        direction = torch._foreach_sub(bucket.g, past)
+        direction = torch._foreach_sub(bucket.g, projections)
         torch._foreach_div_(direction, bucket["damping"])
         if not bucket["momentum"]:
             return direction

@@ -1,6 +1,7 @@
 """MoMo and MoMo-Adam: Schaipp et al. 2023, "MoMo: Momentum Models for Adaptive Learning Rates", arXiv:2305.07583,
-Algorithms 1 and 2. Momentum whose step size is the smaller of η and a Polyak step on the average of past linear models
-of the loss f, bounded below by f*. With the metric D (1, or Adam's √v̂ + ε) and ρ the bias correction of an average:
+Algorithms 1 and 2. Momentum with the smaller of η and a Polyak step size; the latter uses the average of past linear
+models of the loss f and its lower bound f*. With the metric D (1, or Adam's √v̂ + ε) and ρ the bias correction of an
+average:
 
     d ← β d + (1 - β) g
     f̄ ← β f̄ + (1 - β) f
@@ -8,9 +9,9 @@ of the loss f, bounded below by f*. With the metric D (1, or Adam's √v̂ + ε)
     τ = min(η / ρ, ((1 + ηλ) (f̄ - ρ f* - γ) + ⟨d, θ⟩)₊ / ⟨d, D⁻¹ d⟩)
     θ ← (θ - τ D⁻¹ d) / (1 + η λ)
 
-MoMo starts its averages at the first values (ρ = 1), MoMo-Adam at zero. Inner products go over all parameters.
-State tensors per parameter: d, and v for MoMo-Adam. Defaults (paper and package): f* = 0; MoMo lr 1, β = 0.9;
-MoMo-Adam lr 1e-2, β = (0.9, 0.999), ε = 1e-8.
+MoMo starts its averages at the first values (ρ = 1), MoMo-Adam at zero. Inner products are over all parameters. State
+tensors per parameter: d, and v for MoMo-Adam. Defaults (paper and package): f* = 0; MoMo lr 1, β = 0.9; MoMo-Adam lr
+1e-2, β = (0.9, 0.999), ε = 1e-8.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ import torch
 from pydantic import FiniteFloat
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness.interface import OptimizerSubmission, Setup, StepContext
 from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, root
 
 
 class MoMo(OptimizerSubmission):
+    """MoMo: the update of the module docstring with D = 1. lower_bound: f*."""
+
     def __init__(
         self,
         setup: Setup,
@@ -39,6 +43,7 @@ class MoMo(OptimizerSubmission):
     ) -> None:
         super().__init__(setup, [MoMoRule(setup.decay_groups(), lr, beta, weight_decay, lower_bound)])
 
+    @override
     def step(self, ctx: StepContext) -> None:
         loss = ctx.backward()
         self.clip_gradients()
@@ -49,6 +54,8 @@ class MoMo(OptimizerSubmission):
 
 
 class MoMoAdam(MoMo):
+    """MoMo-Adam: the update of the module docstring with Adam's D. lower_bound: f*."""
+
     def __init__(
         self,
         setup: Setup,
@@ -60,31 +67,37 @@ class MoMoAdam(MoMo):
         lower_bound: FiniteFloat = 0.0,
     ) -> None:
         rule = MoMoAdamRule(setup.decay_groups(), lr, betas, eps, weight_decay, lower_bound)
+        # Not MoMo's constructor, which would build MoMo's rule.
         OptimizerSubmission.__init__(self, setup, [rule])
 
 
 class MoMoRule(Rule):
-    """`loss` is to be set before each step."""
+    """MoMo's update. Set `loss`, the loss of the batch, before each step."""
 
     averages_start_at_zero: ClassVar[bool] = False
+    """Whether d, f̄ and γ start at zero and are bias-corrected by ρ; if not, they start at their first values."""
 
     def __init__(self, params: ParamsT, lr: float, beta: float, weight_decay: float, lower_bound: float) -> None:
         hyperparameters = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "lower_bound": lower_bound}
         super().__init__(params, hyperparameters | {"mean_loss": 0.0, "mean_product": 0.0, "updates": 0})
         self.loss = 0.0
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         return {"momentum": g.clone()}
 
     def metric(self, bucket: Bucket) -> Tensors | None:
+        """Update and return D, parallel to the parameters; None stands for 1."""
         return None
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
-        """The step size of every group, from inner products over all parameters."""
+        """Compute the step size τ of every group from inner products over all parameters."""
         if not buckets:
             return
-        first = self.param_groups[0]
-        beta, updates = first["beta"], first["updates"] + 1
+        # All groups hold the same averages.
+        shared = self.param_groups[0]
+        beta, updates = shared["beta"], shared["updates"] + 1
         products: list[Tensor] = []
         for bucket in buckets:
             d = bucket.state("momentum")
@@ -96,28 +109,33 @@ class MoMoRule(Rule):
                 torch.stack([(g * theta).sum(), (m * theta).sum(), (m * s).sum()])
                 for g, theta, m, s in zip(bucket.g, bucket.theta, d, step, strict=True)
             ]
-        gradient_product, momentum_product, length = torch.stack(products).sum(0).tolist()
+        # ⟨g, θ⟩, ⟨d, θ⟩ and ⟨d, D⁻¹ d⟩ in one transfer to the host.
+        gradient_product, momentum_product, squared_norm = torch.stack(products).sum(0).tolist()
         rho = 1 - beta**updates if self.averages_start_at_zero else 1.0
-        kept = beta if updates > 1 or self.averages_start_at_zero else 0.0
-        loss = kept * first["mean_loss"] + (1 - kept) * self.loss
-        product = kept * first["mean_product"] + (1 - kept) * gradient_product
+        old_weight = beta if updates > 1 or self.averages_start_at_zero else 0.0
+        loss = old_weight * shared["mean_loss"] + (1 - old_weight) * self.loss
+        product = old_weight * shared["mean_product"] + (1 - old_weight) * gradient_product
         for group in self.param_groups:
             decay = 1 + group["lr"] * group["weight_decay"]
             gap = decay * (loss - rho * group["lower_bound"] - product) + momentum_product
-            polyak = max(gap, 0.0) / length if length > 0 else 0.0
+            polyak = max(gap, 0.0) / squared_norm if squared_norm > 0 else 0.0
             group |= {"mean_loss": loss, "mean_product": product, "updates": updates}
             group["step_size"] = min(group["lr"] / rho, polyak)
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         step: Tensors = bucket.scratch["step"]
         return step
 
+    @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         torch._foreach_add_(bucket.theta, direction, alpha=-bucket["step_size"])
         torch._foreach_div_(bucket.theta, 1 + bucket["lr"] * bucket["weight_decay"])
 
 
 class MoMoAdamRule(MoMoRule):
+    """MoMo-Adam's update. Set `loss`, the loss of the batch, before each step."""
+
     buffers = ("momentum", "second_moment")
     averages_start_at_zero = True
 
@@ -129,9 +147,12 @@ class MoMoAdamRule(MoMoRule):
         for group in self.param_groups:
             group |= {"beta2": betas[1], "eps": eps}
 
+    @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        # Not MoMo's: d starts at zero.
         return Rule.initial_state(self, theta, g, group)
 
+    @override
     def metric(self, bucket: Bucket) -> Tensors:
         average_square_(bucket.state("second_moment"), bucket.g, bucket["beta2"])
         return root(bucket.state("second_moment"), 1 - bucket["beta2"] ** bucket.t, bucket["eps"])

@@ -1,10 +1,9 @@
 """Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. The momentum of each hidden matrix is replaced
-by the nearest semi-orthogonal matrix (Newton-Schulz), and everything else is trained by AdamW.
+by the nearest semi-orthogonal matrix (Newton-Schulz); AdamW trains everything else.
 
-The update of the matrices is `torch.optim.Muon`. By the post's rule it serves hidden matrices and convolutions, whose
-filters [out, in, h, w] count as matrices [out, in·h·w]; embeddings, stem, head, norms and biases go to AdamW.
-`adjust_lr_fn`: "original" scales by sqrt(max(1, rows / columns)), "match_rms_adamw" by 0.2 sqrt(max(rows, columns))
-(Liu et al. 2025, arXiv:2502.16982).
+The matrices are updated by `torch.optim.Muon`. As the post advises, these are hidden matrices and convolutions, with
+filters [out, in, h, w] as matrices [out, in·h·w]; AdamW trains embeddings, stem, head, norms and biases. State: the
+momentum, and AdamW's two moments for its parameters. Defaults: the post's.
 """
 
 from __future__ import annotations
@@ -17,6 +16,12 @@ from submissions.matrices import MatrixSubmission
 
 
 class Muon(MatrixSubmission):
+    """Muon for hidden matrices and convolutions, with AdamW for the rest.
+
+    ns_steps: Newton-Schulz steps. adjust_lr_fn: "original" scales the learning rate by sqrt(max(1, rows / columns)),
+    "match_rms_adamw" by 0.2 sqrt(max(rows, columns)) (Liu et al. 2025, arXiv:2502.16982).
+    """
+
     def __init__(
         self,
         setup: Setup,
@@ -32,6 +37,7 @@ class Muon(MatrixSubmission):
         adamw_eps: float = 1e-10,
         adamw_weight_decay: float = 0.0,
     ) -> None:
+        # torch.optim.Muon accepts only two-dimensional parameters: the groups contain the matrix views.
         super().__init__(
             setup,
             lambda groups: torch.optim.Muon(

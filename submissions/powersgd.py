@@ -1,12 +1,12 @@
-"""PowerSGD: Vogels, Karimireddy & Jaggi 2019, arXiv:1905.13727, Algorithms 1 and 2. Around any submission, which gets
-a compressed average of the ranks' gradients. Per matrix M (gradient plus the error left over, e):
+"""PowerSGD: Vogels, Karimireddy & Jaggi 2019, arXiv:1905.13727, Algorithms 1 and 2. A wrapper around any submission;
+the ranks' gradients are averaged in compressed form. For each matrix M, the gradient plus the last error e:
 
     P = orthogonalised mean of M Q over the ranks,   Q = mean of Mᵀ P,   ĝ = P Qᵀ,   e = M - ĝ
 
-Q starts from the step before. Vectors, and matrices that the compression would not at least halve, are averaged as they
-are. The rule is torch's own DDP hook; this is also the example of a submission that owns the communication. On one
-process it compresses and leaves nothing to send. Default (paper): rank 2 for image, 4 for language models. The first
-two steps are not compressed, as torch's hook wants it.
+Q starts at its value of the previous step. Vectors are averaged uncompressed, and so are matrices that the compression
+would not at least halve. The implementation is torch's DDP hook; this file is also the example of a submission that
+does its own communication. In a single process it compresses but sends nothing. State: e, P and Q. Default (paper):
+rank 2 for image, 4 for language models. The first two steps are uncompressed, since torch's hook requires it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+from typing_extensions import override
 
 from harness.interface import Need, Setup, StepContext, Submission, WrappedContext, Wrapper
 
-MEMORY = ("error_dict", "p_memory_dict", "q_memory_dict")
+HOOK_STATE = ("error_dict", "p_memory_dict", "q_memory_dict")
+"""Attributes of torch's PowerSGDState that hold e, P and Q."""
 
 
 class PowerSGD(Wrapper):
+    """PowerSGD. powersgd_rank: columns of P and Q."""
+
     needs = frozenset({Need.COMMUNICATION})
 
     def __init__(self, setup: Setup, inner: Submission, *, powersgd_rank: PositiveInt = 2) -> None:
@@ -33,53 +37,62 @@ class PowerSGD(Wrapper):
             setup.ranks.process_group, powersgd_rank, start_powerSGD_iter=2, orthogonalization_epsilon=1e-8
         )
 
+    @override
     def step(self, ctx: StepContext) -> None:
-        self.inner.step(cast(StepContext, _Compressed(ctx, self)))
+        self.inner.step(cast(StepContext, _CompressedContext(ctx, self)))
 
-    def average(self, gradients: list[Tensor]) -> None:
-        """Replace each rank's gradients by their compressed mean, in place."""
+    def average_gradients(self, gradients: list[Tensor]) -> None:
+        """Replace each rank's gradients by their compressed mean over the ranks, in place."""
         gradients = [gradient for gradient in gradients if gradient.numel()]
+        sizes = [gradient.numel() for gradient in gradients]
+        # In float32: narrow gradients are not accurate enough for error feedback and orthogonalisation.
         flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
-        pieces = flat.split([gradient.numel() for gradient in gradients])
-        shaped = [piece.view(g.shape if g.ndim else (1,)) for piece, g in zip(pieces, gradients, strict=True)]
-        result = powerSGD_hook.powerSGD_hook(self.hook, cast(Any, _Bucket(flat, shaped))).wait()
-        averaged = result.split([gradient.numel() for gradient in gradients])
+        # The hook reads the first dimension of every tensor, so a scalar gets one.
+        views = [view.view(g.shape if g.ndim else (1,)) for view, g in zip(flat.split(sizes), gradients, strict=True)]
+        result = powerSGD_hook.powerSGD_hook(self.hook, cast(Any, _GradBucket(flat, views))).wait()
+        averaged = result.split(sizes)
         torch._foreach_copy_(gradients, [a.view_as(g) for a, g in zip(averaged, gradients, strict=True)])
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        memory = {name: dict(getattr(self.hook, name)) for name in MEMORY}
-        return super().state_dict() | memory | {"iter": self.hook.iter}
+        # Copies of the dicts, in which the hook replaces entries.
+        hook_state = {name: dict(getattr(self.hook, name)) for name in HOOK_STATE}
+        return super().state_dict() | hook_state | {"iter": self.hook.iter}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        for name in (*MEMORY, "iter"):
+        for name in (*HOOK_STATE, "iter"):
             setattr(self.hook, name, state[name])
 
 
-class _Compressed(WrappedContext):
-    def __init__(self, ctx: StepContext, owner: PowerSGD) -> None:
-        super().__init__(ctx)
-        self.owner = owner
+class _CompressedContext(WrappedContext):
+    """A step context whose gradient is the compressed mean over the ranks."""
 
+    def __init__(self, ctx: StepContext, wrapper: PowerSGD) -> None:
+        super().__init__(ctx)
+        self.wrapper = wrapper
+
+    @override
     def backward(self) -> Tensor:
         loss = self.ctx.backward()
-        self.owner.average([p.grad for p in self.ctx.parameters if p.grad is not None])
+        self.wrapper.average_gradients([p.grad for p in self.ctx.parameters if p.grad is not None])
         return loss
 
 
 @dataclass
-class _Bucket:
-    """All gradients, as torch's hook asks for them."""
+class _GradBucket:
+    """All gradients in one bucket; stands for torch.distributed.GradBucket, which only DDP can make."""
 
     flat: Tensor
-    shaped: list[Tensor]
-    """Views of `flat`."""
+    views: list[Tensor]
+    """Views of `flat` in the shapes of the gradients."""
 
     def buffer(self) -> Tensor:
         return self.flat
 
     def gradients(self) -> list[Tensor]:
-        return self.shaped
+        return self.views
 
     def index(self) -> int:
         return 0

@@ -9,6 +9,7 @@ A rule gives the direction u that the learning rate multiplies; the step then is
         def __init__(self, params: ParamsT, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
             super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
+        @override
         def direction(self, bucket: Bucket) -> Tensors:
             return torch._foreach_sign(bucket.g)
 
@@ -26,6 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from harness import renamed
 
@@ -104,14 +106,17 @@ class Rule(torch.optim.Optimizer):
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         """Called once per step before any parameter moves, for what depends on all of them, such as global norms."""
 
+    @override
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """As torch.optim.Optimizer.step."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         buckets = [bucket for group in self.param_groups for bucket in self._buckets(group)]
         self.prepare_step(buckets)
+        # One bucket after the other, so that the direction of only one bucket is in memory.
         for bucket in buckets:
             self.apply(bucket, self.direction(bucket))
+            # theta are float32 copies of narrow parameters: the only rounding is here.
             if bucket.theta[0] is not bucket.parameters[0]:
                 torch._foreach_copy_(bucket.parameters, bucket.theta)
         return loss
@@ -136,6 +141,7 @@ class Rule(torch.optim.Optimizer):
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
             state = self._advance_state(parameter, g, group)
             elements += parameter.numel()
+            # A GPU is faster with all parameters at once.
             block = int(elements // self.block) if parameter.device.type == "cpu" else 0
             key = parameter.dtype, parameter.device, state["step"], block
             alike.setdefault(key, []).append((parameter, g, state))

@@ -1,13 +1,13 @@
 """SWATS: Keskar & Socher 2017, "Improving Generalization Performance by Switching from Adam to SGD", arXiv:1712.07628,
-Algorithm 1. Adam, until the learning rate that SGD would need for Adam's step settles; then SGD with that rate for
-good. Over all parameters together, with Adam's step -η u:
+Algorithm 1. Adam until γ, the learning rate at which SGD would make Adam's step, converges; from then on SGD with that
+learning rate. Over all parameters together, with Adam's step -η u:
 
     γ = η (u · u) / (u · g)
     Λ ← β2 Λ + (1 - β2) γ                         switch once |Λ̂ - γ| < tolerance, Λ̂ > 0 and t > 1
-    v ← β1 v + g,  θ ← θ - (1 - β1) Λ̂ v           after the switch, with Λ̂ = Λ / (1 - β2^t) of that moment
+    v ← β1 v + g,  θ ← θ - (1 - β1) Λ̂ v           after the switch, with Λ̂ = Λ / (1 - β2^t) at the switch
 
-The schedule scales Λ̂ as it scales η. Two state tensors per parameter (v takes the place of the momentum). Defaults
-(paper): Adam's, tolerance 1e-9. The paper has no weight decay; here it is decoupled.
+The schedule scales Λ̂ together with η. Two state tensors per parameter (v replaces the momentum). Defaults (paper):
+Adam's, tolerance 1e-9. The paper has no weight decay; here it is decoupled.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from collections.abc import Sequence
 import torch
 from pydantic import PositiveFloat
 from torch.optim.optimizer import ParamsT
+from typing_extensions import override
 
 from submissions.rule import Bucket, Rule, Tensors, adam
 
 
 class Swats(Rule):
+    """SWATS: the update of the module docstring."""
+
     buffers = ("momentum", "second_moment")
 
     def __init__(
@@ -34,30 +37,34 @@ class Swats(Rule):
         tolerance: PositiveFloat = 1e-9,
     ) -> None:
         hyperparameters = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "tolerance": tolerance}
-        # `rate` is Λ / η, so that a schedule does not move it; `sgd_rate` is Λ̂ / η after the switch.
+        # `rate` is Λ / η, which a schedule does not change; `sgd_rate` is Λ̂ / η after the switch.
         super().__init__(params, hyperparameters | {"rate": 0.0, "updates": 0, "sgd_rate": None})
 
+    @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
-        first = self.param_groups[0]
-        if first["sgd_rate"] is not None or not buckets:
+        # All groups hold the same averages.
+        shared = self.param_groups[0]
+        if shared["sgd_rate"] is not None or not buckets:
             return
         for bucket in buckets:
             bucket.scratch["adam"] = adam(bucket)
         pairs = [(u, g) for bucket in buckets for u, g in zip(bucket.scratch["adam"], bucket.g, strict=True)]
-        length = float(torch.stack([u.square().sum() for u, _ in pairs]).sum())
-        along = float(torch.stack([(u * g).sum() for u, g in pairs]).sum())
-        if along == 0:
+        u_squared = float(torch.stack([u.square().sum() for u, _ in pairs]).sum())
+        u_times_g = float(torch.stack([(u * g).sum() for u, g in pairs]).sum())
+        if u_times_g == 0:
             return
-        gamma, beta2, updates = length / along, first["betas"][1], first["updates"] + 1
-        rate = beta2 * first["rate"] + (1 - beta2) * gamma
-        settled = rate / (1 - beta2**updates)
-        switch = updates > 1 and settled > 0 and first["lr"] * abs(settled - gamma) < first["tolerance"]
+        gamma, beta2, updates = u_squared / u_times_g, shared["betas"][1], shared["updates"] + 1
+        rate = beta2 * shared["rate"] + (1 - beta2) * gamma
+        corrected = rate / (1 - beta2**updates)
+        switch = updates > 1 and corrected > 0 and shared["lr"] * abs(corrected - gamma) < shared["tolerance"]
         for group in self.param_groups:
-            group |= {"rate": rate, "updates": updates, "sgd_rate": settled if switch else None}
+            group |= {"rate": rate, "updates": updates, "sgd_rate": corrected if switch else None}
+        # This step is still Adam's; v starts at zero after it.
         if switch:
-            for bucket in buckets:  # this step is still Adam's; v starts at zero after it
+            for bucket in buckets:
                 torch._foreach_zero_(bucket.state("momentum"))
 
+    @override
     def direction(self, bucket: Bucket) -> Tensors:
         if "adam" in bucket.scratch:
             adam_direction: Tensors = bucket.scratch["adam"]

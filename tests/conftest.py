@@ -80,7 +80,7 @@ def fashion_mnist_data() -> dict[str, fashion_mnist.Images]:
     """The real data; `python scripts/prepare_data.py fashion_mnist` fetches them."""
     if not fashion_mnist.DEBIAN.is_dir():
         try:
-            return fashion_mnist.load("hub")[1]
+            return fashion_mnist.load_splits("hub")[1]
         except Exception:
             pytest.skip("Fashion-MNIST is not here: python scripts/prepare_data.py fashion_mnist")
-    return fashion_mnist.load("debian")[1]
+    return fashion_mnist.load_splits("debian")[1]

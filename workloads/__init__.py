@@ -1,1 +1,1 @@
-"""Fixed problems: one file per workload (model, data, loss, metric)."""
+"""Fixed problems: one file per workload with its model, data, loss and metric."""

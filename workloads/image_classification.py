@@ -1,4 +1,4 @@
-"""What image classification workloads share: the data, its augmentation, the loss and the metric."""
+"""The common base of image classification workloads: data, augmentation, loss and metric."""
 
 from __future__ import annotations
 
@@ -11,60 +11,69 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import betaincinv
 from torch import Tensor
+from typing_extensions import override
 
 from harness.errors import PreparationError
 from harness.interface import Batch, Split, Workload, WorkloadError
 from workloads.data import cifar10, fashion_mnist, imagenet, prepared
 from workloads.data.decoding import Augmentation
 from workloads.data.device_images import DeviceImages
-from workloads.data.streamed_images import StreamedImages, uniform
+from workloads.data.streamed_images import StreamedImages, uniform_draws
 
 
 class ImageData(BaseModel):
-    """Options of the data. `validation_size` and `pad` are for pictures that fit the device (fashion-mnist, cifar10),
-    `test_size`, `image`, `resize`, `min_area` and RandAugment's for those that do not (imagenet)."""
+    """Options of the data.
+
+    `validation_size` and `pad` are for data sets that fit into the device's memory (fashion-mnist, cifar10);
+    `test_size`, `image`, `resize`, `min_area` and RandAugment's options are for imagenet.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: Literal["fashion-mnist", "cifar10", "imagenet"] = "fashion-mnist"
     validation_size: int | None = Field(default=None, ge=1, lt=60_000)
-    """Images cut from the end of the training part."""
+    """Images of the validation split, from the end of the released training images."""
     pad: int = Field(default=0, ge=0, le=8)
-    """Augmentation: pad by this many zeros on each side, crop back at random."""
+    """Augmentation: pad by this many zeros on each side and crop at random to the original size."""
     flip: bool
     """Augmentation: mirror left-right half of the time."""
     evaluation_batch: int = Field(ge=1)
     """Images per forward of an evaluation."""
     test_size: int | None = Field(default=None, ge=1)
-    """Training images held back for the test."""
+    """Images of the test split, from the released training images."""
     image: int | None = Field(default=None, ge=1)
-    """Height and width of what the model sees."""
+    """Height and width of the model's inputs."""
     resize: int | None = Field(default=None, ge=1)
-    """Evaluation: shorter side before the centre is cut out."""
+    """Evaluation: shorter side before the centre is cropped."""
     min_area: float = Field(default=0.08, gt=0, le=1)
-    """Augmentation: smallest share of an image's area that is cut out."""
+    """Augmentation: smallest share of an image's area that is cropped."""
     randaugment: int = Field(default=0, ge=0, le=2)
-    """Augmentation: operations of RandAugment."""
+    """Augmentation: number of operations of RandAugment."""
     randaugment_level: int = Field(default=10, ge=0, le=10)
     mixup: float = Field(default=0.0, ge=0)
-    """Augmentation: each image is mixed with another of its micro-batch in a share drawn, per micro-batch, from
-    Beta(mixup, mixup) (Zhang et al. 2018, arXiv:1710.09412); 0 for none."""
+    """Augmentation: each image is mixed with another one of its micro-batch. The share is drawn for each micro-batch
+    from Beta(mixup, mixup) (Zhang et al. 2018, arXiv:1710.09412); 0 for none."""
 
     @model_validator(mode="after")
-    def _belongs(self) -> ImageData:
-        needed = ("test_size", "image", "resize") if self.dataset == "imagenet" else ("validation_size",)
-        for key in needed:
+    def _check_dataset_options(self) -> ImageData:
+        required = ("test_size", "image", "resize") if self.dataset == "imagenet" else ("validation_size",)
+        for key in required:
             if getattr(self, key) is None:
                 raise ValueError(f"{key} is missing; dataset={self.dataset} needs it")
         if self.image is not None and self.resize is not None and self.resize < self.image:
-            raise ValueError(f"resize={self.resize} must be at least image={self.image}, which is cut out of it")
+            raise ValueError(
+                f"resize={self.resize} must be at least image={self.image}, the size of the crop; raise it"
+            )
         return self
 
 
 class ImageClassification(Workload):
+    """Image classification on any of the data sets. A subclass defines the model."""
+
     Data = ImageData
     _images: DeviceImages | StreamedImages
 
+    @override
     def load(self, source: str, device: torch.device) -> None:
         options: ImageData = self.data_options
         self._device = device
@@ -79,40 +88,47 @@ class ImageClassification(Workload):
             raise WorkloadError(str(error)) from error
 
     def _load_fashion_mnist(self, source: str) -> None:
-        name, splits = fashion_mnist.load(source)
-        source = name if name in fashion_mnist.SOURCES else "folder"  # a path is nobody else's business
+        name, splits = fashion_mnist.load_splits(source)
+        # The path of a folder is not recorded.
+        source = name if name in fashion_mnist.SOURCES else "folder"
         hashes = {split: images.sha256 for split, images in splits.items()}
         self._fingerprint = {"name": "fashion-mnist", "source": source} | hashes
-        self._keep({split: (images.images, images.labels) for split, images in splits.items()})
+        self._move_to_device({split: (images.images, images.labels) for split, images in splits.items()})
 
     def _load_cifar10(self, source: str) -> None:
-        found, splits = cifar10.load(source)
-        self._fingerprint = found.fingerprint
-        self._keep({split: (images.images.transpose(0, 2, 3, 1), images.labels) for split, images in splits.items()})
+        data, splits = cifar10.load_splits(source)
+        self._fingerprint = data.fingerprint
+        # From [n, channels, h, w] to [n, h, w, channels].
+        self._move_to_device(
+            {split: (images.images.transpose(0, 2, 3, 1), images.labels) for split, images in splits.items()}
+        )
 
-    def _keep(self, splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    def _move_to_device(self, splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Cut the validation split from the end of `train`, and move all splits to the device."""
         options: ImageData = self.data_options
         assert options.validation_size is not None
         images, labels = splits["train"]
-        cut = len(labels) - options.validation_size
-        if cut < 1:
+        train_size = len(labels) - options.validation_size
+        if train_size < 1:
             raise WorkloadError(f"workload.data.validation_size={options.validation_size} leaves nothing of the "
                                 f"{len(labels):,} training images; lower it")  # fmt: skip
-        held_back = {"validation": (images[cut:], labels[cut:]), "test": splits["test"]}
-        augmentation: dict[str, Any] = {"pad": options.pad, "flip": options.flip}
-        self._images = DeviceImages((images[:cut], labels[:cut]), held_back, **augmentation, device=self._device)
+        train = (images[:train_size], labels[:train_size])
+        evaluation = {"validation": (images[train_size:], labels[train_size:]), "test": splits["test"]}
+        self._images = DeviceImages(train, evaluation, pad=options.pad, flip=options.flip, device=self._device)
 
     def _load_imagenet(self, source: str) -> None:
         options: ImageData = self.data_options
         assert options.test_size is not None and options.image is not None and options.resize is not None
-        found, splits = imagenet.load(source)
+        data, splits = imagenet.load_splits(source)
         if options.test_size >= len(splits["train"]):
             raise WorkloadError(f"workload.data.test_size={options.test_size} leaves nothing of the "
                                 f"{len(splits['train']):,} training images; lower it")  # fmt: skip
-        most = max(int(split.labels.max()) for split in splits.values())
-        if (classes := self.model_options.classes) <= most:
-            raise WorkloadError(f"workload.model.classes={classes}: the labels go up to {most}; set it to 1000")
-        self._fingerprint = found.fingerprint
+        largest_label = max(int(split.labels.max()) for split in splits.values())
+        if (classes := self.model_options.classes) <= largest_label:
+            raise WorkloadError(
+                f"workload.model.classes={classes}: the labels go up to {largest_label}; set it to 1000"
+            )
+        self._fingerprint = data.fingerprint
         self._images = StreamedImages(
             splits,
             options.test_size,
@@ -124,59 +140,74 @@ class ImageClassification(Workload):
         )
 
     @classmethod
+    @override
     def missing_data(cls, data: dict[str, Any], source: str) -> str:
         dataset = data.get("dataset", "fashion-mnist")
         return "" if dataset == "fashion-mnist" else prepared.missing_data(dataset, source)
 
     @property
+    @override
     def lookahead(self) -> int:
         return 2 if self.data_options.dataset == "imagenet" else 0
 
     @property
+    @override
     def fingerprint(self) -> dict[str, str]:
         return self._fingerprint
 
     @property
+    @override
     def train_size(self) -> int:
         return len(self._images)
 
+    @override
     def prefetch(self, indices: Tensor, keys: Tensor) -> None:
-        self._images.hint(indices, keys)
+        self._images.prefetch(indices, keys)
 
+    @override
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:
-        """inputs: float [n, channels, h, w]; labels: int64 [n], or with mixup float [n, classes], their shares."""
-        batch = self._images.batch(indices, keys)
-        return self._mixed(batch, keys) if self.data_options.mixup else batch
+        """As `Workload.batch`; inputs float [n, channels, h, w].
 
-    def _mixed(self, batch: Batch, keys: Tensor) -> Batch:
-        """Each image with the next of its micro-batch; the micro-batch's first key gives the share."""
+        labels: int64 [n], or with mixup float [n, classes], the shares of the classes.
+        """
+        batch = self._images.batch(indices, keys)
+        return self._apply_mixup(batch, keys) if self.data_options.mixup else batch
+
+    def _apply_mixup(self, batch: Batch, keys: Tensor) -> Batch:
+        """Mix each image with the next one of its micro-batch; the first key of a micro-batch decides its share."""
+        # The last micro-batch may be smaller than the others.
         micro, count = self.spec.micro_batch, len(keys)
-        shares = np.repeat(mixing_shares(keys[::micro].numpy(), self.data_options.mixup), micro)[:count]
-        own = torch.from_numpy(shares).float().to(self._device)
+        # By micro-batch and not by batch, so that a rank needs no images but those of its own micro-batches.
+        shares = np.repeat(mixup_shares(keys[::micro].numpy(), self.data_options.mixup), micro)[:count]
+        share = torch.from_numpy(shares).float().to(self._device)
         position = torch.arange(count)
         first = position // micro * micro
         size = (count - first).clamp(max=micro)
-        other = (first + (position - first + 1) % size).to(self._device)
+        partner = (first + (position - first + 1) % size).to(self._device)
         inputs, labels = batch["inputs"], F.one_hot(batch["labels"], self.model_options.classes).float()
-        weight = own[:, None, None, None]
+        image_share, label_share = share[:, None, None, None], share[:, None]
         return {
-            "inputs": weight * inputs + (1 - weight) * inputs[other],
-            "labels": own[:, None] * labels + (1 - own[:, None]) * labels[other],
+            "inputs": image_share * inputs + (1 - image_share) * inputs[partner],
+            "labels": label_share * labels + (1 - label_share) * labels[partner],
         }
 
+    @override
     def loss(self, outputs: Tensor, batch: Batch, reduction: Literal["mean", "none"] = "mean") -> Tensor:
-        """Cross-entropy in nats."""
+        """As `Workload.loss`: the cross-entropy in nats per image."""
         return F.cross_entropy(outputs.float(), batch["labels"], reduction=reduction)
 
+    @override
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        """int64 [n]."""
+        """As `Workload.sample_labels`; int64 [n]."""
         return torch.multinomial(outputs.float().softmax(-1), 1, generator=generator).squeeze(1)
 
+    @override
     def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:
         yield from self._images.evaluation_batches(split, self.data_options.evaluation_batch, part)
 
+    @override
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """accuracy (share of images right) and loss (nats per image)."""
+        """As `Workload.evaluation_sums`, for `accuracy` (share of correct images) and `loss` (nats per image)."""
         labels = batch["labels"]
         return {
             "accuracy": (outputs.argmax(-1) == labels).sum(),
@@ -185,10 +216,11 @@ class ImageClassification(Workload):
         }
 
 
-MIXUP = 0x6D6978
-"""Sets the shares' random numbers apart from those of the crops, which come from the same keys."""
+MIXUP_SALT = 0x6D6978
+"""Makes the random numbers of the shares independent of those of the crops, which use the same keys."""
 
 
-def mixing_shares(keys: np.ndarray, alpha: float) -> np.ndarray:
-    """float64 [n] from Beta(alpha, alpha), a pure function of each key (int64 [n])."""
-    return betaincinv(alpha, alpha, uniform(keys ^ MIXUP, 1)[:, 0])
+def mixup_shares(keys: np.ndarray, alpha: float) -> np.ndarray:
+    """Shares float64 [n] from Beta(alpha, alpha), a pure function of each key (int64 [n])."""
+    # The inverse of the distribution function at uniform numbers.
+    return betaincinv(alpha, alpha, uniform_draws(keys ^ MIXUP_SALT, 1)[:, 0])

@@ -1,10 +1,10 @@
 """Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) for image classification.
 
 Patches embedded by a strided convolution, a class token (or the mean over patches), learned positions (or fixed ones),
-pre-norm blocks, dropout. Image 224, patch 16, width 384, 12 layers and 6 heads make the published ViT-S/16; with fixed
-positions and the mean it is that of Beyer et al. 2022 (arXiv:2205.01580), and with a hidden layer in the head besides
-AlgoPerf's. The held-out variants, both
-AlgoPerf's (Dahl et al. 2023), put the norms after the additions, or pool the patches by attention.
+pre-norm blocks, dropout. Image 224, patch 16, width 384, 12 layers and 6 heads are the published ViT-S/16. With fixed
+positions and the mean it is that of Beyer et al. 2022 (arXiv:2205.01580); with a hidden layer in the head as well, it
+is AlgoPerf's. The held-out variants, both AlgoPerf's (Dahl et al. 2023), put the norms after the additions, or pool the
+patches by attention.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import override
 
 from workloads.image_classification import ImageClassification
 
 
 class ViTOptions(BaseModel):
-    """Size and make of the model."""
+    """Size and architecture of the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,27 +35,28 @@ class ViTOptions(BaseModel):
     heads: int = Field(ge=1)
     mlp_ratio: int = Field(default=4, ge=1)
     pooling: Literal["token", "mean", "map"] = "token"
-    """What the head reads: the class token, the mean over the patches, or what a learned probe gathers from the patches
-    (multihead attention pooling; Zhai et al. 2022, arXiv:2106.04560)."""
+    """Input of the head: the class token, the mean over the patches, or multihead attention pooling by a learned probe
+    (map; Zhai et al. 2022, arXiv:2106.04560)."""
     norm_placement: Literal["pre", "post"] = "pre"
-    """pre: x + f(norm(x)), and a norm after the last block; post: norm(x + f(x)), which needs none there."""
+    """pre: x + f(norm(x)), and a norm after the last block; post: norm(x + f(x)), and no norm after the last block."""
     positions: Literal["learned", "sincos2d"] = "learned"
     """sincos2d: a fixed table of sines and cosines of the row and the column (Beyer et al. 2022)."""
     head_hidden: bool = False
-    """Whether the head has a hidden layer, as wide as the model, with tanh."""
+    """Whether the head has a hidden layer with tanh, as wide as the model."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _divides(self) -> ViTOptions:
+    def _check_sizes(self) -> ViTOptions:
+        # A class token has no row and column.
         if self.positions == "sincos2d" and (self.width % 4 or self.width < 8 or self.pooling == "token"):
             raise ValueError(
-                f"positions=sincos2d needs a width (here {self.width}) of 8 or more that is a multiple of 4, and a "
-                f"pooling (here {self.pooling}) other than token, which would have no position"
+                f"positions=sincos2d needs a width that is a multiple of 4 and at least 8 (width={self.width}), and "
+                f"another pooling than token (pooling={self.pooling}); change these, or use positions=learned"
             )
         if self.width % self.heads:
-            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}; change one of them")
         if self.image % self.patch:
-            raise ValueError(f"image={self.image} must be a multiple of patch={self.patch}")
+            raise ValueError(f"image={self.image} must be a multiple of patch={self.patch}; change one of them")
         return self
 
 
@@ -66,9 +68,9 @@ class ViTModel(nn.Module):
         width = options.width
         self.pooling = options.pooling
         self.embedding = nn.Conv2d(options.channels, width, options.patch, stride=options.patch)
-        extra = int(options.pooling == "token")
-        self.token = nn.Parameter(torch.zeros(1, extra, width)) if extra else None
-        self.positions = nn.Parameter(torch.zeros(1, (options.image // options.patch) ** 2 + extra, width))
+        token_count = int(options.pooling == "token")
+        self.token = nn.Parameter(torch.zeros(1, token_count, width)) if token_count else None
+        self.positions = nn.Parameter(torch.zeros(1, (options.image // options.patch) ** 2 + token_count, width))
         self.dropout = nn.Dropout(options.dropout)
         size = (width, options.heads, options.mlp_ratio * width, options.dropout)
         self.blocks = nn.Sequential(*(Block(*size, options.norm_placement) for _ in range(options.layers)))
@@ -76,18 +78,19 @@ class ViTModel(nn.Module):
         self.head = nn.Linear(width, options.classes)
         self.apply(_initialise)
         if options.positions == "sincos2d":
-            # A parameter that is not trained rather than a buffer, which the harness would average over micro-batches.
+            # An untrained parameter and not a buffer, which the harness would average over micro-batches.
             table = sincos2d(options.image // options.patch, width)
             self.positions = nn.Parameter(table, requires_grad=False)
         else:
             nn.init.normal_(self.positions, std=0.02)
         nn.init.zeros_(self.head.weight)
-        # The last to draw, so that all else starts as without it.
+        # The optional parts draw last, so that the initial values of all others do not depend on them.
         self.pool = AttentionPool(*size).apply(_initialise) if options.pooling == "map" else None
         self.head_hidden = nn.Linear(width, width) if options.head_hidden else None
         if self.head_hidden is not None:
             _initialise(self.head_hidden)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         x = self.embedding(images).flatten(2).transpose(1, 2)
         if self.token is not None:
@@ -96,6 +99,7 @@ class ViTModel(nn.Module):
         return self.head(self._head_input(x))
 
     def _head_input(self, x: Tensor) -> Tensor:
+        """Pool the tokens float [n, t, width] to the input of the head [n, width]."""
         if self.pool is not None:
             x = self.pool(x)
         elif self.pooling == "token":
@@ -106,22 +110,25 @@ class ViTModel(nn.Module):
 
 
 def sincos2d(side: int, width: int, temperature: float = 10_000.0) -> Tensor:
-    """float [1, side², width]: of each place, row by row, sines and cosines of the column, then of the row, at
-    width / 4 frequencies from 1 to 1 / temperature."""
+    """Fixed positions float [1, side², width] of the patches, row by row (Beyer et al. 2022).
+
+    For each patch sines and cosines of its column, then of its row, at width / 4 frequencies from 1 to 1 / temperature.
+    """
     frequencies = temperature ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4 - 1))
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    x, y = (place.reshape(-1, 1) * frequencies for place in (column, row))
+    x, y = (coordinate.reshape(-1, 1) * frequencies for coordinate in (column, row))
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1).float().unsqueeze(0)
 
 
 def _initialise(module: nn.Module) -> None:
+    """Weights by Xavier's uniform rule and zero biases; for `nn.Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
 
 
 class Block(nn.Module):
-    """Attention, then two linear layers, each with a LayerNorm and around a residual."""
+    """A transformer block on [n, t, width]: attention, then an MLP, each with a LayerNorm and a residual."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, norm_placement: str = "pre") -> None:
         super().__init__()
@@ -133,6 +140,7 @@ class Block(nn.Module):
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         if self.norm_first:
             x = x + self._attention(self.attention_norm(x))
@@ -145,18 +153,19 @@ class Block(nn.Module):
         shape = (n, t, 3, self.heads, width // self.heads)
         q, k, v = self.query_key_value(x).view(shape).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self._dropped(self.project(attended))
+        return self._apply_dropout(self.project(attended))
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self._dropped(self.contract(F.gelu(self.expand(x))))
+        return self._apply_dropout(self.contract(F.gelu(self.expand(x))))
 
-    def _dropped(self, x: Tensor) -> Tensor:
+    def _apply_dropout(self, x: Tensor) -> Tensor:
+        # Without dropout nothing is drawn and nothing is copied.
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class AttentionPool(nn.Module):
-    """Patches float [n, t, width] -> [n, width]: a learned probe attends to all, then two linear layers around a
-    residual."""
+    """Attention pooling of patches float [n, t, width] -> [n, width]: a learned probe attends to all patches; then an
+    MLP with a LayerNorm and a residual."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -169,8 +178,10 @@ class AttentionPool(nn.Module):
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         n, t, width = x.shape
+        # One query for all images.
         q = self.query(self.probe).view(1, self.heads, 1, width // self.heads).expand(n, -1, -1, -1)
         k, v = self.key_value(x).view(n, t, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         pooled = self.project(F.scaled_dot_product_attention(q, k, v).flatten(1))
@@ -179,12 +190,16 @@ class AttentionPool(nn.Module):
 
 
 class ViT(ImageClassification):
+    """Image classification with a Vision Transformer."""
+
     Model = ViTOptions
 
+    @override
     def build_model(self) -> nn.Module:
         return ViTModel(self.model_options)
 
+    @override
     def role_patterns(self) -> dict[str, str]:
         patterns = {"embedding.weight": "embedding", "positions": "embedding", "head.weight": "head"}
-        learned = {"token": {"token": "embedding"}, "map": {"pool.probe": "embedding"}, "mean": {}}
-        return patterns | learned[self.model_options.pooling]
+        of_pooling = {"token": {"token": "embedding"}, "map": {"pool.probe": "embedding"}, "mean": {}}
+        return patterns | of_pooling[self.model_options.pooling]

@@ -25,7 +25,7 @@ from harness.trial.distributed import init_distributed, shutdown
 from harness.trial.trial import run_trial
 from tests.conftest import TINY_GPT2, TINY_RESNET, TINY_VIT
 from tests.harness.problem import context, make
-from tests.submissions.parity import setup_of
+from tests.submissions.parity import make_setup
 
 FRAGILE = ["optimizer=any", "optimizer.class_path=tests.harness.seams.Fragile", "schedule.shape=constant"]
 TRIALS = {
@@ -70,7 +70,7 @@ def what_closures_make(evaluator: ModelRunner, examples: int) -> list[Tensor]:
     """The weights after steps of an optimizer that evaluates each batch several times and keeps what it found."""
     named = dict(evaluator.model.named_parameters())
     optimizer = torch.optim.LBFGS(named.values(), lr=0.1, max_iter=4)
-    submission = OptimizerSubmission(setup_of(named), [optimizer], closure=True)
+    submission = OptimizerSubmission(make_setup(named), [optimizer], closure=True)
     for _ in range(3):
         submission.step(context(evaluator, Need.RE_EVALUATE, examples=examples))
         evaluator.counters.update_steps += 1

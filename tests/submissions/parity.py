@@ -1,7 +1,7 @@
 """Parity of an update rule with an independent reference, on the gradients of a real loss.
 
 A reference is either another implementation (a function from parameters to an optimizer) or a transcription of the
-paper's equations in float64, one step of one parameter, written apart from ours:
+paper's equations in float64, one step of one parameter, written independently of ours:
 
     def lion(theta, g, t, memory, lr=0.01, beta1=0.9, beta2=0.97, decay=0.0):
         m = memory.setdefault("m", torch.zeros_like(theta))
@@ -9,10 +9,11 @@ paper's equations in float64, one step of one parameter, written apart from ours
         return new_theta
 
     def test_lion(decay, dtype):
-        follows(lambda p: Lion(p, lr=0.01, ...), transcribed(lion, decay=decay), dtype)
+        assert_parity(lambda p: Lion(p, lr=0.01, ...), transcription(lion, decay=decay), dtype)
 
-In float64 the two must agree to nearly all digits, which shows where an ε stands; in float32 to its rounding. With
-bfloat16 parameters the reference starts each step from ours, and must agree within one rounding of the weights.
+In float64 the two must agree to nearly all digits, which also shows where an ε is added; in float32 they must agree to
+its rounding. With bfloat16 parameters the reference starts each step from ours, and must agree within one rounding of
+the weights.
 """
 
 from __future__ import annotations
@@ -31,23 +32,25 @@ from harness.interface import Need, Role, Schedule, Setup, Submission
 
 SHAPES: tuple[tuple[int, ...], ...] = ((4, 6), (6, 4), (5,), (), (2, 3, 3, 3), (0,))
 STEPS = 25
-Make = Callable[[Sequence[nn.Parameter]], Optimizer]
-Step = Callable[..., Tensor]
+MakeOptimizer = Callable[[Sequence[nn.Parameter]], Optimizer]
+Equations = Callable[..., Tensor]
+"""(theta, g, t, memory, **hyperparameters) -> the new theta; t = 1, 2, ...; memory: a dict of the parameter's own."""
 
 both_decays = pytest.mark.parametrize("decay", [0.0, 0.3])
 all_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 
 
-def start(dtype: torch.dtype, shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[nn.Parameter]:
+def make_parameters(dtype: torch.dtype, shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[nn.Parameter]:
+    """Parameters of the given shapes, always with the same random values."""
     generator = torch.Generator().manual_seed(1)
     return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
 
 
-def setup_of(
+def make_setup(
     named: dict[str, nn.Parameter], roles: dict[str, Role] | None = None, *, no_decay: Iterable[Role] = (),
     needs: Iterable[Need] = (), model: nn.Module | None = None,
 ) -> Setup:  # fmt: skip
-    """What a submission is built on: parameters of these roles (default: hidden matrices), a constant schedule."""
+    """The setup of a submission: parameters of these roles (default: hidden matrices), constant schedule, ten steps."""
     roles = roles or {name: Role.HIDDEN_MATRIX for name in named}
     generator = torch.Generator().manual_seed(7)
     return Setup(
@@ -56,30 +59,40 @@ def setup_of(
     )  # fmt: skip
 
 
-def loss(parameters: Sequence[Tensor], step: int, part: slice = slice(None), labels: str = "true") -> Tensor:
-    """A logistic regression per parameter on four examples that change from step to step; `part` of them. Labels
-    "sampled" are other ones, drawn from nothing: it is for the harness to draw them from the model."""
+def compute_loss(parameters: Sequence[Tensor], step: int, part: slice = slice(None), labels: str = "true") -> Tensor:
+    """A logistic regression per parameter on four examples that change from step to step; `part` of them.
+
+    labels: "sampled" are other random labels. Drawing them from the model is the harness's task.
+    """
     generator = torch.Generator().manual_seed(100 + step)
-    others = torch.Generator().manual_seed(200 + step)
+    label_generator = torch.Generator().manual_seed(200 + step)
     total = torch.zeros((), dtype=torch.float64)
     for p in parameters:
         x = torch.randn((4, p.numel()), generator=generator, dtype=torch.float64)
         y = torch.randint(2, (4,), generator=generator) * 2.0 - 1
         if labels == "sampled":
-            y = torch.randint(2, (4,), generator=others) * 2.0 - 1
+            y = torch.randint(2, (4,), generator=label_generator) * 2.0 - 1
         total = total + F.softplus(-y * (x @ p.double().flatten()))[part].mean()
     return total
 
 
-def gradients(
+def compute_gradients(
     parameters: Sequence[Tensor], step: int, part: slice = slice(None), labels: str = "true", create_graph: bool = False
 ) -> list[Tensor]:
-    here = [p.detach().requires_grad_() for p in parameters]
-    return list(torch.autograd.grad(loss(here, step, part, labels), here, create_graph=create_graph))
+    """The gradients of `compute_loss` at the parameters, as a list."""
+    leaves = [p.detach().requires_grad_() for p in parameters]
+    return list(torch.autograd.grad(compute_loss(leaves, step, part, labels), leaves, create_graph=create_graph))
 
 
-class Asked:
-    """What a submission asks of its step, on the loss of these tests: stands for harness.interface.step.StepContext."""
+def backward(parameters: Sequence[nn.Parameter], step: int) -> None:
+    """Put the gradients of `compute_loss` into `.grad`."""
+    for p in parameters:
+        p.grad = None
+    compute_loss(parameters, step).backward()
+
+
+class ParityContext:
+    """The step context of a submission on the loss of these tests; stands for harness.interface.StepContext."""
 
     label_count = batch_size = 4
 
@@ -88,99 +101,95 @@ class Asked:
 
     def backward(self) -> Tensor:
         backward(self.parameters, self.step)
-        return loss(self.parameters, self.step).detach()
+        return compute_loss(self.parameters, self.step).detach()
 
     def gradients(self, *, params: Sequence[Tensor] | None = None, labels: str = "true") -> list[Tensor]:
-        return gradients(self.parameters if params is None else params, self.step, labels=labels)
+        return compute_gradients(self.parameters if params is None else params, self.step, labels=labels)
 
     def hessian_vector_product(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        here = [p.detach().requires_grad_() for p in self.parameters]
-        first = torch.autograd.grad(loss(here, self.step), here, create_graph=True)
-        return list(torch.autograd.grad(first, here, grad_outputs=list(vectors)))
+        leaves = [p.detach().requires_grad_() for p in self.parameters]
+        gradients = torch.autograd.grad(compute_loss(leaves, self.step), leaves, create_graph=True)
+        return list(torch.autograd.grad(gradients, leaves, grad_outputs=list(vectors)))
 
     def micro_batch_gradients(self, at_least: int = 1) -> list[list[Tensor]]:
-        """One per example."""
+        """One micro-batch per example."""
         self.backward()
-        return [gradients(self.parameters, self.step, slice(k, k + 1)) for k in range(4)]
+        return [compute_gradients(self.parameters, self.step, slice(k, k + 1)) for k in range(4)]
 
 
-class submitted:
-    """A submission on the loss of these tests, for `follows`."""
+class _Stepper:
+    """A reference or a submission as far as `assert_parity` uses an optimizer: something with a step."""
 
-    def __init__(self, cls: Callable[..., Submission], *, needs: Iterable[Need] = (), **hyperparameters: Any) -> None:
-        self.cls, self.needs, self.hyperparameters = cls, needs, hyperparameters
+    def __init__(self, step: Callable[[], None]) -> None:
+        self.step = step
 
-    def __call__(self, parameters: Sequence[nn.Parameter]) -> Any:
+
+def submission_optimizer(cls: Callable[..., Submission], *, needs: Iterable[Need] = (), **hyperparameters: Any) -> Any:
+    """A submission on the loss of these tests, for `assert_parity`."""
+
+    def make(parameters: Sequence[nn.Parameter]) -> _Stepper:
         named = {f"parameter_{k}": p for k, p in enumerate(parameters)}
-        submission = self.cls(setup_of(named, needs=self.needs), **self.hyperparameters)
+        submission = cls(make_setup(named, needs=needs), **hyperparameters)
         count = itertools.count()
 
-        class Steps:
-            @staticmethod
-            def step() -> None:
-                context: Any = Asked(parameters, next(count))
-                submission.step(context)
+        def step() -> None:
+            context: Any = ParityContext(parameters, next(count))
+            submission.step(context)
 
-        return Steps()
+        return _Stepper(step)
 
-
-def backward(parameters: Sequence[nn.Parameter], step: int) -> None:
-    for p in parameters:
-        p.grad = None
-    loss(parameters, step).backward()
+    return make
 
 
-class transcribed:
-    """An optimizer out of `step(theta, g, t, memory, **hyperparameters)`, in float64."""
+def transcription(equations: Equations, **hyperparameters: Any) -> Any:
+    """A reference in float64 from a paper's equations for one parameter, for `assert_parity`."""
 
-    def __init__(self, step: Step, **hyperparameters: Any) -> None:
-        self.rule, self.hyperparameters = step, hyperparameters
-
-    def __call__(self, parameters: Sequence[nn.Parameter]) -> Any:
+    def make(parameters: Sequence[nn.Parameter]) -> _Stepper:
         memories: list[dict[str, Any]] = [{} for _ in parameters]
-        count = 0
+        counter = itertools.count(1)
 
-        class Steps:
-            @staticmethod
-            def step() -> None:
-                nonlocal count
-                count += 1
-                for p, memory in zip(parameters, memories, strict=True):
-                    assert p.grad is not None and p.dtype == torch.float64
-                    theta = p.detach().clone()
-                    p.data = self.rule(theta, p.grad.clone(), count, memory, **self.hyperparameters)
+        def step() -> None:
+            t = next(counter)
+            for p, memory in zip(parameters, memories, strict=True):
+                assert p.grad is not None and p.dtype == torch.float64
+                theta = p.detach().clone()
+                p.data = equations(theta, p.grad.clone(), t, memory, **hyperparameters)
 
-        return Steps()
+        return _Stepper(step)
+
+    return make
 
 
-def follows(
-    ours: Make, reference: Make | transcribed, dtype: torch.dtype, *, shapes: Sequence[tuple[int, ...]] = SHAPES,
-    tolerance: float = 1e-9,
+def assert_parity(
+    make_ours: MakeOptimizer, make_reference: MakeOptimizer, dtype: torch.dtype, *,
+    shapes: Sequence[tuple[int, ...]] = SHAPES, tolerance: float = 1e-9,
 ) -> None:  # fmt: skip
-    """Both start from one point and must stay together for STEPS steps; tolerance: relative, in float64."""
-    mine = start(dtype, shapes)
-    theirs = [nn.Parameter(p.detach().double().clone()) for p in mine]
-    optimizer, other = ours(mine), reference(theirs)
-    begin = [p.detach().clone() for p in mine]
+    """Both start from the same parameters and must agree for STEPS steps; tolerance: relative, in float64."""
+    ours = make_parameters(dtype, shapes)
+    theirs = [nn.Parameter(p.detach().double().clone()) for p in ours]
+    optimizer, reference = make_ours(ours), make_reference(theirs)
+    initial = [p.detach().clone() for p in ours]
     for step in range(STEPS):
-        backward(mine, step)
+        backward(ours, step)
         if dtype == torch.bfloat16:
-            for p, q in zip(mine, theirs, strict=True):
+            for p, q in zip(ours, theirs, strict=True):
                 q.data.copy_(p.data)
-        for p, q in zip(mine, theirs, strict=True):
+        for p, q in zip(ours, theirs, strict=True):
             assert p.grad is not None
             q.grad = p.grad.double()
         if dtype == torch.float64:
             backward(theirs, step)
         optimizer.step()
-        other.step()
-        for p, q in zip(mine, theirs, strict=True):
-            here, there = p.detach().double(), q.detach()
+        reference.step()
+        for p, q in zip(ours, theirs, strict=True):
+            value, expected = p.detach().double(), q.detach()
             if dtype == torch.float64:
-                close = torch.isclose(here, there, rtol=tolerance, atol=tolerance)
+                close = torch.isclose(value, expected, rtol=tolerance, atol=tolerance)
             elif dtype == torch.float32:
-                close = torch.isclose(here, there, rtol=1e-4, atol=2e-5)
+                close = torch.isclose(value, expected, rtol=1e-4, atol=2e-5)
             else:
-                close = torch.isclose(here, there, rtol=2**-8 * 1.01, atol=1e-5)
-            assert close.all(), f"step {step}, shape {tuple(p.shape)}: {(here - there).abs().max()} apart"
-    assert all(not torch.equal(p, b) for p, b in zip(mine, begin, strict=True) if p.numel()), "a parameter never moved"
+                close = torch.isclose(value, expected, rtol=2**-8 * 1.01, atol=1e-5)
+            assert close.all(), f"step {step}, shape {tuple(p.shape)}: {(value - expected).abs().max()} apart"
+    assert all(not torch.equal(p, b) for p, b in zip(ours, initial, strict=True) if p.numel()), (
+        "a parameter never moved"
+    )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.adabelief import AdaBelief
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def adabelief(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -20,4 +20,6 @@ def adabelief(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: f
 @both_decays
 @all_dtypes
 def test_adabelief(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: AdaBelief(p, lr=0.01, eps=1e-10, weight_decay=decay), transcribed(adabelief, decay=decay), dtype)
+    assert_parity(
+        lambda p: AdaBelief(p, lr=0.01, eps=1e-10, weight_decay=decay), transcription(adabelief, decay=decay), dtype
+    )

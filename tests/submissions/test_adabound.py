@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submissions.adabound import AdaBound
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def adabound(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float, amsbound: bool) -> Tensor:
@@ -25,8 +25,8 @@ def adabound(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: fl
 @both_decays
 @all_dtypes
 def test_adabound(amsbound: bool, decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: AdaBound(p, lr=0.01, final_lr=0.05, gamma=0.01, weight_decay=decay, amsbound=amsbound),
-        transcribed(adabound, decay=decay, amsbound=amsbound),
+        transcription(adabound, decay=decay, amsbound=amsbound),
         dtype,
     )

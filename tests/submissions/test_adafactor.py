@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from submissions.adafactor import Adafactor
-from tests.submissions.parity import SHAPES, all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import SHAPES, all_dtypes, assert_parity, both_decays, transcription
 
 
 @both_decays
 @all_dtypes
 def test_adafactor(decay: float, dtype: torch.dtype) -> None:
-    """torch factors the last two dimensions of a convolution, and multiplies the decay by η where ours has ρ."""
-    follows(
+    """Without convolutions, of which torch factors the last two dimensions. torch multiplies the decay by η instead of
+    ρ, which are equal here."""
+    assert_parity(
         lambda p: Adafactor(p, lr=0.01, weight_decay=decay),
         lambda p: torch.optim.Adafactor(p, lr=0.01, eps=(1e-30, 1e-3), weight_decay=decay),
         dtype,
@@ -22,7 +23,7 @@ def test_adafactor(decay: float, dtype: torch.dtype) -> None:
 
 
 def adafactor(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any]) -> Tensor:
-    """With sums, as in Algorithm 4, on [2, 3, 3, 3] as a matrix of 2 by 27; relative steps past t = 4."""
+    """With sums as in Algorithm 4, on [2, 3, 3, 3] as a matrix of 2 by 27; ρ is 1 / √t after t = 4."""
     if theta.numel() == 0:
         return theta
     beta = 1 - t**-0.8
@@ -37,4 +38,4 @@ def adafactor(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any]) -> Tenso
 
 @all_dtypes
 def test_convolutions_are_matrices_and_empty_parameters_do_no_harm(dtype: torch.dtype) -> None:
-    follows(lambda p: Adafactor(p, lr=0.5), transcribed(adafactor), dtype, shapes=[(2, 3, 3, 3), (0,), (0, 3)])
+    assert_parity(lambda p: Adafactor(p, lr=0.5), transcription(adafactor), dtype, shapes=[(2, 3, 3, 3), (0,), (0, 3)])

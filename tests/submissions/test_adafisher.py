@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from harness.interface import Role
 from harness.interface.roles import parameter_roles
 from submissions.adafisher import AdaFisher
-from tests.submissions.parity import both_decays, setup_of
+from tests.submissions.parity import both_decays, make_setup
 
 LR, BETA, GAMMAS, DAMPING, EVERY, STEPS = 1e-3, 0.9, (0.92, 0.008), 1e-3, 4, 25
 EXAMPLES = 16
@@ -39,6 +39,8 @@ class Model(nn.Module):
 
 
 class Context:
+    """A step context on random images and labels."""
+
     step = 0.0
 
     def __init__(self, model: Model, t: int, dtype: torch.dtype) -> None:
@@ -53,16 +55,18 @@ class Context:
         return loss.detach()
 
 
-def submission(model: Model, decay: float, **options: Any) -> AdaFisher:
+def make_submission(model: Model, decay: float, **options: Any) -> AdaFisher:
     named = dict(model.named_parameters())
-    own = {"lr": LR, "beta": BETA, "gammas": GAMMAS, "damping": DAMPING, "update_every": EVERY, "weight_decay": decay}
+    fisher: dict[str, Any] = {"lr": LR, "beta": BETA, "gammas": GAMMAS, "damping": DAMPING, "update_every": EVERY}
     return AdaFisher(
-        setup_of(named, parameter_roles(model), no_decay=[Role.BIAS], needs=AdaFisher.needs, model=model),
-        **own | {"adamw_lr": 0.01, "adamw_weight_decay": decay} | options,
+        make_setup(named, parameter_roles(model), no_decay=[Role.BIAS], needs=AdaFisher.needs, model=model),
+        **fisher | {"weight_decay": decay, "adamw_lr": 0.01, "adamw_weight_decay": decay} | options,
     )
 
 
 class AdamW:
+    """AdamW's equations for one parameter."""
+
     def __init__(self) -> None:
         self.m: Any = 0.0
         self.v: Any = 0.0
@@ -76,11 +80,11 @@ class AdamW:
 
 
 @both_decays
-def test_adafisher_with_its_factors_taken_from_the_layers(decay: float) -> None:
-    """The factors are computed again from the inputs and output gradients that hooks of the test see."""
+def test_adafisher_with_factors_from_the_layers(decay: float) -> None:
+    """The expected factors are computed from the inputs and output gradients that hooks of the test collect."""
     torch.manual_seed(0)
     model = Model().double()
-    optimizer = submission(model, decay)
+    optimizer = make_submission(model, decay)
     layers = {name: m for name, m in model.named_modules() if name and not list(m.children())}
     seen: dict[str, list[Tensor]] = {}
     for name, layer in layers.items():
@@ -123,25 +127,25 @@ def test_adafisher_with_its_factors_taken_from_the_layers(decay: float) -> None:
             S[name] = (1 - GAMMAS[0]) * S[name] + GAMMAS[1] * normalised(new_S)
         for name, p in model.named_parameters():
             owner, _, kind = name.rpartition(".")
-            own_decay = 0.0 if kind == "bias" else decay
+            parameter_decay = 0.0 if kind == "bias" else decay
             if p.grad is None:
                 assert owner == "unused"
             elif not owner:
-                theta[name] = adam[name](theta[name], p.grad, own_decay)
+                theta[name] = adam[name](theta[name], p.grad, parameter_decay)
             else:
                 has_bias = layers[owner].bias is not None
                 fisher = S[owner][:, None] * H[owner][None, :] + DAMPING
                 fisher = fisher[:, -1:] if kind == "bias" else fisher[:, : -1 if has_bias else None]
                 m[name] = BETA * m[name] + (1 - BETA) * p.grad
                 update = m[name] / (1 - BETA**t) / fisher.reshape(p.shape)
-                theta[name] = theta[name] - LR * (update + own_decay * theta[name])
+                theta[name] = theta[name] - LR * (update + parameter_decay * theta[name])
             assert torch.allclose(p.detach(), theta[name], rtol=1e-9, atol=1e-9), (name, t)
 
 
-def test_factors_of_bfloat16_layers_are_wide() -> None:
+def test_factors_of_bfloat16_layers_are_float32() -> None:
     torch.manual_seed(0)
     model = Model().bfloat16()
-    optimizer = submission(model, 0.1, update_every=1)
+    optimizer = make_submission(model, 0.1, update_every=1)
     for t in range(STEPS):
         context: Any = Context(model, t, torch.bfloat16)
         optimizer.step(context)
@@ -151,4 +155,4 @@ def test_factors_of_bfloat16_layers_are_wide() -> None:
 
 def test_gammas_are_checked() -> None:
     with pytest.raises(ValueError, match=r"gammas=\(0.0, 0.008\): must lie in \(0, 1\]"):
-        submission(Model(), 0.0, gammas=(0.0, 0.008))
+        make_submission(Model(), 0.0, gammas=(0.0, 0.008))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from harness.interface import Role
 from submissions.adam_mini import AdamMini, AdamMiniRule
-from tests.submissions.parity import all_dtypes, both_decays, follows, setup_of, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, make_setup, transcription
 
 LR, BETAS = 0.01, (0.9, 0.95)
 
@@ -35,13 +35,13 @@ def test_adam_mini(by_row: bool, decay: float, dtype: torch.dtype) -> None:
     def ours(p: Any) -> AdamMiniRule:
         return AdamMiniRule([{"params": p, "by_row": by_row}], hyperparameters)
 
-    follows(ours, transcribed(adam_mini, by_row=by_row, decay=decay), dtype)
+    assert_parity(ours, transcription(adam_mini, by_row=by_row, decay=decay), dtype)
 
 
 def test_matrices_have_a_number_per_row_and_vectors_one() -> None:
     named = {"matrix": nn.Parameter(torch.ones(4, 3)), "norm": nn.Parameter(torch.ones(3))}
     submission = AdamMini(
-        setup_of(named, {"matrix": Role.HIDDEN_MATRIX, "norm": Role.NORM}, no_decay=[Role.NORM], needs=AdamMini.needs)
+        make_setup(named, {"matrix": Role.HIDDEN_MATRIX, "norm": Role.NORM}, no_decay=[Role.NORM], needs=AdamMini.needs)
     )
     (rule,) = submission.optimizers
     for p in named.values():

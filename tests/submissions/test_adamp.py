@@ -8,33 +8,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from submissions.adamp import SGDP, AdamP
-from tests.submissions.parity import SHAPES, all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import SHAPES, all_dtypes, assert_parity, both_decays, transcription
 
 
 @both_decays
 @all_dtypes
 def test_adamp(decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: AdamP(p, lr=0.01, weight_decay=decay, delta=0.5),
         lambda p: pytorch_optimizer.AdamP(p, lr=0.01, weight_decay=decay, delta=0.5, weight_decouple=True),
         dtype,
-        shapes=SHAPES[:-1],  # the library fails on an empty one
-        tolerance=1e-6,  # and adds ε to √v before the bias correction
+        # The library fails on an empty tensor, and adds ε to √v before the bias correction.
+        shapes=SHAPES[:-1],
+        tolerance=1e-6,
     )
 
 
 @both_decays
 @all_dtypes
 def test_sgdp(decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: SGDP(p, lr=0.01, weight_decay=decay, delta=0.5),
-        transcribed(sgdp, decay=decay),
+        transcription(sgdp, decay=decay),
         dtype,
     )
 
 
 def sgdp(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
-    """Algorithm 1 with Nesterov momentum, channels first, and the code's decay over 1 - momentum."""
+    """Algorithm 1 with Nesterov momentum, channels tried first, and weight decay divided by 1 - momentum as in the
+    code."""
     v = memory["v"] = 0.9 * memory.get("v", 0 * g) + g
     p, ratio = g + 0.9 * v, 1.0
     if theta.ndim > 1:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submissions.ademamix import AdEMAMixRule
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def ademamix(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -26,8 +26,8 @@ def ademamix(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: fl
 @both_decays
 @all_dtypes
 def test_ademamix(decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: AdEMAMixRule(p, 0.01, (0.9, 0.999, 0.9999), 5.0, 1e-8, decay, 15),
-        transcribed(ademamix, decay=decay),
+        transcription(ademamix, decay=decay),
         dtype,
     )

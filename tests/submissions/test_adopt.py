@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.adopt import Adopt
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def adopt(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -24,4 +24,6 @@ def adopt(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float
 @both_decays
 @all_dtypes
 def test_adopt(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: Adopt(p, lr=0.01, betas=(0.9, 0.99), weight_decay=decay), transcribed(adopt, decay=decay), dtype)
+    assert_parity(
+        lambda p: Adopt(p, lr=0.01, betas=(0.9, 0.99), weight_decay=decay), transcription(adopt, decay=decay), dtype
+    )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.cautious import CautiousAdamW, CautiousLion
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def masked(u: Tensor, g: Tensor) -> Tensor:
@@ -31,10 +31,14 @@ def cautious_lion(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], deca
 @both_decays
 @all_dtypes
 def test_cautious_adamw(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: CautiousAdamW(p, lr=0.01, weight_decay=decay), transcribed(cautious_adamw, decay=decay), dtype)
+    assert_parity(
+        lambda p: CautiousAdamW(p, lr=0.01, weight_decay=decay), transcription(cautious_adamw, decay=decay), dtype
+    )
 
 
 @both_decays
 @all_dtypes
 def test_cautious_lion(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: CautiousLion(p, lr=0.01, weight_decay=decay), transcribed(cautious_lion, decay=decay), dtype)
+    assert_parity(
+        lambda p: CautiousLion(p, lr=0.01, weight_decay=decay), transcription(cautious_lion, decay=decay), dtype
+    )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.complex_momentum import ComplexMomentum
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def complex_momentum(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -19,15 +19,15 @@ def complex_momentum(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], d
 @both_decays
 @all_dtypes
 def test_complex_momentum(decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: ComplexMomentum(p, lr=0.05, angle=0.7, weight_decay=decay),
-        transcribed(complex_momentum, decay=decay),
+        transcription(complex_momentum, decay=decay),
         dtype,
     )
 
 
 @all_dtypes
 def test_no_angle_is_momentum(dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: ComplexMomentum(p, lr=0.05, angle=0.0), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), dtype
     )

@@ -1,4 +1,4 @@
-"""Every shipped submission conforms; and what each check is for, on submissions with one fault each."""
+"""Every shipped submission conforms; and each check finds its fault, shown on submissions with one fault each."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class NarrowsOnLoading(_Sgd):
         (Unbounded, "refuses", "beta=-1.0 is accepted"),
     ],
 )
-def test_a_fault_is_found_and_says_what_to_do(fault: type, check: str, remedy: str) -> None:
+def test_a_fault_is_reported_with_its_remedy(fault: type, check: str, remedy: str) -> None:
     subject = conformance.make_subject("any", f"optimizer.class_path={__name__}.{fault.__name__}")
     with pytest.raises(CheckFailed, match=remedy):
         conformance.CHECKS[check](subject)

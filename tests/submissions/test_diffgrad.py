@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.diffgrad import DiffGrad
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def diffgrad(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -21,4 +21,4 @@ def diffgrad(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: fl
 @both_decays
 @all_dtypes
 def test_diffgrad(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: DiffGrad(p, lr=0.01, weight_decay=decay), transcribed(diffgrad, decay=decay), dtype)
+    assert_parity(lambda p: DiffGrad(p, lr=0.01, weight_decay=decay), transcription(diffgrad, decay=decay), dtype)

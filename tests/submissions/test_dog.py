@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from submissions.dog import DoG, LDoG
-from tests.submissions.parity import backward, both_decays, follows, start
+from tests.submissions.parity import assert_parity, backward, both_decays, make_parameters
 
 
 @both_decays
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("ours", "published"), [(DoG, dog.DoG), (LDoG, dog.LDoG)])
 def test_dog(ours: Any, published: Any, decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: ours(p, reps_rel=1e-2, weight_decay=decay),
         lambda p: published(p, reps_rel=1e-2, weight_decay=decay),
         dtype,
@@ -22,11 +22,11 @@ def test_dog(ours: Any, published: Any, decay: float, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("rule", [DoG, LDoG])
-def test_bfloat16_finds_the_step_size_of_float32(rule: Any) -> None:
-    """The step size depends on the whole way, so a comparison step by step is none."""
+def test_bfloat16_reaches_the_step_size_of_float32(rule: Any) -> None:
+    """The step size depends on all steps so far, so the runs cannot be compared step by step."""
     moved = []
     for dtype in (torch.float32, torch.bfloat16):
-        parameters = start(dtype)
+        parameters = make_parameters(dtype)
         begin = [p.detach().clone() for p in parameters]
         optimizer = rule(parameters, reps_rel=1e-1)
         for step in range(25):

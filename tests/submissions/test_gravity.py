@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.gravity import GravityRule
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def gravity(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -21,7 +21,9 @@ def gravity(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: flo
 @all_dtypes
 def test_gravity(decay: float, dtype: torch.dtype) -> None:
     generator = torch.Generator()
-    follows(lambda p: GravityRule(p, 0.05, 0.0, 0.9, decay, generator), transcribed(gravity, decay=decay), dtype)
+    assert_parity(
+        lambda p: GravityRule(p, 0.05, 0.0, 0.9, decay, generator), transcription(gravity, decay=decay), dtype
+    )
 
 
 def test_the_first_velocity_is_random_of_deviation_alpha_over_lr() -> None:

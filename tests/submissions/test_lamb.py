@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.lamb import Lamb
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def lamb(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -21,4 +21,4 @@ def lamb(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float)
 @both_decays
 @all_dtypes
 def test_lamb(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: Lamb(p, lr=0.01, weight_decay=decay), transcribed(lamb, decay=decay), dtype)
+    assert_parity(lambda p: Lamb(p, lr=0.01, weight_decay=decay), transcription(lamb, decay=decay), dtype)

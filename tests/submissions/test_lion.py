@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.lion import Lion
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def lion(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -20,4 +20,6 @@ def lion(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float)
 @both_decays
 @all_dtypes
 def test_lion(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: Lion(p, lr=0.01, betas=(0.9, 0.97), weight_decay=decay), transcribed(lion, decay=decay), dtype)
+    assert_parity(
+        lambda p: Lion(p, lr=0.01, betas=(0.9, 0.97), weight_decay=decay), transcription(lion, decay=decay), dtype
+    )

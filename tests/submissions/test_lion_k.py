@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submissions.lion_k import LionK
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def lion_k(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], kernel: str, decay: float) -> Tensor:
@@ -28,9 +28,9 @@ def lion_k(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], kernel: str
 @both_decays
 @all_dtypes
 def test_lion_k(kernel: str, decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: LionK(p, lr=0.01, betas=(0.9, 0.97), weight_decay=decay, kernel=kernel, width=0.02),
-        transcribed(lion_k, kernel=kernel, decay=decay),
+        transcription(lion_k, kernel=kernel, decay=decay),
         dtype,
     )
 

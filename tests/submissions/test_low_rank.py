@@ -1,7 +1,7 @@
 """GaLore, FRUGAL and DCT-AdamW against float64 transcriptions.
 
-pytorch_optimizer's GaLore is plain AdamW without keys in the parameter groups that its documentation omits, and the
-authors' package needs a GPU library to import.
+No library serves as a reference: pytorch_optimizer's GaLore is plain AdamW unless the parameter groups have keys that
+its documentation omits, and the import of the authors' package needs a GPU library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from submissions.low_rank import DCTAdamWRule, FrugalRule, GaLoreRule, dct_basis
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 SHAPES = ((4, 6), (6, 4), (4, 6), (5, 5), (0, 3))
 LR, BETAS, RANK, GAP = 0.01, (0.9, 0.95), 3, 6
@@ -26,8 +26,8 @@ def adam(memory: dict[str, Any], g: Tensor, t: int) -> Tensor:
     return memory["m"] / (1 - BETAS[0] ** t) / ((memory["v"] / (1 - BETAS[1] ** t)).sqrt() + 1e-8)
 
 
-def tall(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """θ ← θ - η (rule(G) + λ θ), where the rule sees the longer side as rows."""
+def transpose_wide(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """θ ← θ - η (rule(G) + λ θ), where the rule is given G with the longer side as rows."""
 
     def step(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float, **options: Any) -> Tensor:
         if not theta.numel():
@@ -39,11 +39,11 @@ def tall(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return step
 
 
-def shared(decay: float) -> dict[str, Any]:
+def adam_hyperparameters(decay: float) -> dict[str, Any]:
     return {"lr": LR, "betas": BETAS, "eps": 1e-8, "weight_decay": decay}
 
 
-@tall
+@transpose_wide
 def galore(G: Tensor, t: int, memory: dict[str, Any]) -> Tensor:
     if (t - 1) % GAP == 0:
         memory["Q"] = torch.linalg.svd(G).Vh[:RANK].T
@@ -53,11 +53,17 @@ def galore(G: Tensor, t: int, memory: dict[str, Any]) -> Tensor:
 @both_decays
 @all_dtypes
 def test_galore(decay: float, dtype: torch.dtype) -> None:
-    own = shared(decay) | {"rank": RANK, "refresh_every": GAP, "scale": 0.5}
-    follows(lambda p: GaLoreRule(p, own), transcribed(galore, decay=decay), dtype, shapes=SHAPES, tolerance=1e-7)
+    hyperparameters = adam_hyperparameters(decay) | {"rank": RANK, "refresh_every": GAP, "scale": 0.5}
+    assert_parity(
+        lambda p: GaLoreRule(p, hyperparameters),
+        transcription(galore, decay=decay),
+        dtype,
+        shapes=SHAPES,
+        tolerance=1e-7,
+    )
 
 
-@tall
+@transpose_wide
 def dct_adamw(G: Tensor, t: int, memory: dict[str, Any], feedback: bool) -> Tensor:
     """The moments are rotated by the matrix Q_prevᵀ Q_new."""
     n = G.shape[1]
@@ -81,11 +87,14 @@ def dct_adamw(G: Tensor, t: int, memory: dict[str, Any], feedback: bool) -> Tens
 @all_dtypes
 @pytest.mark.parametrize("feedback", [False, True])
 def test_dct_adamw(feedback: bool, decay: float, dtype: torch.dtype) -> None:
-    own = shared(decay) | {"rank": RANK, "error_feedback": feedback}
-    follows(
-        lambda p: DCTAdamWRule(p, own), transcribed(dct_adamw, decay=decay, feedback=feedback), dtype, shapes=SHAPES,
+    hyperparameters = adam_hyperparameters(decay) | {"rank": RANK, "error_feedback": feedback}
+    assert_parity(
+        lambda p: DCTAdamWRule(p, hyperparameters),
+        transcription(dct_adamw, decay=decay, feedback=feedback),
+        dtype,
+        shapes=SHAPES,
         tolerance=1e-7,
-    )  # fmt: skip
+    )
 
 
 def test_the_dct_basis_is_orthonormal() -> None:
@@ -97,13 +106,14 @@ def test_the_dct_basis_is_orthonormal() -> None:
 @both_decays
 @all_dtypes
 def test_frugal(decay: float, dtype: torch.dtype) -> None:
-    """The random columns are ours; they have to be as many as asked for, and others after `refresh_every` steps."""
+    """The random columns are read from ours. Their number must be right, and they must change every `refresh_every`
+    steps."""
     rules: list[FrugalRule] = []
-    own = shared(decay) | {"density": 0.3, "refresh_every": GAP, "sign_scale": 0.5}
+    hyperparameters = adam_hyperparameters(decay) | {"density": 0.3, "refresh_every": GAP, "sign_scale": 0.5}
     seen: list[tuple[int, ...]] = []
 
     def ours(p: list[nn.Parameter]) -> FrugalRule:
-        rules.append(FrugalRule(p, own, torch.Generator().manual_seed(3)))
+        rules.append(FrugalRule(p, hyperparameters, torch.Generator().manual_seed(3)))
         return rules[0]
 
     def frugal(theta: Tensor, G: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -119,5 +129,5 @@ def test_frugal(decay: float, dtype: torch.dtype) -> None:
         update[:, chosen] = adam(memory, G[:, chosen], (t - 1) % GAP + 1)
         return theta - LR * (update + decay * theta)
 
-    follows(ours, transcribed(frugal, decay=decay), dtype, shapes=((4, 9),), tolerance=1e-7)  # type: ignore[arg-type]
+    assert_parity(ours, transcription(frugal, decay=decay), dtype, shapes=((4, 9),), tolerance=1e-7)  # type: ignore[arg-type]
     assert len(seen) == 5 and len(set(seen)) > 2

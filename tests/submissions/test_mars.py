@@ -9,8 +9,15 @@ from pytorch_optimizer import MARS as LibraryMARS
 from torch import Tensor, nn
 
 from submissions.mars import KINDS, Mars, MarsExact, MarsRule
-from submissions.matrices import orthogonalised
-from tests.submissions.parity import both_decays, follows, gradients, setup_of, submitted, transcribed
+from submissions.matrices import orthogonalise
+from tests.submissions.parity import (
+    assert_parity,
+    both_decays,
+    compute_gradients,
+    make_setup,
+    submission_optimizer,
+    transcription,
+)
 
 SHAPES = ((4, 6), (6, 4), (4, 6), (2, 3, 3, 3), (0, 3))
 LR, GAMMA, BETAS = 0.01, 0.2, (0.9, 0.95)
@@ -25,7 +32,7 @@ kinds_and_dtypes = pytest.mark.parametrize(
 
 
 def polar(m: Tensor) -> Tensor:
-    """Newton-Schulz acts on singular values alone, so it is done on those."""
+    """Newton-Schulz changes only the singular values, so it is applied to those."""
     U, S, Vh = torch.linalg.svd(m.flatten(1), full_matrices=False)
     S = S / S.norm()
     for _ in range(5):
@@ -53,18 +60,23 @@ def mars(
     return theta - LR * (update + decay * theta)
 
 
-def own(kind: str, decay: float) -> dict[str, Any]:
+def mars_hyperparameters(kind: str, decay: float) -> dict[str, Any]:
     return {"lr": LR, "kind": kind, "gamma": GAMMA, "betas": BETAS, "eps": 1e-8, "weight_decay": decay}
 
 
 @kinds_and_dtypes
 @both_decays
 def test_mars(kind: str, decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: MarsRule(p, own(kind, decay)), transcribed(mars, kind=kind, decay=decay), dtype, shapes=SHAPES)
+    assert_parity(
+        lambda p: MarsRule(p, mars_hyperparameters(kind, decay)),
+        transcription(mars, kind=kind, decay=decay),
+        dtype,
+        shapes=SHAPES,
+    )
 
 
 class ExactReference:
-    """With gradients rounded to `dtype`."""
+    """MARS with the exact correction; gradients are rounded to `dtype`."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], kind: str, decay: float, dtype: torch.dtype) -> None:
         self.parameters, self.kind, self.decay, self.dtype, self.count = list(parameters), kind, decay, dtype, 0
@@ -72,10 +84,10 @@ class ExactReference:
         self.memories: list[dict[str, Any]] = [{} for _ in parameters]
 
     def step(self) -> None:
-        there = [g.to(self.dtype).double() for g in gradients(self.previous, self.count)]
+        previous_gradients = [g.to(self.dtype).double() for g in compute_gradients(self.previous, self.count)]
         self.previous = [p.detach().clone() for p in self.parameters]
         self.count += 1
-        for p, memory, previous in zip(self.parameters, self.memories, there, strict=True):
+        for p, memory, previous in zip(self.parameters, self.memories, previous_gradients, strict=True):
             assert p.grad is not None
             p.data = mars(p.detach(), p.grad.clone(), self.count, memory, self.kind, self.decay, previous)
 
@@ -83,8 +95,8 @@ class ExactReference:
 @kinds_and_dtypes
 @both_decays
 def test_mars_exact(kind: str, decay: float, dtype: torch.dtype) -> None:
-    follows(
-        submitted(MarsExact, needs=MarsExact.needs, **own(kind, decay)),
+    assert_parity(
+        submission_optimizer(MarsExact, needs=MarsExact.needs, **mars_hyperparameters(kind, decay)),
         lambda p: ExactReference(p, kind, decay, dtype),  # type: ignore[arg-type, return-value]
         dtype,
         shapes=SHAPES,
@@ -93,10 +105,10 @@ def test_mars_exact(kind: str, decay: float, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "lion"])
 def test_mars_is_the_librarys_after_the_first_step(kind: str) -> None:
-    """The library takes g_0 = 0 where the paper has θ_0 = θ_1 and so no correction at the first step; given a first
+    """The library starts with g_0 = 0; the paper has θ_0 = θ_1, so no correction at the first step. With a first
     gradient of 0 the two agree."""
     ours, theirs = nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(4, 3))
-    rule = MarsRule([ours], own(kind, 0.1))
+    rule = MarsRule([ours], mars_hyperparameters(kind, 0.1))
     library = LibraryMARS([theirs], lr=LR, betas=BETAS, gamma=GAMMA, mars_type=kind, weight_decay=0.1)
     for step in range(25):
         g = torch.randn(4, 3, generator=torch.Generator().manual_seed(step)) * (step > 0)
@@ -106,17 +118,17 @@ def test_mars_is_the_librarys_after_the_first_step(kind: str) -> None:
         assert torch.allclose(ours, theirs, atol=1e-5), step
 
 
-def test_shampoos_step_in_bfloat16_is_near() -> None:
+def test_shampoos_step_in_bfloat16_is_close() -> None:
     m = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(0))
     exact = torch.stack([polar(x) / (8 / 5) ** 0.5 for x in m.double()])
-    for found, expected in ((orthogonalised(m), exact), (orthogonalised(m.mT), exact.mT)):
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.08)
+    for factor, expected in ((orthogonalise(m), exact), (orthogonalise(m.mT), exact.mT)):
+        assert factor.dtype == torch.float32
+        torch.testing.assert_close(factor.double(), expected, rtol=0, atol=0.08)
 
 
 def test_vectors_are_trained_by_adamw() -> None:
     matrix, vector = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
-    submission = Mars(setup_of({"matrix": matrix, "vector": vector}), adamw_lr=0.5)
+    submission = Mars(make_setup({"matrix": matrix, "vector": vector}), adamw_lr=0.5)
     rule, adamw = submission.optimizers
     assert isinstance(rule, MarsRule) and rule.param_groups[0]["params"] == [matrix]
     assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]["lr"] == 0.5
@@ -124,4 +136,4 @@ def test_vectors_are_trained_by_adamw() -> None:
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="kind=sgd: must be one of adamw, lion, shampoo"):
-        MarsRule([nn.Parameter(torch.ones(2))], own("sgd", 0.0))
+        MarsRule([nn.Parameter(torch.ones(2))], mars_hyperparameters("sgd", 0.0))

@@ -1,4 +1,4 @@
-"""What rules for matrices share: batches of one shape, state in one piece, blocks, claims, no crash on infinities."""
+"""The common base of rules for matrices: batches of equal shape, stacked state, blocks, claims, infinities."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from harness.interface import OptimizerSubmission, Role, Setup
-from submissions.matrices import MatrixRule, MatrixSubmission, eigenvectors, leading_right_vectors, stacked
+from submissions.matrices import (
+    MatrixRule,
+    MatrixSubmission,
+    eigendecomposition,
+    leading_right_singular_vectors,
+    stack_state,
+)
 from submissions.rule import Bucket
-from tests.submissions.parity import setup_of
+from tests.submissions.parity import make_setup
 
 
 class Momentum(MatrixRule):
     buffers = ("momentum",)
 
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
-        return stacked(bucket, "momentum").lerp_(gradient, 0.1)
+        return stack_state(bucket, "momentum").lerp_(gradient, 0.1)
 
 
 def momentum(parameters: Any, weight_decay: float = 0.0) -> Momentum:
@@ -39,8 +45,8 @@ def test_matrices_of_one_shape_share_a_batch_and_each_keeps_its_own_state() -> N
             # The second has no gradient at times, and the first none at first.
             p.grad = q.grad = None if (k == 1 and step in (2, 4)) or (k == 0 and step == 0) else g
         rule.step()
-        for other in separate:
-            other.step()
+        for single in separate:
+            single.step()
         for p, q in zip(parameters, alone, strict=True):
             assert torch.equal(p, q)
 
@@ -57,19 +63,19 @@ def test_nothing_is_copied_from_step_to_step() -> None:
     assert len({rule.state[p]["momentum"].untyped_storage().data_ptr() for p in parameters}) == 1
 
 
-def test_a_loaded_state_goes_on_as_it_was() -> None:
+def test_training_continues_from_a_loaded_state() -> None:
     parameters, copies = matrices(2), matrices(2)
-    one, other = momentum(parameters), momentum(copies)
+    original, resumed = momentum(parameters), momentum(copies)
     for step in range(4):
         if step == 2:
-            other.load_state_dict(copy.deepcopy(one.state_dict()))
+            resumed.load_state_dict(copy.deepcopy(original.state_dict()))
             for p, q in zip(parameters, copies, strict=True):
                 q.data.copy_(p)
         for p, q in zip(parameters, copies, strict=True):
             p.grad = q.grad = torch.full((2, 3), float(step + 1))
-        one.step()
+        original.step()
         if step >= 2:
-            other.step()
+            resumed.step()
     assert all(torch.equal(p, q) for p, q in zip(parameters, copies, strict=True))
 
 
@@ -84,13 +90,13 @@ ROLES = {
 }  # fmt: skip
 
 
-def stepped(block_size: int | None, no_decay: tuple[Role, ...] = ()) -> dict[str, nn.Parameter]:
+def weights_after_two_steps(block_size: int | None, no_decay: tuple[Role, ...] = ()) -> dict[str, nn.Parameter]:
     """Weights after two steps, with filters in channels_last."""
     torch.manual_seed(0)
     shapes = {"matrix": (7, 12), "filters": (6, 4, 3, 3), "none": (2, 2), "empty": (0, 3), "head": (3, 4), "bias": (3,)}
     named = {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
     named["filters"] = nn.Parameter(named["filters"].detach().to(memory_format=torch.channels_last))
-    submission = Blocks(setup_of(named, ROLES, no_decay=no_decay, needs=Blocks.needs), block_size)
+    submission = Blocks(make_setup(named, ROLES, no_decay=no_decay, needs=Blocks.needs), block_size)
     for _ in range(2):
         for name, p in named.items():
             p.grad = None if name == "none" else torch.randn(p.shape)
@@ -99,11 +105,13 @@ def stepped(block_size: int | None, no_decay: tuple[Role, ...] = ()) -> dict[str
     return named
 
 
-def test_blocks_cover_every_matrix_and_weight_decay_heeds_the_roles() -> None:
-    whole, blocks, exempt = stepped(None), stepped(5), stepped(None, (Role.CONVOLUTION,))
+def test_blocks_cover_every_matrix_and_weight_decay_follows_the_roles() -> None:
+    unblocked = weights_after_two_steps(None)
+    blocked = weights_after_two_steps(5)
+    exempt = weights_after_two_steps(None, (Role.CONVOLUTION,))
     for name in ROLES:
-        assert torch.equal(whole[name], blocks[name])
-        assert torch.equal(whole[name], exempt[name]) == (name != "filters")
+        assert torch.equal(unblocked[name], blocked[name])
+        assert torch.equal(unblocked[name], exempt[name]) == (name != "filters")
 
 
 @pytest.mark.parametrize("claim", [lambda ps: ps[:-1], lambda ps: [*ps[:-1], ps[0].view(-1)[:1], ps[-1]]])
@@ -113,10 +121,10 @@ def test_claims_with_a_gap_or_an_overlap_are_refused(claim: Any) -> None:
             super().__init__(setup, [torch.optim.SGD([p.detach() for p in claim(setup.parameters)], lr=0.1)])
 
     with pytest.raises(ValueError, match="each must be claimed once"):
-        Wrong(setup_of({"a": nn.Parameter(torch.ones(2, 2)), "b": nn.Parameter(torch.ones(3))}))
+        Wrong(make_setup({"a": nn.Parameter(torch.ones(2, 2)), "b": nn.Parameter(torch.ones(3))}))
 
 
-def test_numbers_that_are_not_finite_make_nan_and_no_crash() -> None:
+def test_numbers_that_are_not_finite_give_nan_and_no_crash() -> None:
     bad = torch.full((2, 3, 3), torch.inf)
-    assert all(x.isnan().all() for x in eigenvectors(bad))
-    assert leading_right_vectors(bad, 2).isnan().all()
+    assert all(x.isnan().all() for x in eigendecomposition(bad))
+    assert leading_right_singular_vectors(bad, 2).isnan().all()

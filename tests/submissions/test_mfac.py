@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from submissions.mfac import MFAC
-from tests.submissions.parity import all_dtypes, both_decays, follows
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays
 
 LR, WINDOW, DAMPING = 1e-2, 6, 1e-2
 
 
 class Reference:
-    """The Fisher matrix itself, of all parameters as one vector, and a linear solve."""
+    """The Fisher matrix is formed, with all parameters as one vector, and the linear system is solved."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], momentum: float, decay: float) -> None:
         self.parameters, self.momentum, self.decay = list(parameters), momentum, decay
@@ -34,7 +34,7 @@ class Reference:
 @all_dtypes
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_mfac(momentum: float, decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: MFAC(p, lr=LR, gradients=WINDOW, damping=DAMPING, momentum=momentum, weight_decay=decay),
         lambda p: Reference(p, momentum, decay),  # type: ignore[arg-type, return-value]
         dtype,
@@ -44,14 +44,14 @@ def test_mfac(momentum: float, decay: float, dtype: torch.dtype) -> None:
 
 def test_a_missing_gradient_counts_as_zero() -> None:
     def run(missing: Tensor | None) -> Tensor:
-        here, there = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
-        rule = MFAC([here, there], lr=LR, gradients=2, damping=DAMPING)
+        always, sometimes = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+        rule = MFAC([always, sometimes], lr=LR, gradients=2, damping=DAMPING)
         for step in range(5):
             generator = torch.Generator().manual_seed(step)
-            here.grad, there.grad = torch.randn(3, generator=generator), torch.randn(2, generator=generator)
+            always.grad, sometimes.grad = torch.randn(3, generator=generator), torch.randn(2, generator=generator)
             if step in (2, 3):
-                there.grad = missing
+                sometimes.grad = missing
             rule.step()
-        return here.detach()
+        return always.detach()
 
     assert torch.allclose(run(None), run(torch.zeros(2)))

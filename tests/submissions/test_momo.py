@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from submissions.momo import MoMoAdamRule, MoMoRule
-from tests.submissions.parity import both_decays, follows, loss
+from tests.submissions.parity import assert_parity, both_decays, compute_loss
 
 
 class WithLoss:
@@ -17,7 +17,7 @@ class WithLoss:
         self.optimizer, self.parameters, self.count = optimizer, parameters, 0
 
     def step(self) -> None:
-        value = loss(self.parameters, self.count).detach()
+        value = compute_loss(self.parameters, self.count).detach()
         self.count += 1
         if isinstance(self.optimizer, MoMoRule):
             self.optimizer.loss = float(value)
@@ -31,7 +31,7 @@ class WithLoss:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_momo(decay: float, lr: float, dtype: torch.dtype) -> None:
     """lr 1 lets the Polyak step decide."""
-    follows(
+    assert_parity(
         lambda p: WithLoss(MoMoRule(p, lr, 0.9, decay, 0.5), p),  # type: ignore[arg-type, return-value]
         lambda p: WithLoss(momo.Momo(p, lr=lr, beta=0.9, weight_decay=decay, lb=0.5), p),  # type: ignore[arg-type, return-value]
         dtype,
@@ -42,9 +42,10 @@ def test_momo(decay: float, lr: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("lr", [0.01, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_momo_adam(decay: float, lr: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: WithLoss(MoMoAdamRule(p, lr, (0.9, 0.999), 1e-8, decay, 0.5), p),  # type: ignore[arg-type, return-value]
         lambda p: WithLoss(momo.MomoAdam(p, lr=lr, weight_decay=decay, lb=0.5), p),  # type: ignore[arg-type, return-value]
         dtype,
-        tolerance=1e-6,  # the package keeps ⟨g, θ⟩ in float32
+        # The package keeps ⟨g, θ⟩ in float32.
+        tolerance=1e-6,
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from harness.interface import Role
 from submissions.muon import Muon
-from tests.submissions.parity import setup_of
+from tests.submissions.parity import make_setup
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -20,7 +20,7 @@ def test_muon_treats_convolutions_as_matrices_in_any_layout(layout: torch.memory
     filters = torch.randn(8, 4, 3, 3)
     weight = nn.Parameter(filters.clone().to(memory_format=layout))
     bias = nn.Parameter(torch.zeros(8))
-    setup = setup_of({"w": weight, "b": bias}, {"w": Role.CONVOLUTION, "b": Role.BIAS}, needs=Muon.needs)
+    setup = make_setup({"w": weight, "b": bias}, {"w": Role.CONVOLUTION, "b": Role.BIAS}, needs=Muon.needs)
     muon = Muon(setup, lr=0.1, weight_decay=0.1, adjust_lr_fn="original")
     matrix = nn.Parameter(filters.reshape(8, -1).clone())
     reference = torch.optim.Muon(
@@ -47,9 +47,9 @@ def test_muon_claims_every_parameter_once() -> None:
     named = {name: nn.Parameter(torch.zeros(shape)) for name, shape in
              {"embedding": (5, 3), "matrix": (3, 3), "norm": (3,), "head": (5, 3)}.items()}  # fmt: skip
     roles = {"embedding": Role.EMBEDDING, "matrix": Role.HIDDEN_MATRIX, "norm": Role.NORM, "head": Role.HEAD}
-    muon = Muon(setup_of(named, roles, no_decay={Role.NORM}, needs=Muon.needs), adamw_weight_decay=0.1)
+    muon = Muon(make_setup(named, roles, no_decay={Role.NORM}, needs=Muon.needs), adamw_weight_decay=0.1)
     matrices, rest = muon.optimizers
     assert [p.shape for group in matrices.param_groups for p in group["params"]] == [(3, 3)]
     assert [group["weight_decay"] for group in rest.param_groups] == [0.1, 0.0]
     only_head = {"head": named["head"]}
-    assert len(Muon(setup_of(only_head, roles, needs=Muon.needs)).optimizers) == 1
+    assert len(Muon(make_setup(only_head, roles, needs=Muon.needs)).optimizers) == 1

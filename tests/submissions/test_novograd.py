@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.novograd import NovoGrad
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def novograd(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float) -> Tensor:
@@ -21,4 +21,4 @@ def novograd(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: fl
 @both_decays
 @all_dtypes
 def test_novograd(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: NovoGrad(p, lr=0.01, weight_decay=decay), transcribed(novograd, decay=decay), dtype)
+    assert_parity(lambda p: NovoGrad(p, lr=0.01, weight_decay=decay), transcription(novograd, decay=decay), dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submissions.random_scaling import RandomScalingRule
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def random_scaling(
@@ -20,11 +20,11 @@ def random_scaling(
 @both_decays
 @all_dtypes
 def test_random_scaling(decay: float, dtype: torch.dtype) -> None:
-    again = torch.Generator().manual_seed(3)
-    scales = [float(torch.empty(()).exponential_(generator=again)) for _ in range(25)]
-    follows(
+    generator = torch.Generator().manual_seed(3)
+    scales = [float(torch.empty(()).exponential_(generator=generator)) for _ in range(25)]
+    assert_parity(
         lambda p: RandomScalingRule(p, 0.05, 0.95, decay, torch.Generator().manual_seed(3)),
-        transcribed(random_scaling, decay=decay, scales=scales),
+        transcription(random_scaling, decay=decay, scales=scales),
         dtype,
     )
 

@@ -1,4 +1,4 @@
-"""What all rules get from their base, shown on one."""
+"""The common base of update rules, tested with Lion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from submissions.lion import Lion
 
 
-def test_parameters_without_gradient_are_skipped_and_closures_taken() -> None:
+def test_parameters_without_gradient_are_skipped_and_closures_called() -> None:
     used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = Lion([used, unused], lr=0.1)
 
@@ -23,7 +23,7 @@ def test_parameters_without_gradient_are_skipped_and_closures_taken() -> None:
     assert torch.allclose(used.detach(), torch.full((2,), 0.9))
 
 
-def test_parameters_age_by_their_own_gradients() -> None:
+def test_each_parameter_counts_its_own_steps() -> None:
     early, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = Lion([early, late], lr=0.1)
     for step in range(3):
@@ -32,7 +32,7 @@ def test_parameters_age_by_their_own_gradients() -> None:
     assert [optimizer.state[p]["step"] for p in (early, late)] == [3, 1]
 
 
-def test_narrow_parameters_are_rounded_once_and_their_state_stays_wide() -> None:
+def test_narrow_parameters_are_rounded_once_and_their_state_is_float32() -> None:
     parameter = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     optimizer = Lion([parameter], lr=0.01)
     parameter.grad = torch.tensor([0.1, -0.2, 0.3], dtype=torch.bfloat16)
@@ -56,13 +56,13 @@ def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         optimizer = Lion(parameters, lr=0.1, weight_decay=0.1)
         sizes = []
         for step in range(3):
-            for place, p in enumerate(parameters):
-                p.grad = None if place == step else torch.randn(p.shape, generator=generator)
+            for index, p in enumerate(parameters):
+                p.grad = None if index == step else torch.randn(p.shape, generator=generator)
             sizes.append(len(optimizer._buckets(optimizer.param_groups[0])))
             optimizer.step()
         return [p.detach() for p in parameters], sizes
 
-    whole, one = trained(float("inf"))
-    blocks, several = trained(8)
-    assert max(one) < max(several)
-    assert all(torch.equal(a, b) for a, b in zip(whole, blocks, strict=True))
+    unblocked, few = trained(float("inf"))
+    blocked, many = trained(8)
+    assert max(few) < max(many)
+    assert all(torch.equal(a, b) for a, b in zip(unblocked, blocked, strict=True))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from submissions.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
-from tests.submissions.parity import all_dtypes, both_decays, follows
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays
 
 
 def training(optimizer: Any) -> Any:
@@ -19,7 +19,7 @@ def training(optimizer: Any) -> Any:
 @both_decays
 @all_dtypes
 def test_sgd(decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: ScheduleFreeSGD(p, lr=0.1, weight_decay=decay),
         lambda p: training(schedulefree.SGDScheduleFree(p, lr=0.1, momentum=0.9, weight_decay=decay, foreach=False)),
         dtype,
@@ -29,7 +29,7 @@ def test_sgd(decay: float, dtype: torch.dtype) -> None:
 @both_decays
 @all_dtypes
 def test_adamw(decay: float, dtype: torch.dtype) -> None:
-    follows(
+    assert_parity(
         lambda p: ScheduleFreeAdamW(p, lr=0.01, weight_decay=decay),
         lambda p: training(schedulefree.AdamWScheduleFree(p, lr=0.01, weight_decay=decay, foreach=False)),
         dtype,
@@ -37,7 +37,7 @@ def test_adamw(decay: float, dtype: torch.dtype) -> None:
 
 
 def test_evaluation_weights_are_the_average_of_the_fast_sequence() -> None:
-    """With equal learning rates x is the plain mean of z over the steps."""
+    """With constant learning rates x is the mean of z over the steps."""
     p = nn.Parameter(torch.randn(5, dtype=torch.float64))
     optimizer = ScheduleFreeSGD([p], lr=0.1)
     fast = []

@@ -7,7 +7,7 @@ from pytorch_optimizer import SGDSaI as LibrarySGDSaI
 from torch import Tensor
 
 from submissions.sgd_sai import SGDSaI
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 LR = 0.3
 
@@ -22,12 +22,12 @@ def sgd_sai(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: flo
 @both_decays
 @all_dtypes
 def test_sgd_sai(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: SGDSaI(p, lr=LR, weight_decay=decay), transcribed(sgd_sai, decay=decay), dtype)
+    assert_parity(lambda p: SGDSaI(p, lr=LR, weight_decay=decay), transcription(sgd_sai, decay=decay), dtype)
 
 
 @both_decays
 def test_sgd_sai_is_the_librarys(decay: float) -> None:
-    follows(
+    assert_parity(
         lambda p: SGDSaI(p, lr=LR, weight_decay=decay), lambda p: LibrarySGDSaI(p, lr=LR, weight_decay=decay),
         torch.float32, shapes=((4, 6), (5,), (2, 3, 3, 3)),
     )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from submissions.sgdw import SGDW
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 
 def sgdw(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float, s: float = 1.0) -> Tensor:
@@ -18,7 +18,7 @@ def sgdw(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], decay: float,
 @both_decays
 @all_dtypes
 def test_sgdw(decay: float, dtype: torch.dtype) -> None:
-    follows(lambda p: SGDW(p, lr=0.05, weight_decay=decay), transcribed(sgdw, decay=decay), dtype)
+    assert_parity(lambda p: SGDW(p, lr=0.05, weight_decay=decay), transcription(sgdw, decay=decay), dtype)
 
 
 def test_the_schedule_scales_both_and_the_learning_rate_only_one() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from submissions.shampoo import ShampooRule
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 SHAPES = ((4, 6), (6, 4), (4, 6), (1, 5), (3, 1), (0, 3))
 EPS, START, EVERY = 1e-6, 3, 4
@@ -40,17 +40,23 @@ def shampoo(theta: Tensor, G: Tensor, t: int, memory: dict[str, Any], decay: flo
 @both_decays
 @all_dtypes
 def test_shampoo(decay: float, dtype: torch.dtype) -> None:
-    own = {"lr": 0.01, "betas": (0.9, 0.95), "eps": EPS, "grafting_eps": 1e-8, "weight_decay": decay}
-    own |= {"precondition_frequency": EVERY, "start_step": START}
-    # In float32 the eigenvalues of a singular matrix are rounding errors of 1e-7 beside an ε of 1e-6.
+    hyperparameters = {"lr": 0.01, "betas": (0.9, 0.95), "eps": EPS, "grafting_eps": 1e-8, "weight_decay": decay}
+    hyperparameters |= {"precondition_frequency": EVERY, "start_step": START}
+    # In float32 the zero eigenvalues of a singular matrix are rounding errors of 1e-7, not small against an ε of 1e-6.
     shapes = SHAPES if dtype != torch.float32 else ((5, 5), (1, 5), (3, 1), (0, 3))
-    follows(lambda p: ShampooRule(p, own), transcribed(shampoo, decay=decay), dtype, shapes=shapes, tolerance=1e-6)
+    assert_parity(
+        lambda p: ShampooRule(p, hyperparameters),
+        transcription(shampoo, decay=decay),
+        dtype,
+        shapes=shapes,
+        tolerance=1e-6,
+    )
 
 
 def test_the_root_is_the_inverse_fourth_root() -> None:
     p = torch.nn.Parameter(torch.eye(3, dtype=torch.float64))
-    own = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-12, "grafting_eps": 1e-8, "weight_decay": 0.0}
-    rule = ShampooRule([p], own | {"precondition_frequency": 1, "start_step": 0})
+    hyperparameters = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-12, "grafting_eps": 1e-8, "weight_decay": 0.0}
+    rule = ShampooRule([p], hyperparameters | {"precondition_frequency": 1, "start_step": 0})
     g = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     p.grad = g
     rule.step()
@@ -62,5 +68,5 @@ def test_the_root_is_the_inverse_fourth_root() -> None:
 def test_empty_matrices_are_left_alone(shape: tuple[int, int]) -> None:
     p = torch.nn.Parameter(torch.zeros(shape))
     p.grad = torch.zeros(shape)
-    own = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-12, "grafting_eps": 1e-8, "weight_decay": 0.1}
-    ShampooRule([p], own | {"precondition_frequency": 1, "start_step": 0}).step()
+    hyperparameters = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-12, "grafting_eps": 1e-8, "weight_decay": 0.1}
+    ShampooRule([p], hyperparameters | {"precondition_frequency": 1, "start_step": 0}).step()

@@ -8,10 +8,10 @@ from pytorch_optimizer import SOAP as LibrarySOAP
 from torch import Tensor
 
 from submissions.soap import SOAPRule
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
-# Where L or R is singular its eigenvectors are not unique, and neither is the rule. So the sides that are not square
-# here are longer than `max_precondition_dim`.
+# Where L or R is singular its eigenvectors are not unique, and neither is the update. So one side of each matrix that
+# is not square is longer than `max_precondition_dim`.
 SHAPES = ((5, 5), (3, 3), (5, 5), (4, 6), (6, 4))
 LIMIT = 5
 
@@ -44,25 +44,25 @@ def soap(theta: Tensor, G: Tensor, t: int, memory: dict[str, Any], decay: float,
     return theta
 
 
-def rule(p: Any, decay: float, every: int, limit: int = LIMIT) -> SOAPRule:
-    own = {"precondition_frequency": every, "max_precondition_dim": limit}
-    return SOAPRule(p, {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": decay} | own)
+def make_rule(p: Any, decay: float, every: int, limit: int = LIMIT) -> SOAPRule:
+    adam = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": decay}
+    return SOAPRule(p, adam | {"precondition_frequency": every, "max_precondition_dim": limit})
 
 
 @both_decays
 @all_dtypes
 @pytest.mark.parametrize("every", [1, 5])
 def test_soap(decay: float, dtype: torch.dtype, every: int) -> None:
-    follows(
-        lambda p: rule(p, decay, every), transcribed(soap, decay=decay, every=every), dtype, shapes=SHAPES,
+    assert_parity(
+        lambda p: make_rule(p, decay, every), transcription(soap, decay=decay, every=every), dtype, shapes=SHAPES,
         tolerance=1e-7,
     )  # fmt: skip
 
 
 def test_soap_is_the_librarys_between_two_refreshes() -> None:
-    """The library's refresh sorts neither the basis nor V, so only the steps before the first one are the same."""
-    follows(
-        lambda p: rule(p, 0.0, 1000),
+    """The library's refresh sorts neither the basis nor V, so only the steps before the first refresh are the same."""
+    assert_parity(
+        lambda p: make_rule(p, 0.0, 1000),
         lambda p: LibrarySOAP(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0, precondition_frequency=1000),
         torch.float32,
         shapes=((5, 5), (3, 3)),

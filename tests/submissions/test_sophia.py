@@ -9,13 +9,20 @@ from pytorch_optimizer import SophiaH as LibrarySophiaH
 from torch import Tensor, nn
 
 from submissions.sophia import SophiaG, SophiaH, SophiaRule
-from tests.submissions.parity import all_dtypes, both_decays, follows, gradients, loss, submitted
+from tests.submissions.parity import (
+    all_dtypes,
+    assert_parity,
+    both_decays,
+    compute_gradients,
+    compute_loss,
+    submission_optimizer,
+)
 
 LR, BETAS, GAMMA, EPS, EVERY = 0.01, (0.96, 0.9), 0.05, 1e-12, 3
 
 
 class Reference:
-    """Algorithm 3, with the estimators of Algorithms 1 and 2; gradients and products rounded to `dtype`."""
+    """Algorithm 3 with the estimators of Algorithms 1 and 2; gradients and products are rounded to `dtype`."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], kind: str, decay: float, dtype: torch.dtype) -> None:
         self.parameters, self.kind, self.decay, self.dtype, self.t = list(parameters), kind, decay, dtype, 0
@@ -25,13 +32,13 @@ class Reference:
 
     def estimates(self) -> list[Tensor]:
         if self.kind == "G":  # of four labels
-            sampled = gradients(self.parameters, self.t, labels="sampled")
+            sampled = compute_gradients(self.parameters, self.t, labels="sampled")
             return [4 * g.to(self.dtype).double() ** 2 for g in sampled]
         u = [torch.randn(p.shape, generator=self.noise, dtype=self.dtype).double() for p in self.parameters]
-        here = [p.detach().requires_grad_() for p in self.parameters]
-        first = torch.autograd.grad(loss(here, self.t), here, create_graph=True)
+        leaves = [p.detach().requires_grad_() for p in self.parameters]
+        first = torch.autograd.grad(compute_loss(leaves, self.t), leaves, create_graph=True)
         inner = torch.stack([(g * v).sum() for g, v in zip(first, u, strict=True)]).sum()
-        return [v * x.to(self.dtype).double() for v, x in zip(u, torch.autograd.grad(inner, here), strict=True)]
+        return [v * x.to(self.dtype).double() for v, x in zip(u, torch.autograd.grad(inner, leaves), strict=True)]
 
     def step(self) -> None:
         new = self.estimates() if self.t % EVERY == 0 else None
@@ -51,9 +58,16 @@ class Reference:
 @pytest.mark.parametrize("kind", ["G", "H"])
 def test_sophia(kind: str, decay: float, dtype: torch.dtype) -> None:
     cls: Any = SophiaG if kind == "G" else SophiaH
-    own = {"lr": LR, "betas": BETAS, "gamma": GAMMA, "eps": EPS, "weight_decay": decay, "estimate_every": EVERY}
-    follows(
-        submitted(cls, needs=cls.needs, **own),
+    hyperparameters = {
+        "lr": LR,
+        "betas": BETAS,
+        "gamma": GAMMA,
+        "eps": EPS,
+        "weight_decay": decay,
+        "estimate_every": EVERY,
+    }
+    assert_parity(
+        submission_optimizer(cls, needs=cls.needs, **hyperparameters),
         lambda p: Reference(p, kind, decay, dtype),  # type: ignore[arg-type, return-value]
         dtype,
     )

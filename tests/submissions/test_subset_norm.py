@@ -8,13 +8,13 @@ from pytorch_optimizer import AdamWSN
 from torch import Tensor
 
 from submissions.subset_norm import SubsetNormRule
-from tests.submissions.parity import all_dtypes, both_decays, follows, transcribed
+from tests.submissions.parity import all_dtypes, assert_parity, both_decays, transcription
 
 SHAPES = ((4, 6), (6, 4), (4, 6), (5, 5), (0, 3))
 LR, BETAS, EPS, GAP = 0.01, (0.9, 0.95), 1e-6, 6
 
 
-def own(rank: int, decay: float, eps: float = EPS) -> dict[str, Any]:
+def hyperparameters(rank: int, decay: float, eps: float = EPS) -> dict[str, Any]:
     return {"lr": LR, "betas": BETAS, "eps": eps, "weight_decay": decay, "rank": rank, "refresh_every": GAP}
 
 
@@ -37,16 +37,19 @@ def subset_norm(theta: Tensor, g: Tensor, t: int, memory: dict[str, Any], rank: 
 @all_dtypes
 @pytest.mark.parametrize("rank", [0, 3])
 def test_subset_norm_and_subspace_momentum(rank: int, decay: float, dtype: torch.dtype) -> None:
-    follows(
-        lambda p: SubsetNormRule(p, own(rank, decay)), transcribed(subset_norm, rank=rank, decay=decay), dtype,
-        shapes=SHAPES, tolerance=1e-7,
-    )  # fmt: skip
+    assert_parity(
+        lambda p: SubsetNormRule(p, hyperparameters(rank, decay)),
+        transcription(subset_norm, rank=rank, decay=decay),
+        dtype,
+        shapes=SHAPES,
+        tolerance=1e-7,
+    )
 
 
 def test_subset_norm_is_the_librarys_where_the_subsets_are_rows() -> None:
-    """The library cuts the flattened tensor into subsets of a given size instead, and decays weights after the step."""
-    follows(
-        lambda p: SubsetNormRule(p, own(0, 0.0, 1e-8)),
+    """The library cuts the flattened tensor into subsets of a given size, and decays weights after the step."""
+    assert_parity(
+        lambda p: SubsetNormRule(p, hyperparameters(0, 0.0, 1e-8)),
         lambda p: AdamWSN([{"params": p, "sn": True}], lr=LR, betas=BETAS, subset_size=4, eps=1e-8),
         torch.float32,
         shapes=((6, 4), (4, 4)),

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from submissions.swats import Swats
-from tests.submissions.parity import both_decays, follows
+from tests.submissions.parity import assert_parity, both_decays
 
 
 class Reference:
-    """Algorithm 1 on all parameters as one vector, with line-by-line names; pytorch_optimizer switches per tensor."""
+    """Algorithm 1 on all parameters as one vector, with the paper's names; pytorch_optimizer switches per tensor."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float, tolerance: float) -> None:
         self.parameters, self.decay, self.tolerance = list(parameters), decay, tolerance
@@ -47,28 +47,28 @@ class Reference:
 @pytest.mark.parametrize(("tolerance", "switches"), [(1e-9, False), (2e-3, True)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_swats(decay: float, tolerance: float, switches: bool, dtype: torch.dtype) -> None:
-    made: list[Swats] = []
+    rules: list[Swats] = []
 
     def ours(p: Sequence[nn.Parameter]) -> Swats:
-        made.append(Swats(p, lr=0.01, betas=(0.9, 0.99), weight_decay=decay, tolerance=tolerance))
-        return made[0]
+        rules.append(Swats(p, lr=0.01, betas=(0.9, 0.99), weight_decay=decay, tolerance=tolerance))
+        return rules[0]
 
-    follows(ours, lambda p: Reference(p, decay, tolerance), dtype)  # type: ignore[arg-type, return-value]
-    assert (made[0].param_groups[0]["sgd_rate"] is not None) == switches
+    assert_parity(ours, lambda p: Reference(p, decay, tolerance), dtype)  # type: ignore[arg-type, return-value]
+    assert (rules[0].param_groups[0]["sgd_rate"] is not None) == switches
 
 
 @pytest.mark.parametrize("phase", ["adam", "sgd"])
-def test_bfloat16_takes_the_same_steps(phase: str) -> None:
-    """Both phases by themselves: when to switch is a matter of rounding."""
-    made = [
+def test_bfloat16_makes_the_same_steps(phase: str) -> None:
+    """Each phase separately, since the step of the switch depends on rounding."""
+    rules = [
         Swats(p, lr=0.01) for p in ([nn.Parameter(torch.ones(4, dtype=d))] for d in (torch.bfloat16, torch.float32))
     ]
-    for rule in made:
+    for rule in rules:
         if phase == "sgd":
             rule.param_groups[0]["sgd_rate"] = 2.0
         p = rule.param_groups[0]["params"][0]
         for k in range(5):
             p.grad = torch.tensor([0.1, -0.2, 0.3, 0.4], dtype=p.dtype) * (k + 1)
             rule.step()
-    narrow, upcast = (rule.param_groups[0]["params"][0].detach().float() for rule in made)
+    narrow, upcast = (rule.param_groups[0]["params"][0].detach().float() for rule in rules)
     assert torch.allclose(narrow, upcast, rtol=2**-6)

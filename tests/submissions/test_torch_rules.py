@@ -1,4 +1,4 @@
-"""The rules that come from torch, against the papers. Not in bfloat16, where torch keeps its state as narrow."""
+"""torch's optimizers against the papers. Not in bfloat16, since torch's state then is bfloat16 too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.submissions.parity import both_decays, follows, transcribed
+from tests.submissions.parity import assert_parity, both_decays, transcription
 
 
 def moments(g: Tensor, t: int, memory: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -111,9 +111,9 @@ RULES = [
 def test_torch_is_faithful(
     published: Any, paper: Any, options: dict[str, Any], decay: float, dtype: torch.dtype
 ) -> None:
-    follows(
+    assert_parity(
         lambda p: published(p, **{"lr": 0.01, "weight_decay": decay} | options),
-        transcribed(paper, decay=decay),
+        transcription(paper, decay=decay),
         dtype,
         tolerance=1e-7,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from submissions.vrgd import VRSGD, VRAdam
-from tests.submissions.parity import both_decays, follows, gradients, submitted
+from tests.submissions.parity import assert_parity, both_decays, compute_gradients, submission_optimizer
 
 GAMMA = 0.1
 wide_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -22,13 +22,13 @@ class Reference:
         self.memories: list[dict[str, Any]] = [{} for _ in parameters]
 
     def step(self) -> None:
-        pieces = [gradients(self.parameters, self.t, slice(k, k + 1)) for k in range(4)]
+        gradients = [compute_gradients(self.parameters, self.t, slice(k, k + 1)) for k in range(4)]
         self.t += 1
         for i, (p, memory) in enumerate(zip(self.parameters, self.memories, strict=True)):
             if p.numel():
-                p.data = self.moved(p.detach(), torch.stack([piece[i] for piece in pieces]), memory)
+                p.data = self.update(p.detach(), torch.stack([of_example[i] for of_example in gradients]), memory)
 
-    def moved(self, theta: Tensor, g: Tensor, memory: dict[str, Any]) -> Tensor:
+    def update(self, theta: Tensor, g: Tensor, memory: dict[str, Any]) -> Tensor:
         mean = g.mean(0)
         r = mean**2 / (g.var(0, unbiased=False) + 1e-300)
         r = (r / r.mean()).clamp(GAMMA, 1)
@@ -46,8 +46,10 @@ class Reference:
 @both_decays
 @wide_dtypes
 def test_vr_sgd(decay: float, dtype: torch.dtype) -> None:
-    follows(
-        submitted(VRSGD, needs=VRSGD.needs, lr=0.01, momentum=0.9, weight_decay=decay, pieces=4, gamma=GAMMA),
+    assert_parity(
+        submission_optimizer(
+            VRSGD, needs=VRSGD.needs, lr=0.01, momentum=0.9, weight_decay=decay, pieces=4, gamma=GAMMA
+        ),
         lambda p: Reference(p, "sgd", decay),  # type: ignore[arg-type, return-value]
         dtype,
     )
@@ -56,9 +58,16 @@ def test_vr_sgd(decay: float, dtype: torch.dtype) -> None:
 @both_decays
 @wide_dtypes
 def test_vr_adam(decay: float, dtype: torch.dtype) -> None:
-    own = {"lr": 0.01, "betas": (0.9, 0.99), "beta3": 0.8, "weight_decay": decay, "pieces": 4, "gamma": GAMMA}
-    follows(
-        submitted(VRAdam, needs=VRAdam.needs, **own),
+    hyperparameters = {
+        "lr": 0.01,
+        "betas": (0.9, 0.99),
+        "beta3": 0.8,
+        "weight_decay": decay,
+        "pieces": 4,
+        "gamma": GAMMA,
+    }
+    assert_parity(
+        submission_optimizer(VRAdam, needs=VRAdam.needs, **hyperparameters),
         lambda p: Reference(p, "adam", decay),  # type: ignore[arg-type, return-value]
         dtype,
     )
@@ -66,9 +75,9 @@ def test_vr_adam(decay: float, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("cls", [VRSGD, VRAdam])
 def test_bfloat16_parameters_take_the_same_ratios(cls: Any) -> None:
-    """The base is torch's optimizer, whose state is bfloat16; the ratios are not."""
+    """The state of the base, torch's optimizer, is bfloat16; the ratios are float32."""
     parameters = [nn.Parameter(torch.ones(4, 6, dtype=torch.bfloat16))]
-    steps = submitted(cls, needs=cls.needs, lr=0.1, pieces=4)(parameters)
+    steps = submission_optimizer(cls, needs=cls.needs, lr=0.1, pieces=4)(parameters)
     for _ in range(20):
         steps.step()
     assert parameters[0].isfinite().all() and not torch.equal(parameters[0], torch.ones(4, 6, dtype=torch.bfloat16))

@@ -1,4 +1,4 @@
-"""Wrappers around plain SGD, against the same training by hand."""
+"""Wrappers around plain SGD, against the same training written out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.harness.problem import Net, make
 STEPS = 11
 
 
-def start(wrapper: str | None = None, **hyperparameters: float) -> Training:
+def start_training(wrapper: str | None = None, **hyperparameters: float) -> Training:
     arguments = ["optimizer.class_path=torch.optim.SGD", "optimizer.hyperparameters.lr=0.3"]
     arguments += [f"optimizer.hyperparameters.{name}={value}" for name, value in hyperparameters.items()]
     if wrapper is not None:
@@ -37,7 +37,7 @@ def evaluated(training: Training) -> list[Tensor]:
 
 
 def test_lookahead() -> None:
-    wrapped, plain = start("lookahead.Lookahead", lookahead_steps=3, lookahead_alpha=0.4), start()
+    wrapped, plain = start_training("lookahead.Lookahead", lookahead_steps=3, lookahead_alpha=0.4), start_training()
     slow = weights(plain)
     for step in range(1, STEPS + 1):
         train_until(wrapped, step)
@@ -65,7 +65,7 @@ def test_lookahead() -> None:
 )  # fmt: skip
 def test_averages(wrapper: str, options: dict[str, float], coefficients: list[float]) -> None:
     """swa_start=0.05 of the problem's 80 steps is 4."""
-    wrapped, plain = start(f"averaging.{wrapper}", **options), start()
+    wrapped, plain = start_training(f"averaging.{wrapper}", **options), start_training()
     mean = [torch.zeros_like(p) for p in weights(plain)]
     for step, coefficient in enumerate(coefficients, 1):
         train_until(wrapped, step)
@@ -76,47 +76,47 @@ def test_averages(wrapper: str, options: dict[str, float], coefficients: list[fl
     torch.testing.assert_close(weights(wrapped), weights(plain), rtol=0, atol=0)
 
 
-def test_the_statistics_of_a_tail_average_are_taken_anew_for_the_evaluation_alone() -> None:
-    taken = {}
+def test_a_tail_average_recomputes_batch_norm_statistics_for_evaluations_only() -> None:
+    statistics = {}
     for recalibration in (0, 2):
-        training = start("averaging.TailAverage", swa_start=0.05, swa_recalibration=recalibration)
+        training = start_training("averaging.TailAverage", swa_start=0.05, swa_recalibration=recalibration)
         model, forwards = training.runner.model, training.runner.counters
-        for steps, anew in ((3, False), (STEPS, True)):
+        for steps, recomputed in ((3, False), (STEPS, True)):
             train_until(training, steps)
             trained, before = [s.clone() for s in batch_norm_statistics(model)], forwards.forward_examples
             with training.submission.evaluation_weights():
-                taken[recalibration] = [s.clone() for s in batch_norm_statistics(model)]
+                statistics[recalibration] = [s.clone() for s in batch_norm_statistics(model)]
             assert all(torch.equal(a, b) for a, b in zip(batch_norm_statistics(model), trained, strict=True))
-            assert forwards.forward_examples - before == 32 * recalibration * anew
-    assert not any(torch.equal(a, b) for a, b in zip(taken[0], taken[2], strict=True))
+            assert forwards.forward_examples - before == 32 * recalibration * recomputed
+    assert not any(torch.equal(a, b) for a, b in zip(statistics[0], statistics[2], strict=True))
 
 
-def test_sam_takes_the_gradient_at_the_worse_point() -> None:
-    from submissions.sam import _Ascended
+def test_sam_computes_the_gradient_at_perturbed_weights() -> None:
+    from submissions.sam import _PerturbedContext
 
-    evaluator, ctx = make(Need.RE_EVALUATE, model=Net(0.0, norm=False))
-    here = [p.detach().clone() for p in evaluator.parameters]
+    runner, ctx = make(Need.RE_EVALUATE, model=Net(0.0, norm=False))
+    initial = [p.detach().clone() for p in runner.parameters]
     gradients = ctx.gradients()
     norm = sum(float(g.square().sum()) for g in gradients) ** 0.5
-    expected = ctx.gradients(params=[p + 0.3 / norm * g for p, g in zip(here, gradients, strict=True)])
-    loss = _Ascended(ctx, 0.3).backward()
-    torch.testing.assert_close([p.grad for p in evaluator.parameters], expected, rtol=1e-9, atol=1e-12)
-    assert all(torch.equal(p, q) for p, q in zip(evaluator.parameters, here, strict=True))
+    expected = ctx.gradients(params=[p + 0.3 / norm * g for p, g in zip(initial, gradients, strict=True)])
+    loss = _PerturbedContext(ctx, 0.3).backward()
+    torch.testing.assert_close([p.grad for p in runner.parameters], expected, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(p, q) for p, q in zip(runner.parameters, initial, strict=True))
     torch.testing.assert_close(loss, ctx.loss_and_gradients()[0])
 
 
 def test_coordinate_clipping_bounds_the_largest_share() -> None:
-    from submissions.coordinate_clipping import _Clipped
+    from submissions.coordinate_clipping import _ClippedContext
 
-    evaluator, ctx = make(Need.RE_EVALUATE, model=Net(0.0, norm=False))
+    runner, ctx = make(Need.RE_EVALUATE, model=Net(0.0, norm=False))
     plain = ctx.gradients()
-    _Clipped(ctx, 0.2).backward()
-    for p, g in zip(evaluator.parameters, plain, strict=True):
+    _ClippedContext(ctx, 0.2).backward()
+    for p, g in zip(runner.parameters, plain, strict=True):
         bound = g.abs().flatten().sort().values[round(0.8 * g.numel()) - 1]
         torch.testing.assert_close(p.grad, g.clip(-bound, bound))
 
 
-def test_a_wrapper_goes_around_any_submission_and_its_hyperparameters_stand_beside_the_others() -> None:
+def test_a_wrapper_around_another_submission_shares_its_hyperparameters() -> None:
     lookahead = "submissions.lookahead.Lookahead"
     around = f"optimizer.wrappers=[{lookahead}]"
     training = conformance.make_subject("muon", around, "optimizer.hyperparameters.lookahead_steps=2").build()

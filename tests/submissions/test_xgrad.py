@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from harness.interface import OptimizerSubmission, Setup
 from submissions.xgrad import XGrad
-from tests.submissions.parity import all_dtypes, follows, gradients, submitted
+from tests.submissions.parity import all_dtypes, assert_parity, compute_gradients, submission_optimizer
 
 
 class Reference:
@@ -28,9 +28,9 @@ class Reference:
 
     def step(self) -> None:
         predicted = [p.detach() - self.ahead * 0.01 * self.delta(i) for i, p in enumerate(self.parameters)]
-        there = [g.to(self.dtype).double() for g in gradients(predicted, self.t)]
+        gradients = [g.to(self.dtype).double() for g in compute_gradients(predicted, self.t)]
         self.t += 1
-        for i, (p, g) in enumerate(zip(self.parameters, there, strict=True)):
+        for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
             if self.kind == "sgd":
                 self.m[i] = 0.9 * self.m[i] + g
             else:
@@ -48,29 +48,32 @@ def test_xgrad(kind: str, ahead: float, dtype: torch.dtype) -> None:
             optimizer = torch.optim.Adam(setup.parameters, lr=0.01, betas=(0.9, 0.99))
         return XGrad(setup, OptimizerSubmission(setup, [optimizer]), xgrad_steps=ahead)
 
-    if dtype == torch.bfloat16:  # torch's own state is rounded there: it trains, and the weights come back to the bit
+    # torch's own state is rounded in bfloat16, so that only a run without an error is checked.
+    if dtype == torch.bfloat16:
         parameters = [nn.Parameter(torch.ones(4, 6, dtype=dtype))]
-        steps = submitted(make)(parameters)
+        steps = submission_optimizer(make)(parameters)
         for _ in range(25):
             steps.step()
         assert parameters[0].isfinite().all()
         return
-    follows(submitted(make), lambda p: Reference(p, kind, ahead, dtype), dtype)  # type: ignore[arg-type, return-value]
+    assert_parity(submission_optimizer(make), lambda p: Reference(p, kind, ahead, dtype), dtype)  # type: ignore[arg-type, return-value]
 
 
-def test_gradients_of_micro_batches_are_taken_ahead_too() -> None:
+def test_gradients_of_micro_batches_are_predicted_too() -> None:
     seen: list[list[Tensor]] = []
 
     class Sees(OptimizerSubmission):
         def step(self, ctx: Any) -> None:
-            seen.append([piece[0] for piece in ctx.micro_batch_gradients()])
+            seen.append([gradients[0] for gradients in ctx.micro_batch_gradients()])
             self.update(ctx)
 
     p = nn.Parameter(torch.ones(3, dtype=torch.float64))
-    steps = submitted(lambda setup: XGrad(setup, Sees(setup, [torch.optim.SGD(setup.parameters, lr=0.1)])))([p])
+    steps = submission_optimizer(lambda setup: XGrad(setup, Sees(setup, [torch.optim.SGD(setup.parameters, lr=0.1)])))(
+        [p]
+    )
     steps.step()
     before = p.detach().clone()
     steps.step()
     moved = before - torch.ones(3, dtype=torch.float64)
-    expected = [gradients([before + moved], 1, slice(k, k + 1))[0] for k in range(4)]
+    expected = [compute_gradients([before + moved], 1, slice(k, k + 1))[0] for k in range(4)]
     torch.testing.assert_close(seen[1], expected)

@@ -1,4 +1,4 @@
-"""Facts of the shipped mini workloads, and a small Fashion-MNIST that needs no download."""
+"""Specifications of the shipped mini workloads, and a small Fashion-MNIST that needs no download."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Splits = dict[str, Images]
 
 
 @pytest.fixture
-def facts() -> Callable[..., WorkloadSpec]:
-    """facts("vit", data={...}): what is composed at scale=mini, with single options replaced."""
+def make_spec() -> Callable[..., WorkloadSpec]:
+    """make_spec("vit", data={...}): the specification at scale=mini, with single options replaced."""
 
     def compose(name: str, **changes: dict[str, Any]) -> WorkloadSpec:
         merged: dict[str, Any] = {}
@@ -44,7 +44,7 @@ def keys() -> torch.Tensor:
 
 @pytest.fixture
 def noise(monkeypatch: pytest.MonkeyPatch) -> Splits:
-    """300 training and 40 test images of noise, which the loader takes for the released ones."""
+    """300 training and 40 test images of noise, whose hashes the loader expects."""
     random = np.random.default_rng(0)
     splits = {
         name: Images(random.integers(0, 256, (n, 28, 28), np.uint8), random.integers(0, 10, n, np.uint8))

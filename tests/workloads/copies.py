@@ -22,14 +22,14 @@ Batches = dict[str, tuple[np.ndarray, list[int]]]
 
 
 def cifar_images(per_batch: int = 20) -> Batches:
-    """Images uint8 [n, 3, 32, 32] and labels by name of the batch; every class equally often."""
+    """Images uint8 [n, 3, 32, 32] and labels by name of the batch; every class occurs equally often."""
     random = np.random.default_rng(0)
     labels = [i % 10 for i in range(per_batch)]
     return {name: (random.integers(0, 256, (per_batch, 3, 32, 32), np.uint8), labels) for name in (*TRAIN, *TEST)}
 
 
 def cifar_batch(images: np.ndarray, labels: Sequence[int]) -> bytes:
-    """As the release has them: Python 2's pickle, whose arrays come from a module that numpy has renamed since."""
+    """A batch in the release's format: Python 2's pickle, with a module of numpy that has been renamed since."""
     content = {
         b"batch_label": b"x",
         b"labels": list(labels),
@@ -51,7 +51,7 @@ def cifar_archive(root: Path, batches: Batches) -> Path:
     root.mkdir(parents=True)
     with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
         for name, (images, labels) in batches.items():
-            add(archive, f"cifar-10-batches-py/{name}", cifar_batch(images, labels))
+            add_member(archive, f"cifar-10-batches-py/{name}", cifar_batch(images, labels))
     return root
 
 
@@ -59,7 +59,8 @@ def cifar_parquet(root: Path, batches: Batches) -> Path:
     for split, names in (("train", TRAIN), ("test", TEST)):
         rows = [(image, label) for name in names for image, label in zip(*batches[name], strict=True)]
         images = [
-            {"bytes": encoded(image.transpose(1, 2, 0), "PNG"), "path": f"{i}.png"} for i, (image, _) in enumerate(rows)
+            {"bytes": encode_image(image.transpose(1, 2, 0), "PNG"), "path": f"{i}.png"}
+            for i, (image, _) in enumerate(rows)
         ]
         table = pyarrow.table({"img": images, "label": [label for _, label in rows]})
         write_parquet(table, root / "plain_text" / f"{split}-00000-of-00001.parquet")
@@ -73,11 +74,11 @@ Pictures = dict[str, dict[str, list[bytes]]]
 
 
 def imagenet_pictures(train: int = 8, validation: int = 3) -> Pictures:
-    """By split and class the files' bytes: JPEG of all sorts, and a PNG named as one, as there is."""
+    """The files' bytes by split and class: JPEG of all modes, and a PNG with the name of a JPEG, as in ImageNet."""
     random = np.random.default_rng(1)
-    found: Pictures = {}
+    pictures: Pictures = {}
     for split, count in (("train", train), ("validation", validation)):
-        found[split] = {}
+        pictures[split] = {}
         for label, name in enumerate(CLASSES):
             files = []
             for i in range(count):
@@ -86,9 +87,9 @@ def imagenet_pictures(train: int = 8, validation: int = 3) -> Pictures:
                 image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
                 mode = {(0, 0): "CMYK", (0, 1): "L"}.get((label, i), "RGB")
                 kind = "PNG" if (label, i) == (1, 0) and split == "train" else "JPEG"
-                files.append(encoded(np.asarray(image.convert(mode)), kind, mode))
-            found[split][name] = files
-    return found
+                files.append(encode_image(np.asarray(image.convert(mode)), kind, mode))
+            pictures[split][name] = files
+    return pictures
 
 
 def imagenet_folder(root: Path, pictures: Pictures) -> Path:
@@ -104,12 +105,13 @@ def imagenet_folder(root: Path, pictures: Pictures) -> Path:
 def imagenet_parquet(root: Path, pictures: Pictures, files: int = 2) -> Path:
     for split, classes in pictures.items():
         rows = [(content, label) for label, name in enumerate(classes) for content in classes[name]]
-        rows = [rows[i] for i in np.random.default_rng(2).permutation(len(rows))]  # the hub shuffles them
+        # As on the hub, in random order.
+        rows = [rows[i] for i in np.random.default_rng(2).permutation(len(rows))]
         for k in range(files):
-            mine = rows[k::files]
+            part = rows[k::files]
             table = pyarrow.table({
-                "image": [{"bytes": content, "path": f"{split}_{k}_{i}.JPEG"} for i, (content, _) in enumerate(mine)],
-                "label": [label for _, label in mine],
+                "image": [{"bytes": content, "path": f"{split}_{k}_{i}.JPEG"} for i, (content, _) in enumerate(part)],
+                "label": [label for _, label in part],
             })  # fmt: skip
             write_parquet(table, root / "data" / f"{split}-{k:05d}-of-{files:05d}.parquet")
     return root
@@ -119,7 +121,7 @@ def imagenet_parquet(root: Path, pictures: Pictures, files: int = 2) -> Path:
 
 
 def pages(count: int = 400) -> list[str]:
-    """Texts of some ten to a hundred words, with what a tokeniser may trip over."""
+    """Texts of ten to a hundred words, with difficult cases for a tokeniser."""
     random = np.random.default_rng(3)
     words = [
         "the",
@@ -155,29 +157,29 @@ def text_files(root: Path, texts: list[str]) -> Path:
 
 
 def text_archives(root: Path, texts: list[str], files: int = 3) -> Path:
-    """urlsf_subset*.xz of the release: tar archives of texts, compressed."""
+    """The release's urlsf_subset*.xz: compressed tar archives of texts."""
     root.mkdir(parents=True)
     for k in range(files):
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w") as archive:
             for i, text in enumerate(texts[k::files]):
-                add(archive, f"{i:07d}-{k}.txt", text.encode())
+                add_member(archive, f"{i:07d}-{k}.txt", text.encode())
         (root / f"urlsf_subset{k:02d}_data.xz").write_bytes(lzma.compress(content.getvalue(), preset=0))
     return root
 
 
-# ---- pieces --------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def encoded(image: np.ndarray, kind: str, mode: str | None = None) -> bytes:
+def encode_image(image: np.ndarray, kind: str, mode: str | None = None) -> bytes:
     content = io.BytesIO()
-    made = Image.fromarray(image) if mode is None else Image.frombytes(mode, image.shape[1::-1], image.tobytes())
+    picture = Image.fromarray(image) if mode is None else Image.frombytes(mode, image.shape[1::-1], image.tobytes())
     options: dict[str, Any] = {"quality": 90} if kind == "JPEG" else {}
-    (made.convert("RGB") if kind == "PNG" else made).save(content, kind, **options)
+    (picture.convert("RGB") if kind == "PNG" else picture).save(content, kind, **options)
     return content.getvalue()
 
 
-def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
@@ -188,5 +190,5 @@ def write_parquet(table: pyarrow.Table, path: Path) -> None:
     pyarrow.parquet.write_table(table, path)
 
 
-def quiet(done: int, total: int) -> None:
-    """A report that nobody reads."""
+def ignore_progress(done: int, total: int) -> None:
+    """A progress report that does nothing."""

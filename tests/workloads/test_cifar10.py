@@ -1,4 +1,4 @@
-"""CIFAR-10: every format gives the same arrays, and nothing damaged gets through."""
+"""CIFAR-10: every format gives the same arrays, and damaged data are refused."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from harness.config.compose import load_run
 from harness.errors import PreparationError, WorkloadError
 from harness.interface.workload import WorkloadSpec
 from workloads.data import cifar10, prepared
-from workloads.data.prepared import Prepared
+from workloads.data.prepared import PreparedData
 from workloads.resnet import ResNet
 
 from . import copies
-from .copies import Batches, quiet
+from .copies import Batches, ignore_progress
 
 BATCHES = copies.cifar_images()
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def released(monkeypatch: pytest.MonkeyPatch) -> Batches:
-    """The copies are taken for the release."""
+    """The hashes and counts of the release are set to those of the copies."""
     sums = {name: hashlib.md5(copies.cifar_batch(*batch)).hexdigest() for name, batch in BATCHES.items()}
     monkeypatch.setattr(
         cifar10, "BATCHES", {"train": {n: sums[n] for n in copies.TRAIN}, "test": {n: sums[n] for n in copies.TEST}}
@@ -37,8 +37,8 @@ def released(monkeypatch: pytest.MonkeyPatch) -> Batches:
     return BATCHES
 
 
-def prepare(source: Path, root: Path, partial: bool = False) -> Prepared:
-    return cifar10.prepare(str(source), root, partial=partial, workers=1, report=quiet)
+def prepare(source: Path, root: Path, partial: bool = False) -> PreparedData:
+    return cifar10.prepare(str(source), root, partial=partial, workers=1, report=ignore_progress)
 
 
 FORMATS: dict[str, Callable[[Path, Batches], Path]] = {
@@ -50,20 +50,20 @@ FORMATS: dict[str, Callable[[Path, Batches], Path]] = {
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_gives_the_same(tmp_path: Path, released: Batches, form: str) -> None:
-    made = prepare(FORMATS[form](tmp_path / "copy", released), tmp_path / "root")
-    assert made.complete and made.counts == {"train": 100, "test": 20}
-    found, splits = cifar10.load(str(tmp_path / "root"))
-    assert found == made and cifar10.load(str(tmp_path / "root" / "cifar10"))[0] == made
+    data = prepare(FORMATS[form](tmp_path / "copy", released), tmp_path / "root")
+    assert data.complete and data.counts == {"train": 100, "test": 20}
+    loaded, splits = cifar10.load_splits(str(tmp_path / "root"))
+    assert loaded == data and cifar10.load_splits(str(tmp_path / "root" / "cifar10"))[0] == data
     for split, names in (("train", copies.TRAIN), ("test", copies.TEST)):
         np.testing.assert_array_equal(splits[split].images, np.concatenate([released[name][0] for name in names]))
         assert splits[split].labels.tolist() == [label for name in names for label in released[name][1]]
         assert isinstance(splits[split].images, np.memmap) and splits[split].images.dtype == np.uint8
     other = prepare(copies.cifar_folder(tmp_path / "other", released), tmp_path / "again")
-    assert made.content == other.content
-    assert {k: v["sha256"] for k, v in made.files.items()} == {k: v["sha256"] for k, v in other.files.items()}
+    assert data.content == other.content
+    assert {k: v["sha256"] for k, v in data.files.items()} == {k: v["sha256"] for k, v in other.files.items()}
 
 
-def test_the_archive_itself_may_be_named(tmp_path: Path, released: Batches) -> None:
+def test_the_source_may_be_the_archive_itself(tmp_path: Path, released: Batches) -> None:
     archive = copies.cifar_archive(tmp_path / "copy", released) / cifar10.ARCHIVE
     assert prepare(archive, tmp_path / "root").complete
 
@@ -72,37 +72,37 @@ def test_the_hub_by_datasets(tmp_path: Path, released: Batches, monkeypatch: pyt
     """`datasets` finds splits and files of a repository in the hub's form; here the repository is a folder."""
     copy = copies.cifar_parquet(tmp_path / "copy", released)
     monkeypatch.setattr(cifar10, "HUB", str(copy))
-    made = cifar10.prepare("hub", tmp_path / "root", partial=False, workers=1, report=quiet)
-    assert made.complete and made.source == "hub"
-    assert made.content == prepare(copy, tmp_path / "again").content
+    data = cifar10.prepare("hub", tmp_path / "root", partial=False, workers=1, report=ignore_progress)
+    assert data.complete and data.source == "hub"
+    assert data.content == prepare(copy, tmp_path / "again").content
 
 
-def test_an_unreachable_hub_names_the_other_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_an_unreachable_hub_names_the_alternative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10, "HUB", str(tmp_path / "nothing"))
-    with pytest.raises(PreparationError, match=r"--source hub: .*nothing cannot be had.*--source FOLDER"):
-        cifar10.prepare("hub", tmp_path / "root", partial=False, workers=1, report=quiet)
+    with pytest.raises(PreparationError, match=r"--source hub: .*nothing cannot be downloaded.*--source FOLDER"):
+        cifar10.prepare("hub", tmp_path / "root", partial=False, workers=1, report=ignore_progress)
 
 
-# ---- what is not the release ---------------------------------------------------------------------------------------
+# ---- incomplete and damaged sources --------------------------------------------------------------------------------
 
 
-def test_a_wrong_hash_is_refused_unless_it_is_meant(tmp_path: Path, released: Batches) -> None:
+def test_a_wrong_hash_is_refused_without_partial(tmp_path: Path, released: Batches) -> None:
     copy = copies.cifar_folder(tmp_path / "copy", released)
     batch = copy / "cifar-10-batches-py" / "data_batch_3"
     images, labels = released["data_batch_3"]
     batch.write_bytes(copies.cifar_batch(images ^ 1, labels))
-    wanted = cifar10.BATCHES["train"]["data_batch_3"]
-    with pytest.raises(PreparationError, match=rf"data_batch_3 has the MD5 .*{wanted}.*--partial"):
+    expected = cifar10.BATCHES["train"]["data_batch_3"]
+    with pytest.raises(PreparationError, match=rf"data_batch_3 has the MD5 .*{expected}.*--partial"):
         prepare(copy, tmp_path / "root")
     assert not (tmp_path / "root" / "cifar10" / "prepared.json").exists()
-    made = prepare(copy, tmp_path / "root", partial=True)
-    assert not made.complete and "data_batch_3" in made.missing_data
-    assert made.fingerprint["published"] == "no: other MD5 than released: data_batch_3"
+    data = prepare(copy, tmp_path / "root", partial=True)
+    assert not data.complete and "data_batch_3" in data.missing_data
+    assert data.fingerprint["published"] == "no: other MD5 than released: data_batch_3"
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "code", "shape", "labels"])
 def test_a_damaged_batch_is_named(tmp_path: Path, damage: str) -> None:
-    """With --partial, where no hash stands in the way."""
+    """With --partial, which does not check hashes."""
     copy = copies.cifar_folder(tmp_path / "copy", BATCHES)
     batch = copy / "cifar-10-batches-py" / "data_batch_2"
     content = batch.read_bytes()
@@ -161,11 +161,11 @@ def test_damaged_parquet_is_named(tmp_path: Path, damage: str) -> None:
         prepare(copy, tmp_path / "root", partial=True)
 
 
-# ---- prepared ------------------------------------------------------------------------------------------------------
+# ---- prepared data -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["bit", "half", "missing", "manifest", "version", "other"])
-def test_damage_after_the_preparation_is_seen(tmp_path: Path, damage: str) -> None:
+def test_damage_after_the_preparation_is_detected(tmp_path: Path, damage: str) -> None:
     prepare(copies.cifar_folder(tmp_path / "copy", BATCHES), tmp_path / "root", partial=True)
     folder = tmp_path / "root" / "cifar10"
     path, manifest = folder / "train-images.npy", folder / "prepared.json"
@@ -183,11 +183,11 @@ def test_damage_after_the_preparation_is_seen(tmp_path: Path, damage: str) -> No
     else:
         manifest.write_text(manifest.read_text().replace('"dataset": "cifar10"', '"dataset": "mnist"'))
     with pytest.raises(PreparationError, match=r"data=.*python scripts/prepare_data.py cifar10"):
-        cifar10.load(str(tmp_path / "root"))
+        cifar10.load_splits(str(tmp_path / "root"))
 
 
-def test_what_is_not_prepared_says_how(
-    facts: Callable[..., WorkloadSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_error_for_missing_data_says_how_to_prepare_them(
+    make_spec: Callable[..., WorkloadSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(prepared.ROOT_VARIABLE, str(tmp_path))
     workload = ResNet(load_run(["workload=resnet", "scale=full", "optimizer=sgd"]).spec)
@@ -222,7 +222,7 @@ def test_crops_and_mirrors_of_colour_images(tmp_path: Path, keys: torch.Tensor) 
         workload.load(str(tmp_path / "root"), CPU)
         return workload.batch(torch.arange(64), keys)["inputs"]
 
-    for got, image, key in zip(batch(4, "true"), batch(0, "false"), keys.tolist(), strict=True):
+    for augmented, image, key in zip(batch(4, "true"), batch(0, "false"), keys.tolist(), strict=True):
         row, column = (key & 0xFFFF) % 9, (key >> 16 & 0xFFFF) % 9
         crop = torch.nn.functional.pad(image, [4] * 4)[:, row : row + 32, column : column + 32]
-        assert torch.equal(got, crop.flip(-1) if key >> 32 & 1 else crop)
+        assert torch.equal(augmented, crop.flip(-1) if key >> 32 & 1 else crop)

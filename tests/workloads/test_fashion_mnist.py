@@ -20,13 +20,13 @@ from workloads.data.fashion_mnist import DEBIAN, Images, parse_idx
 
 from .conftest import Splits, idx_bytes
 
-THREE_WAYS = r"data=hub.*apt-get install dataset-fashion-mnist.*data=debian.*data=/path/to/folder"
+REMEDY = r"data=hub.*apt-get install dataset-fashion-mnist.*data=debian.*data=/path/to/folder"
 
 
-def assert_same(got: Splits, expected: Splits) -> None:
+def assert_same(splits: Splits, expected: Splits) -> None:
     for name in ("train", "test"):
-        np.testing.assert_array_equal(got[name].images, expected[name].images)
-        np.testing.assert_array_equal(got[name].labels, expected[name].labels)
+        np.testing.assert_array_equal(splits[name].images, expected[name].images)
+        np.testing.assert_array_equal(splits[name].labels, expected[name].labels)
 
 
 # -- IDX --------------------------------------------------------------------------------------------------------------
@@ -54,23 +54,21 @@ def test_any_bytes_are_an_idx_file_or_a_value_error(content: bytes) -> None:
     assert idx_bytes(array) == content
 
 
-# -- The three ways ---------------------------------------------------------------------------------------------------
+# -- The three sources ------------------------------------------------------------------------------------------------
 
 
 def test_folder_of_idx_files(idx_folder: Path, noise: Splits) -> None:
-    source, splits = fashion_mnist.load(str(idx_folder))
+    source, splits = fashion_mnist.load_splits(str(idx_folder))
     assert source == str(idx_folder)
     assert_same(splits, noise)
 
 
-def test_debian_is_preferred_and_the_hub_comes_next(
-    idx_folder: Path, noise: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_prefers_debian_to_the_hub(idx_folder: Path, noise: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion_mnist, "DEBIAN", idx_folder)
-    assert fashion_mnist.load("auto")[0] == fashion_mnist.load("debian")[0] == "debian"
+    assert fashion_mnist.load_splits("auto")[0] == fashion_mnist.load_splits("debian")[0] == "debian"
     monkeypatch.setattr(fashion_mnist, "DEBIAN", idx_folder / "absent")
-    monkeypatch.setattr(fashion_mnist, "_from_hub", lambda split: noise[split])
-    assert fashion_mnist.load("auto")[0] == "hub"
+    monkeypatch.setattr(fashion_mnist, "_load_with_datasets", lambda split: noise[split])
+    assert fashion_mnist.load_splits("auto")[0] == "hub"
 
 
 def test_hub(noise: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +79,7 @@ def test_hub(noise: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
         return datasets.Dataset.from_dict(columns, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source, splits = fashion_mnist.load("hub")
+    source, splits = fashion_mnist.load_splits("hub")
     assert source == "hub"
     assert_same(splits, noise)
 
@@ -91,14 +89,14 @@ def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route\nto the host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(WorkloadError, match=rf"^data=hub: .*ConnectionError: no route\)\..*{THREE_WAYS}") as caught:
-        fashion_mnist.load("hub")
+    with pytest.raises(WorkloadError, match=rf"^data=hub: .*ConnectionError: no route\)\..*{REMEDY}") as caught:
+        fashion_mnist.load_splits("hub")
     assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
 def parquet_folder(noise: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's files: PNG in a struct, a subfolder, and no metadata to rely on."""
+    """A copy of the hub's files: PNG in a struct, in a subfolder, without metadata."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "copy" / "fashion_mnist"
     folder.mkdir(parents=True)
@@ -116,7 +114,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def test_folder_in_the_hubs_format(parquet_folder: Path, noise: Splits) -> None:
-    assert_same(fashion_mnist.load(str(parquet_folder))[1], noise)
+    assert_same(fashion_mnist.load_splits(str(parquet_folder))[1], noise)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "no image column"])
@@ -128,11 +126,11 @@ def test_damaged_parquet(parquet_folder: Path, damage: str) -> None:
         file.unlink()
     else:
         pyarrow.parquet.write_table(pyarrow.table({"label": [1]}), file)
-    with pytest.raises(WorkloadError, match=rf"^data=.*cannot be read.*{THREE_WAYS}"):
-        fashion_mnist.load(str(parquet_folder))
+    with pytest.raises(WorkloadError, match=rf"^data=.*cannot be read.*{REMEDY}"):
+        fashion_mnist.load_splits(str(parquet_folder))
 
 
-# -- What is not Fashion-MNIST ----------------------------------------------------------------------------------------
+# -- Damaged files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no IDX", "empty", "missing", "other type", "flipped bit"])
@@ -151,24 +149,24 @@ def test_damaged_idx_files(idx_folder: Path, name: str, damage: str) -> None:
     }
     path.unlink() if damage == "missing" else path.write_bytes(damaged[damage])
     reason = "is not Fashion-MNIST as released" if damage == "flipped bit" else "cannot be read"
-    with pytest.raises(WorkloadError, match=rf"^data={idx_folder}: .*{reason}.*{THREE_WAYS}"):
-        fashion_mnist.load(str(idx_folder))
+    with pytest.raises(WorkloadError, match=rf"^data={idx_folder}: .*{reason}.*{REMEDY}"):
+        fashion_mnist.load_splits(str(idx_folder))
 
 
-def test_labels_count_for_the_hash() -> None:
+def test_the_hash_depends_on_the_labels() -> None:
     images, labels = np.zeros((2, 28, 28), np.uint8), np.array([0, 1], np.uint8)
     assert Images(images, labels).sha256 != Images(images, labels[::-1]).sha256
 
 
 @pytest.mark.parametrize("source", ["/nowhere", "~/nowhere", "debain"])
 def test_missing_folder(source: str) -> None:
-    with pytest.raises(WorkloadError, match=rf"^data={source}: .*(nowhere|debain) is not a folder.*{THREE_WAYS}"):
-        fashion_mnist.load(source)
+    with pytest.raises(WorkloadError, match=rf"^data={source}: .*(nowhere|debain) is not a folder.*{REMEDY}"):
+        fashion_mnist.load_splits(source)
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="the Debian package dataset-fashion-mnist is not installed")
 def test_the_real_files() -> None:
-    splits = fashion_mnist.load("debian")[1]
+    splits = fashion_mnist.load_splits("debian")[1]
     assert splits["train"].images.shape == (60_000, 28, 28)
     assert splits["test"].images.shape == (10_000, 28, 28)
     assert np.bincount(splits["train"].labels).tolist() == [6_000] * 10

@@ -1,4 +1,4 @@
-"""The models of scale=full against independent ones: as many parameters, and from the same weights the same outputs."""
+"""The models of scale=full against independent ones: equal parameter counts, and equal outputs with equal weights."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from workloads.vit import sincos2d
 PROBLEMS = [("resnet", "base"), ("resnet", "imagenet"), ("vit", "base"), ("gpt2", "base")]
 
 
-def built(workload: str, variant: str = "base", *arguments: str) -> tuple[Workload, nn.Module]:
-    facts = load_run([f"workload={workload}", f"variant={variant}", "scale=full", "optimizer=sgd", *arguments]).spec
-    made: Workload = import_class(facts.class_path, "")(facts)
+def build(name: str, variant: str = "base", *arguments: str) -> tuple[Workload, nn.Module]:
+    spec = load_run([f"workload={name}", f"variant={variant}", "scale=full", "optimizer=sgd", *arguments]).spec
+    workload: Workload = import_class(spec.class_path, "")(spec)
     torch.manual_seed(0)
-    return made, made.build_model()
+    return workload, workload.build_model()
 
 
-def size(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.fixture(scope="module")
 def torchvision() -> Any:
-    # A torchvision built for GPUs does not register these beside a torch without.
+    # A torchvision for GPUs does not register these operators with a torch for CPUs.
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         with contextlib.suppress(RuntimeError):
@@ -45,13 +45,13 @@ def torchvision() -> Any:
 
 
 def copy_weights(source: nn.Module, target: nn.Module, rename: Callable[[str], str]) -> None:
-    """Every tensor of `source` under its new name; every name of `target` must be met, and no tensor be left."""
+    """Copy every tensor of `source` under its new name; the names must be exactly those of `target`."""
     renamed = {rename(name): tensor for name, tensor in source.state_dict().items()}
     target.load_state_dict(renamed, strict=True)
 
 
 def randomise(model: nn.Module) -> None:
-    """Norms and biases, which start at 0 and 1, would hide a wrong place."""
+    """Randomise norms and biases. With their initial 0 and 1 a wrong assignment would not be noticed."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point() and tensor.ndim <= 1:
@@ -81,14 +81,15 @@ def resnet_names(stages: list[int], bottleneck: bool) -> Callable[[str], str]:
 def test_resnet_is_torchvisions(torchvision: Any, depth: int, stages: list[int]) -> None:
     theirs = getattr(torchvision.models, f"resnet{depth}")()
     basic = ["workload.model.block=basic"] if depth == 18 else []
-    ours = built("resnet", "imagenet", f"workload.model.stages={stages}", *basic)[1]
-    assert size(ours) == size(theirs)
+    ours = build("resnet", "imagenet", f"workload.model.stages={stages}", *basic)[1]
+    assert count_parameters(ours) == count_parameters(theirs)
     randomise(theirs)
     copy_weights(theirs, ours, resnet_names(stages, bottleneck=depth == 50))
     images = torch.randn(2, 3, 96, 96)
-    for mode in (True, False):  # in training, the statistics must move alike, too
+    # Training mode first, so that the evaluation also compares the updated statistics.
+    for mode in (True, False):
         torch.testing.assert_close(ours.train(mode)(images), theirs.train(mode)(images), rtol=1e-3, atol=1e-3)
-    print(f"ResNet-{depth}: {size(ours):,} parameters, the same outputs as torchvision's")
+    print(f"ResNet-{depth}: {count_parameters(ours):,} parameters, the same outputs as torchvision's")
 
 
 def vit_names(name: str) -> str:
@@ -105,14 +106,14 @@ def test_vit_is_torchvisions(torchvision: Any) -> None:
     """ViT-S/16 with a class token and learned positions, as in the first paper."""
     theirs = torchvision.models.VisionTransformer(224, 16, 12, 6, 384, 1536)
     first = ["pooling=token", "positions=learned", "head_hidden=false"]
-    ours = built("vit", "base", *(f"workload.model.{option}" for option in first))[1]
-    assert size(ours) == size(theirs) == 22_050_664
+    ours = build("vit", "base", *(f"workload.model.{option}" for option in first))[1]
+    assert count_parameters(ours) == count_parameters(theirs) == 22_050_664
     nn.init.normal_(theirs.heads.head.weight, std=0.1)
     randomise(theirs)
     copy_weights(theirs, ours, vit_names)
     images = torch.randn(2, 3, 224, 224)
     torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-3, atol=1e-3)
-    print(f"ViT-S/16: {size(ours):,} parameters, the same outputs as torchvision's")
+    print(f"ViT-S/16: {count_parameters(ours):,} parameters, the same outputs as torchvision's")
 
 
 # ---- transformers --------------------------------------------------------------------------------------------------
@@ -122,34 +123,36 @@ def test_gpt2_is_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     ours = GPT2Model(GPT2Options(vocabulary=50257, context=1024, layers=12, width=768, heads=12))
-    assert size(ours) == size(theirs) == 124_439_808
+    assert count_parameters(ours) == count_parameters(theirs) == 124_439_808
     randomise(theirs)
     pairs = {"transformer.": "", "wte": "tokens", "wpe": "positions", "h.": "blocks.", "ln_f": "norm",
              "ln_1": "attention_norm", "ln_2": "mlp_norm", "attn.c_attn": "query_key_value", "attn.c_proj": "project",
              "mlp.c_fc": "expand", "mlp.c_proj": "contract"}  # fmt: skip
     renamed = {}
     for name, tensor in theirs.state_dict().items():
-        if name == "lm_head.weight":  # tied
+        # Tied to the token embedding.
+        if name == "lm_head.weight":
             continue
         matrix = tensor.ndim == 2 and not name.startswith(("transformer.wte", "transformer.wpe"))
         for old, new in pairs.items():
             name = (
                 re.sub(rf"(^|(?<=\.)){re.escape(old)}", new, name) if old != "transformer." else name.replace(old, new)
             )
-        renamed[name] = tensor.T if matrix else tensor  # theirs are [in, out]
+        # Their matrices are [in, out].
+        renamed[name] = tensor.T if matrix else tensor
     ours.load_state_dict(renamed, strict=True)
     tokens = torch.randint(50257, (2, 48))
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(tokens), theirs.eval()(tokens).logits, rtol=1e-3, atol=1e-3)
-    print(f"GPT-2: {size(ours):,} parameters, the same outputs as transformers'")
+    print(f"GPT-2: {count_parameters(ours):,} parameters, the same outputs as transformers'")
 
 
-# ---- without either ------------------------------------------------------------------------------------------------
+# ---- without another library ---------------------------------------------------------------------------------------
 
 
 def test_published_sizes() -> None:
     with torch.device("meta"):
-        sizes = {problem: size(built(*problem)[1]) for problem in PROBLEMS}
+        sizes = {problem: count_parameters(build(*problem)[1]) for problem in PROBLEMS}
     assert sizes == {
         ("resnet", "base"): 11_173_962,
         ("resnet", "imagenet"): 25_557_032,
@@ -157,35 +160,35 @@ def test_published_sizes() -> None:
         ("vit", "base"): 22_050_664 - 384 * (1 + 1) + 384 * 385,
         ("gpt2", "base"): 124_439_808 + 47 * 768,
     }
-    assert [name for name, p in built("vit")[1].named_parameters() if not p.requires_grad] == ["positions"]
+    assert [name for name, p in build("vit")[1].named_parameters() if not p.requires_grad] == ["positions"]
 
 
-@pytest.mark.parametrize(("workload", "variant"), PROBLEMS)
-def test_a_step_at_the_true_size(workload: str, variant: str) -> None:
-    made, model = built(workload, variant)
+@pytest.mark.parametrize(("name", "variant"), PROBLEMS)
+def test_a_step_at_the_true_size(name: str, variant: str) -> None:
+    workload, model = build(name, variant)
     generator = torch.Generator().manual_seed(0)
     batch: dict[str, Tensor]
-    if workload == "gpt2":
+    if name == "gpt2":
         tokens = torch.randint(50257, (1, 65), generator=generator)
         batch, classes = {"inputs": tokens[:, :-1], "labels": tokens[:, 1:]}, 50_304
     else:
-        side, classes = (32, 10) if (workload, variant) == ("resnet", "base") else (224, 1000)
+        side, classes = (32, 10) if (name, variant) == ("resnet", "base") else (224, 1000)
         labels = torch.randint(classes, (2,), generator=generator)
         batch = {"inputs": torch.randn(2, 3, side, side, generator=generator), "labels": labels}
-    loss = made.loss(made.forward(model, batch), batch)
+    loss = workload.loss(workload.forward(model, batch), batch)
     assert abs(loss.item() - torch.tensor(float(classes)).log()) < 2.5
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
-    assert set(parameter_roles(model, made.role_patterns()).values()) <= {
+    assert set(parameter_roles(model, workload.role_patterns()).values()) <= {
         "embedding", "head", "stem", "norm", "bias", "hidden_matrix", "convolution"
     }  # fmt: skip
 
 
 def test_fixed_positions_one_by_one() -> None:
     table = sincos2d(3, 16)[0]
-    for place, row in enumerate(table):
-        y, x = divmod(place, 3)
+    for patch, row in enumerate(table):
+        y, x = divmod(patch, 3)
         waves = [10_000.0 ** -(k / 3) for k in range(4)]
         angles = torch.tensor([[x * w for w in waves], [y * w for w in waves]], dtype=torch.float64)
         expected = torch.cat([angles[0].sin(), angles[0].cos(), angles[1].sin(), angles[1].cos()]).float()
@@ -194,20 +197,20 @@ def test_fixed_positions_one_by_one() -> None:
 
 def test_the_heads_hidden_layer() -> None:
     small = "workload.model={image: 8, patch: 4, layers: 1, width: 8, heads: 2, classes: 3}"
-    model = built("vit", "base", small)[1]
+    model = build("vit", "base", small)[1]
     nn.init.normal_(model.get_parameter("head.weight"))
-    read: list[Tensor] = []
-    model.get_submodule("norm").register_forward_hook(lambda module, inputs, output: read.append(output))
+    outputs: list[Tensor] = []
+    model.get_submodule("norm").register_forward_hook(lambda module, inputs, output: outputs.append(output))
     logits = model(torch.randn(2, 3, 8, 8))
     hidden = model.get_submodule("head_hidden")
     assert isinstance(hidden, nn.Linear)
-    expected = torch.tanh(F.linear(read[0].mean(1), hidden.weight, hidden.bias))
+    expected = torch.tanh(F.linear(outputs[0].mean(1), hidden.weight, hidden.bias))
     torch.testing.assert_close(logits, model.get_submodule("head")(expected))
 
 
-def test_the_published_problems_are_what_full_scale_has() -> None:
+def test_full_scale_has_the_published_problems() -> None:
     assert list_variants("resnet", "full") == ["imagenet"]
-    for workload, variant in PROBLEMS:
-        run = load_run([f"workload={workload}", f"variant={variant}", "scale=full", "optimizer=adamw"])
+    for name, variant in PROBLEMS:
+        run = load_run([f"workload={name}", f"variant={variant}", "scale=full", "optimizer=adamw"])
         assert run.modified == () and run.spec.target_provenance["status"] == "published"
         assert run.spec.max_steps / run.spec.eval_every >= 50

@@ -1,7 +1,8 @@
-"""Every configuration of scale=full, from the first file to the last row: tiny copies of the data, tiny models."""
+"""Every configuration of scale=full, from the source files to the last row: tiny copies of the data, tiny models."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -49,7 +50,7 @@ def prepare(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three data sets, prepared by the command."""
+    """All three data sets, prepared by the script."""
     folder = tmp_path_factory.mktemp("full")
     sources = {
         "cifar10": copies.cifar_archive(folder / "cifar", copies.cifar_images()),
@@ -68,21 +69,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", TRIALS)
 def test_every_full_configuration_trains_and_resumes_to_the_same_bits(trial: Trial, root: Path, name: str) -> None:
     base = ["scale=full", f"data={root}", *STEPS, *TRIALS[name]]
-    whole = trial("label=whole", base=base)
-    assert whole.status is Status.EXHAUSTED, whole.manifest.final.traceback
-    assert [row["global_step"] for row in whole.rows] == [2, 4] and whole.rows[-1]["test/loss"] > 0
-    assert read_outcome(interrupted(trial, "label=cut", base=base).folder) == read_outcome(whole.folder)
-    assert "variant_of" not in whole.manifest  # ResNet-50 on ImageNet has points of its own
-    # Incomplete data: the record says so, lies apart, and no table takes it.
-    data = whole.manifest.data
+    uninterrupted = trial("label=whole", base=base)
+    assert uninterrupted.status is Status.EXHAUSTED, uninterrupted.manifest.final.traceback
+    assert [row["global_step"] for row in uninterrupted.rows] == [2, 4]
+    assert uninterrupted.rows[-1]["test/loss"] > 0
+    assert read_outcome(interrupted(trial, "label=cut", base=base).folder) == read_outcome(uninterrupted.folder)
+    # ResNet-50 on ImageNet is scored as a separate workload.
+    assert "variant_of" not in uninterrupted.manifest
+    # Incomplete data: the record states it, is stored separately, and no table takes it.
+    data = uninterrupted.manifest.data
     assert data["source"] == "prepared" and data["published"].startswith("no: ") and len(data["content"]) == 64
-    assert whole.manifest.modified[-1] == "data" and "full-modified-" in str(whole.folder)
+    assert uninterrupted.manifest.modified[-1] == "data" and "full-modified-" in str(uninterrupted.folder)
     with pytest.raises(UserError, match="facts of their workload were overridden"):
-        load_records([whole.run.records])
+        load_records([uninterrupted.run.records])
     # The same bits without reading ahead.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_prefetch", lambda self: None)
-        assert read_outcome(trial("label=plain", base=base).folder) == read_outcome(whole.folder)
+        assert read_outcome(trial("label=plain", base=base).folder) == read_outcome(uninterrupted.folder)
 
 
 def test_two_processes_give_the_same_curves(trial: Trial, root: Path, tmp_path: Path) -> None:
@@ -93,32 +96,32 @@ def test_two_processes_give_the_same_curves(trial: Trial, root: Path, tmp_path: 
     for name, arguments in trials.items():
         shared, manifest = read_shared(tmp_path / "shared" / name)
         assert manifest["status"] == "exhausted" and manifest["machine"]["ranks"] == 2
-        alone = trial("label=alone", base=arguments).rows
-        assert [row["global_step"] for row in alone] == [2, 4]
-        for one, row in zip(alone, shared, strict=True):
-            assert row == pytest.approx({key: one[key] for key in row}, rel=1e-4), name
+        single = trial("label=alone", base=arguments).rows
+        assert [row["global_step"] for row in single] == [2, 4]
+        for expected, row in zip(single, shared, strict=True):
+            assert row == pytest.approx({key: expected[key] for key in row}, rel=1e-4), name
 
 
-def test_read_ahead_is_for_the_default_order_only(trial: Trial, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_default_order_is_read_ahead(trial: Trial, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from workloads.gpt2 import GPT2
 
-    hints: list[torch.Tensor] = []
-    taken: list[torch.Tensor] = []
+    prefetched: list[torch.Tensor] = []
+    used: list[torch.Tensor] = []
     batch = GPT2.batch
-    monkeypatch.setattr(GPT2, "prefetch", lambda self, indices, keys: hints.append(indices))
-    monkeypatch.setattr(GPT2, "batch", lambda self, i, k: taken.append(i) or batch(self, i, k))
+    monkeypatch.setattr(GPT2, "prefetch", lambda self, indices, keys: prefetched.append(indices))
+    monkeypatch.setattr(GPT2, "batch", lambda self, i, k: used.append(i) or batch(self, i, k))
     base = ["scale=full", f"data={root}", *STEPS, *TRIALS["gpt2"]]
     trial(base=base)
-    # From the second step on (the first batch is the warm-up's), each batch had been announced, two steps before.
-    assert len(hints) == 8
-    assert all(torch.equal(hint, batch) for hint, batch in zip(hints[::2], taken[2:], strict=False))
-    hints.clear()
-    chooses = "optimizer.class_path=tests.harness.seams.GrowingBatch"
-    trial(chooses, "schedule=constant", "schedule.warmup_fraction=0", base=base, optimizer="any")
-    assert not hints
+    # From the second step on (the first batch is the warm-up's), each batch was announced two steps before.
+    assert len(prefetched) == 8
+    assert all(torch.equal(a, b) for a, b in zip(prefetched[::2], used[2:], strict=False))
+    prefetched.clear()
+    growing_batch = "optimizer.class_path=tests.harness.seams.GrowingBatch"
+    trial(growing_batch, "schedule=constant", "schedule.warmup_fraction=0", base=base, optimizer="any")
+    assert not prefetched
 
 
-def test_a_trial_does_not_go_on_with_other_data(trial: Trial, root: Path, tmp_path: Path) -> None:
+def test_a_trial_does_not_resume_with_other_data(trial: Trial, root: Path, tmp_path: Path) -> None:
     base = ["scale=full", *STEPS, *TRIALS["resnet"]]
     trial(f"data={root}", base=base)
     manifest = trial(f"data={root}", base=base).path.manifest
@@ -133,41 +136,42 @@ def test_a_trial_does_not_go_on_with_other_data(trial: Trial, root: Path, tmp_pa
 def test_complete_data_are_no_modification(root: Path, tmp_path: Path) -> None:
     arguments = ["workload=resnet", "scale=full", "optimizer=adamw"]
     assert load_run([*arguments, f"data={root}"]).modified == ("data",)
-    found = prepared.read(root / "cifar10", "cifar10")
+    incomplete = prepared.read_manifest(root / "cifar10", "cifar10")
     (tmp_path / "cifar10").mkdir()
-    prepared.finish(
-        prepared.Prepared(**{**vars(found), "folder": tmp_path / "cifar10", "complete": True, "missing_data": ""})
+    prepared.finish_preparation(
+        dataclasses.replace(incomplete, folder=tmp_path / "cifar10", complete=True, missing_data="")
     )
     assert load_run([*arguments, f"data={tmp_path}"]).modified == ()
-    assert load_run([*arguments, "data=/nowhere"]).modified == ()  # loading them will say what is wrong
+    # The error is raised when the data are loaded.
+    assert load_run([*arguments, "data=/nowhere"]).modified == ()
 
 
-def test_the_command_again_checks_and_mends(root: Path, tmp_path: Path) -> None:
+def test_the_same_command_checks_and_repairs(root: Path, tmp_path: Path) -> None:
     copy = copies.cifar_folder(tmp_path / "copy", copies.cifar_images())
     wrong = prepare("cifar10", "--source", str(copy), root=tmp_path)
     assert wrong.returncode == 2 and "error: --source: data_batch_1 has the MD5" in wrong.stderr
     command = ["cifar10", "--source", str(copy), "--partial"]
     done = prepare(*command, root=tmp_path)
-    assert "prepared in" in done.stdout and "cifar10: 1 of 1 pieces done" in done.stderr
+    assert "prepared in" in done.stdout and "cifar10: 1 of 1 units done" in done.stderr
     path = tmp_path / "cifar10" / "test-images.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     damaged = prepare("cifar10", "--check", root=tmp_path)
     assert damaged.returncode == 2 and "test-images.npy has the SHA-256" in damaged.stderr
-    mended = prepare(*command, root=tmp_path)
-    assert mended.returncode == 0 and "preparing it again" in mended.stderr and path.read_bytes() == content
+    repaired = prepare(*command, root=tmp_path)
+    assert repaired.returncode == 0 and "preparing it again" in repaired.stderr and path.read_bytes() == content
     again = prepare("cifar10", "--check", root=tmp_path)
-    assert again.returncode == 0 and "prepared before, every hash is right" in again.stdout
-    # A copy is hashed by every trial until it has been checked.
+    assert again.returncode == 0 and "prepared before, all hashes match" in again.stdout
+    # Every trial hashes a file with another time of modification, until it has been checked.
     os.utime(path, ns=(1, 1))
     hashed: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
-        sha256_of = prepared.sha256_of
-        patch.setattr(prepared, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
-        prepared.find("cifar10", str(tmp_path))
+        hash_file = prepared.hash_file
+        patch.setattr(prepared, "hash_file", lambda file: hashed.append(file) or hash_file(file))
+        prepared.open_prepared("cifar10", str(tmp_path))
         assert hashed == [path]
         assert prepare("cifar10", "--check", root=tmp_path).returncode == 0
-        prepared.find("cifar10", str(tmp_path))
+        prepared.open_prepared("cifar10", str(tmp_path))
         assert hashed == [path]
     nothing = prepare("imagenet", "--check", root=tmp_path)
     assert nothing.returncode == 2 and "holds no prepared imagenet" in nothing.stderr

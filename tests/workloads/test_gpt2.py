@@ -17,13 +17,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def text() -> bytes:
-    return kjv.load("auto")[1]
+    return kjv.load_text("auto")[1]
 
 
 @pytest.fixture
-def workload(facts: Callable[..., WorkloadSpec], text: bytes, monkeypatch: pytest.MonkeyPatch) -> GPT2:
-    monkeypatch.setattr(kjv, "load", lambda source: (source, text))
-    loaded = GPT2(facts("gpt2"))
+def workload(make_spec: Callable[..., WorkloadSpec], text: bytes, monkeypatch: pytest.MonkeyPatch) -> GPT2:
+    monkeypatch.setattr(kjv, "load_text", lambda source: (source, text))
+    loaded = GPT2(make_spec("gpt2"))
     loaded.load("package", CPU)
     return loaded
 
@@ -97,16 +97,16 @@ def test_roles(workload: GPT2) -> None:
 def test_batch_is_a_pure_function_of_indices_and_keys(workload: GPT2, keys: Tensor) -> None:
     indices = torch.randint(workload.train_size, (64,), generator=torch.Generator().manual_seed(1))
     batch = workload.batch(indices, keys)
-    pieces = [workload.batch(i, k) for i, k in zip(indices.split(10), keys.split(10), strict=True)]
+    parts = [workload.batch(i, k) for i, k in zip(indices.split(10), keys.split(10), strict=True)]
     for name in ("inputs", "labels"):
-        assert torch.equal(batch[name], torch.cat([piece[name] for piece in pieces]))
+        assert torch.equal(batch[name], torch.cat([part[name] for part in parts]))
         assert batch[name].shape == (64, workload.model_options.context)
         assert batch[name].dtype == torch.int64
 
 
-def test_windows_start_where_index_and_key_say(workload: GPT2, text: bytes) -> None:
+def test_index_and_key_give_the_start_of_a_window(workload: GPT2, text: bytes) -> None:
     context = workload.model_options.context
-    train = kjv.split(text, workload.data_options.blocks, {"validation": 4, "test": 9})["train"]
+    train = kjv.split_text(text, workload.data_options.blocks, {"validation": 4, "test": 9})["train"]
     assert workload.train_size == len(train) // context - 1
     last = workload.train_size - 1
     for index, key in ((0, 0), (3, context + 5), (last, context - 1)):
@@ -119,10 +119,10 @@ def test_windows_start_where_index_and_key_say(workload: GPT2, text: bytes) -> N
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_evaluation_spans_its_split_in_a_fixed_order(workload: GPT2, text: bytes, split: str) -> None:
     context = workload.model_options.context
-    content = kjv.split(text, workload.data_options.blocks, {"validation": 4, "test": 9})[split]
+    content = kjv.split_text(text, workload.data_options.blocks, {"validation": 4, "test": 9})[split]
     batches = list(workload.evaluation_batches(split))
-    others = list(workload.evaluation_batches(split, slice(1, None, 2)))
-    assert [batch["inputs"].tolist() for batch in others] == [batch["inputs"].tolist() for batch in batches[1::2]]
+    part = list(workload.evaluation_batches(split, slice(1, None, 2)))
+    assert [batch["inputs"].tolist() for batch in part] == [batch["inputs"].tolist() for batch in batches[1::2]]
     assert sum(len(batch["labels"]) for batch in batches) == workload.data_options.evaluation_examples
     assert batches[0]["inputs"][0].tolist() == content[:context].tolist()
     assert batches[-1]["labels"][-1].tolist() == content[-context:].tolist()
@@ -145,18 +145,18 @@ def test_losses_agree(workload: GPT2, keys: Tensor) -> None:
     mean, each = workload.loss(outputs, batch), workload.loss(outputs, batch, reduction="none")
     assert each.shape == (64,)
     torch.testing.assert_close(each.mean(), mean)
-    # An untrained model knows nothing: ln 256 nats per byte.
+    # An untrained model predicts all bytes alike: ln 256 nats per byte.
     assert mean.item() == pytest.approx(torch.tensor(256.0).log().item(), abs=0.1)
     sums = workload.evaluation_sums(outputs, batch)
     torch.testing.assert_close(sums["loss"] / sums["num_examples"], mean)
 
 
 def test_sampled_labels_follow_the_prediction(workload: GPT2) -> None:
-    chances = torch.tensor([0.1, 0.2, 0.7])
-    outputs = chances.log().expand(100, 200, 3)
+    probabilities = torch.tensor([0.1, 0.2, 0.7])
+    outputs = probabilities.log().expand(100, 200, 3)
     labels = workload.sample_labels(outputs, torch.Generator().manual_seed(0))
     assert labels.shape == (100, 200)
-    torch.testing.assert_close(labels.flatten().bincount() / labels.numel(), chances, atol=0.015, rtol=0)
+    torch.testing.assert_close(labels.flatten().bincount() / labels.numel(), probabilities, atol=0.015, rtol=0)
     assert torch.equal(labels, workload.sample_labels(outputs, torch.Generator().manual_seed(0)))
 
 
@@ -169,6 +169,6 @@ def test_sampled_labels_follow_the_prediction(workload: GPT2) -> None:
         ({"data": {"blocks": 9}}, "blocks"),
     ],
 )
-def test_bad_options_are_named(facts: Callable[..., WorkloadSpec], options: dict, message: str) -> None:
+def test_bad_options_are_named(make_spec: Callable[..., WorkloadSpec], options: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        GPT2(facts("gpt2", **options))
+        GPT2(make_spec("gpt2", **options))

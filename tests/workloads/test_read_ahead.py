@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 class Reader:
-    """Remembers what it read, and where."""
+    """Records the index of each read, and whether it was in the main thread."""
 
     def __init__(self) -> None:
         self.reads: list[tuple[int, bool]] = []
@@ -31,39 +31,40 @@ class Reader:
             assert self.read_one.acquire(timeout=30)
 
 
-def test_a_hint_is_read_once_and_before_it_is_asked_for() -> None:
+def test_a_prefetched_batch_is_read_once_and_ahead() -> None:
     reader = Reader()
     ahead = ReadAhead(reader, 2, CPU)
-    ahead.hint(torch.tensor([1]), KEYS)
-    ahead.hint(torch.tensor([1]), KEYS)
+    ahead.prefetch(torch.tensor([1]), KEYS)
+    ahead.prefetch(torch.tensor([1]), KEYS)
     reader.wait(1)
     assert reader.reads == [(1, False)]
-    assert ahead.take(torch.tensor([1]), KEYS) == 10 and len(reader.reads) == 1
-    assert ahead.take(torch.tensor([1]), KEYS) == 10 and reader.reads[-1] == (1, True)
+    assert ahead.get(torch.tensor([1]), KEYS) == 10 and len(reader.reads) == 1
+    assert ahead.get(torch.tensor([1]), KEYS) == 10 and reader.reads[-1] == (1, True)
 
 
-def test_what_was_not_announced_is_read_when_it_is_asked_for() -> None:
+def test_a_batch_that_was_not_prefetched_is_read_by_get() -> None:
     reader = Reader()
     ahead = ReadAhead(reader, 2, CPU)
-    ahead.hint(torch.tensor([1]), KEYS)
+    ahead.prefetch(torch.tensor([1]), KEYS)
     reader.wait(1)
-    assert ahead.take(torch.tensor([1]), KEYS + 1) == 10  # other keys, another augmentation
+    # Other keys are another augmentation.
+    assert ahead.get(torch.tensor([1]), KEYS + 1) == 10
     assert reader.reads == [(1, False), (1, True)]
 
 
-def test_hints_that_nobody_takes_up_make_room() -> None:
+def test_unused_batches_are_dropped_for_new_ones() -> None:
     reader = Reader()
     ahead = ReadAhead(reader, 2, CPU)
     for i in range(1, 6):
-        ahead.hint(torch.tensor([i]), KEYS)
+        ahead.prefetch(torch.tensor([i]), KEYS)
         reader.wait(1)
     for i in (5, 4, 1):
-        assert ahead.take(torch.tensor([i]), KEYS) == 10 * i
+        assert ahead.get(torch.tensor([i]), KEYS) == 10 * i
     assert [i for i, in_main in reader.reads if in_main] == [1]
 
 
-def test_an_error_comes_where_the_batch_is_asked_for() -> None:
+def test_get_raises_the_error_of_reading() -> None:
     ahead = ReadAhead(Reader(), 2, CPU)
-    ahead.hint(torch.tensor([-1]), KEYS)
+    ahead.prefetch(torch.tensor([-1]), KEYS)
     with pytest.raises(OSError, match="does not decode"):
-        ahead.take(torch.tensor([-1]), KEYS)
+        ahead.get(torch.tensor([-1]), KEYS)

@@ -20,7 +20,7 @@ RESNET50 = ResNetOptions(
 @pytest.mark.parametrize(
     ("options", "side", "features", "parameters"),
     [
-        # He et al. count 0.27 M with padded shortcuts; two 1x1 convolutions and their norms come on top.
+        # He et al. count 0.27 M with padded shortcuts; here two 1x1 convolutions and their norms are added.
         (RESNET20, 32, (64, 8, 8), 269_722 + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64),
         (RESNET18, 32, (512, 4, 4), 11_173_962),
         (RESNET50, 224, (2048, 7, 7), 25_557_032),
@@ -36,13 +36,13 @@ def test_published_sizes(options: ResNetOptions, side: int, features: tuple[int,
 
 
 @pytest.mark.parametrize("options", [RESNET20, RESNET50], ids=["basic", "bottleneck"])
-def test_zero_init_takes_every_branch_out(options: ResNetOptions) -> None:
+def test_with_zero_init_every_block_is_the_identity(options: ResNetOptions) -> None:
     small = options.model_copy(update={"bn_init_scale": 0.0, "width": 4, "stages": [2]})
     block = ResNetModel(small).blocks[1]
     assert isinstance(block, BasicBlock | Bottleneck)
     x = torch.rand(2, block.last.out_channels, 4, 4)
     assert torch.equal(block(x), x)
-    # A zero in an earlier norm would do the same to the output, but stop all gradients of the branch.
+    # A zero in an earlier norm would give the same output, but no gradients in the branch.
     assert not block.last_norm.weight.any() and block.first_norm.weight.all()
 
 
@@ -53,8 +53,8 @@ def test_convolutions_start_at_he_scale() -> None:
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
 
 
-def test_mini_model_and_its_roles(facts: Callable[..., WorkloadSpec]) -> None:
-    workload = ResNet(facts("resnet"))
+def test_mini_model_and_its_roles(make_spec: Callable[..., WorkloadSpec]) -> None:
+    workload = ResNet(make_spec("resnet"))
     torch.manual_seed(0)
     model = workload.build_model()
     images = torch.randn(8, 1, 28, 28)
@@ -67,6 +67,6 @@ def test_mini_model_and_its_roles(facts: Callable[..., WorkloadSpec]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"stages": []}, {"stem_stride": 0}, {"block": "wide"}, {"widht": 8}])
-def test_bad_options_are_named(facts: Callable[..., WorkloadSpec], options: dict) -> None:
+def test_bad_options_are_named(make_spec: Callable[..., WorkloadSpec], options: dict) -> None:
     with pytest.raises(ValidationError, match=next(iter(options))):
-        ResNet(facts("resnet", model=options))
+        ResNet(make_spec("resnet", model=options))

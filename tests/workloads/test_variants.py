@@ -1,4 +1,4 @@
-"""Held-out variants differ from their workload in the one thing, and leave the workload's own bits alone."""
+"""Held-out variants differ from their workload in one option, and do not change the workload's own bits."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from workloads import gpt2, resnet, vit
 PAIRS = [(workload, variant) for workload in list_choices("workload") for variant in list_variants(workload, "mini")]
 
 
-def built(workload: str, variant: str = "base") -> tuple[Workload, nn.Module]:
-    """The workload at scale=mini and its model from seed 0; dropout is off."""
-    facts = load_run([f"workload={workload}", f"variant={variant}", "workload.target=1", "optimizer=adamw"]).spec
-    made: Workload = import_class(facts.class_path, "")(facts)
+def build(name: str, variant: str = "base") -> tuple[Workload, nn.Module]:
+    """The workload at scale=mini and its model from seed 0, without dropout."""
+    spec = load_run([f"workload={name}", f"variant={variant}", "workload.target=1", "optimizer=adamw"]).spec
+    workload: Workload = import_class(spec.class_path, "")(spec)
     torch.manual_seed(0)
-    return made, made.build_model().eval()
+    return workload, workload.build_model().eval()
 
 
-def inputs(workload: str) -> Tensor:
+def random_inputs(name: str) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    if workload == "gpt2":
+    if name == "gpt2":
         return torch.randint(256, (4, 64), generator=generator)
     return torch.randn(4, 1, 28, 28, generator=generator)
 
 
-def test_every_workload_has_two() -> None:
+def test_every_workload_has_two_variants() -> None:
     assert len(PAIRS) == 2 * len(list_choices("workload")) == 6
 
 
-@pytest.mark.parametrize(("workload", "variant"), PAIRS)
-def test_one_option_differs(workload: str, variant: str) -> None:
-    base, other = (built(workload, which)[0].model_options.model_dump() for which in ("base", variant))
+@pytest.mark.parametrize(("name", "variant"), PAIRS)
+def test_one_option_differs(name: str, variant: str) -> None:
+    base, other = (build(name, which)[0].model_options.model_dump() for which in ("base", variant))
     assert len([key for key in base if base[key] != other[key]]) == 1
 
 
-@pytest.mark.parametrize(("workload", "variant"), PAIRS)
-def test_parameters_differ_where_they_must(workload: str, variant: str) -> None:
-    """Names, shapes and initial bits: all as in the base, but for what the variant is about."""
-    base, other = (dict(built(workload, which)[1].named_parameters()) for which in ("base", variant))
+@pytest.mark.parametrize(("name", "variant"), PAIRS)
+def test_only_the_parameters_of_the_variant_differ(name: str, variant: str) -> None:
+    """Names, shapes and initial bits are those of the base, except for the option that the variant changes."""
+    base, other = (dict(build(name, which)[1].named_parameters()) for which in ("base", variant))
     changed = {name for name in base.keys() & other.keys() if not torch.equal(base[name], other[name])}
     lost, new = base.keys() - other.keys(), other.keys() - base.keys()
     if variant == "large-bn-init":
@@ -59,31 +59,32 @@ def test_parameters_differ_where_they_must(workload: str, variant: str) -> None:
     assert {name.partition(".")[0] for name in new} == ({"pool"} if variant == "map" else set())
 
 
-@pytest.mark.parametrize(("workload", "variant"), PAIRS)
-def test_outputs_differ_and_every_parameter_has_a_gradient(workload: str, variant: str) -> None:
+@pytest.mark.parametrize(("name", "variant"), PAIRS)
+def test_outputs_differ_and_every_parameter_has_a_gradient(name: str, variant: str) -> None:
     outputs = []
     for which in ("base", variant):
-        made, model = built(workload, which)
-        if workload == "vit":  # its head starts at zero
+        workload, model = build(name, which)
+        # The head of the ViT starts at zero.
+        if name == "vit":
             nn.init.normal_(model.get_parameter("head.weight"), generator=torch.Generator().manual_seed(2))
-        outputs.append(model(inputs(workload)))
+        outputs.append(model(random_inputs(name)))
     assert outputs[0].shape == outputs[1].shape and not torch.allclose(outputs[0], outputs[1], atol=1e-4)
     outputs[1].square().sum().backward()
-    dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not dead
-    roles = parameter_roles(model, made.role_patterns())
+    without_gradient = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without_gradient
+    roles = parameter_roles(model, workload.role_patterns())
     assert "other" not in set(roles.values())
-    assert {name for name in roles if name.endswith("probe")} <= {n for n, r in roles.items() if r == "embedding"}
+    assert {key for key in roles if key.endswith("probe")} <= {key for key, r in roles.items() if r == "embedding"}
 
 
 @pytest.mark.parametrize("variant", list_variants("gpt2", "mini"))
 def test_variants_of_gpt2_learn(variant: str) -> None:
-    made, model = built("gpt2", variant)
-    batch = {"inputs": inputs("gpt2"), "labels": inputs("gpt2").roll(-1, 1)}
+    workload, model = build("gpt2", variant)
+    batch = {"inputs": random_inputs("gpt2"), "labels": random_inputs("gpt2").roll(-1, 1)}
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
-        loss = made.loss(made.forward(model, batch), batch)
+        loss = workload.loss(workload.forward(model, batch), batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,7 +95,7 @@ def test_variants_of_gpt2_learn(variant: str) -> None:
 # -- Against equations ------------------------------------------------------------------------------------------------
 
 
-def attended(block: nn.Module, x: Tensor, causal: bool) -> Tensor:
+def attention(block: nn.Module, x: Tensor, causal: bool) -> Tensor:
     q, k, v = (part.unflatten(-1, (3, 4)).transpose(1, 2) for part in block.query_key_value(x).chunk(3, -1))  # type: ignore[operator]
     scores = q @ k.transpose(-1, -2) / 2
     if causal:
@@ -105,7 +106,7 @@ def attended(block: nn.Module, x: Tensor, causal: bool) -> Tensor:
 def test_gpt2_norms_each_branch_before_the_addition() -> None:
     torch.manual_seed(0)
     block, x = gpt2.Block(12, 3, 0.0, "silu", "res-post").double(), torch.randn(2, 8, 12, dtype=torch.float64)
-    middle = x + block.attention_norm(attended(block, x, causal=True))
+    middle = x + block.attention_norm(attention(block, x, causal=True))
     hidden = block.expand(middle)
     expected = middle + block.mlp_norm(block.contract(hidden * torch.sigmoid(hidden)))
     torch.testing.assert_close(block(x), expected)
@@ -114,7 +115,7 @@ def test_gpt2_norms_each_branch_before_the_addition() -> None:
 def test_vit_norms_after_each_addition() -> None:
     torch.manual_seed(0)
     block, x = vit.Block(12, 3, 20, 0.0, "post").double(), torch.randn(2, 5, 12, dtype=torch.float64)
-    middle = block.attention_norm(x + attended(block, x, causal=False))
+    middle = block.attention_norm(x + attention(block, x, causal=False))
     expected = block.mlp_norm(middle + block.contract(F.gelu(block.expand(middle))))
     torch.testing.assert_close(block(x), expected)
 
@@ -170,14 +171,15 @@ def resnet_block(block: resnet.BasicBlock, x: Tensor) -> Tensor:
     return F.relu(block.last_norm(block.last(y)) + block.shortcut(x))
 
 
-@pytest.mark.parametrize(("workload", "written"), [("gpt2", gpt2_block), ("resnet", resnet_block), ("vit", vit_block)])
-def test_the_base_keeps_its_bits(workload: str, written: Callable[[nn.Module, Tensor], Tensor]) -> None:
-    """Block by block the same operations in the same order as before there were variants."""
-    model = built(workload)[1]
+@pytest.mark.parametrize(("name", "block_forward"),
+                         [("gpt2", gpt2_block), ("resnet", resnet_block), ("vit", vit_block)])  # fmt: skip
+def test_the_base_keeps_its_bits(name: str, block_forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """Each block makes the same operations in the same order as before variants were added."""
+    model = build(name)[1]
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
     for block in model.blocks:  # type: ignore[union-attr]
-        block.register_forward_hook(lambda module, given, output: seen.append((module, given[0], output)))
-    model(inputs(workload))
+        block.register_forward_hook(lambda module, inputs, output: seen.append((module, inputs[0], output)))
+    model(random_inputs(name))
     assert seen
     for block, x, output in seen:
-        assert torch.equal(output, written(block, x))
+        assert torch.equal(output, block_forward(block, x))

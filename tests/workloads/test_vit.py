@@ -21,8 +21,8 @@ def test_published_size() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
-def test_mini_model_and_its_roles(facts: Callable[..., WorkloadSpec], pooling: str) -> None:
-    workload = ViT(facts("vit", model={"pooling": pooling}))
+def test_mini_model_and_its_roles(make_spec: Callable[..., WorkloadSpec], pooling: str) -> None:
+    workload = ViT(make_spec("vit", model={"pooling": pooling}))
     torch.manual_seed(0)
     model = workload.build_model()
     assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
@@ -33,23 +33,23 @@ def test_mini_model_and_its_roles(facts: Callable[..., WorkloadSpec], pooling: s
     assert set(roles.values()) == {"embedding", "head", "hidden_matrix", "norm", "bias"}
 
 
-def test_roles_of_one_read_out_do_not_leak_into_another(facts: Callable[..., WorkloadSpec]) -> None:
-    token, mean = (ViT(facts("vit", model={"pooling": pooling})).role_patterns() for pooling in ("token", "mean"))
+def test_roles_of_one_pooling_do_not_affect_another(make_spec: Callable[..., WorkloadSpec]) -> None:
+    token, mean = (ViT(make_spec("vit", model={"pooling": pooling})).role_patterns() for pooling in ("token", "mean"))
     assert token == mean | {"token": "embedding"}
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
-def test_what_the_head_reads(pooling: str) -> None:
+def test_the_input_of_the_head(pooling: str) -> None:
     torch.manual_seed(0)
     small = {"image": 4, "channels": 1, "classes": 3, "patch": 2, "layers": 1, "width": 8, "heads": 2}
     model = ViTModel(ViTOptions.model_validate(small | {"pooling": pooling}))
-    read: list[torch.Tensor] = []
+    head_inputs: list[torch.Tensor] = []
     tokens: list[torch.Tensor] = []
     model.norm.register_forward_hook(lambda module, inputs, output: tokens.append(output))
-    model.head.register_forward_hook(lambda module, inputs, output: read.append(inputs[0]))
+    model.head.register_forward_hook(lambda module, inputs, output: head_inputs.append(inputs[0]))
     model(torch.randn(2, 1, 4, 4))
     assert tokens[0].shape == (2, 5 if pooling == "token" else 4, 8)
-    assert torch.equal(read[0], tokens[0][:, 0] if pooling == "token" else tokens[0].mean(1))
+    assert torch.equal(head_inputs[0], tokens[0][:, 0] if pooling == "token" else tokens[0].mean(1))
 
 
 def test_block_against_its_equations() -> None:
@@ -81,6 +81,6 @@ def test_dropout_acts_in_training_only() -> None:
         ({"layer": 2}, "layer"),
     ],
 )
-def test_bad_options_are_named(facts: Callable[..., WorkloadSpec], options: dict, message: str) -> None:
+def test_bad_options_are_named(make_spec: Callable[..., WorkloadSpec], options: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        ViT(facts("vit", model=options))
+        ViT(make_spec("vit", model=options))

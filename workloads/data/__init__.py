@@ -1,1 +1,1 @@
-"""Where the workloads' data come from, checked by content hash whatever the source."""
+"""The data of the workloads: reading, preparing and decoding. Every source is checked by a content hash."""

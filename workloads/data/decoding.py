@@ -1,11 +1,12 @@
-"""From the bytes of a picture to the pixels that a model sees, in worker processes.
+"""Decoding and augmentation of pictures in worker processes: from a file's bytes to the pixels of a model's input.
 
-Everything random comes in as a row of uniform numbers, so the pixels are a pure function of the bytes and that row,
-whichever process makes them. Pillow decodes (its wheels carry libjpeg-turbo); no torch in here: workers start quickly.
+All randomness comes in as a row of uniform numbers. The pixels are a pure function of the bytes and that row, whichever
+process computes them. Pillow decodes (its wheels contain libjpeg-turbo). This module does not import torch, so that
+workers start quickly.
 
-Training: a random part of 8 to 100% of the area at an aspect of 3/4 to 4/3, scaled to the input size (Szegedy et al.
-2015, arXiv:1409.4842), mirrored half of the time, then RandAugment where it is wanted. Evaluation: the shorter side
-scaled to `resize`, the centre cut out.
+Training: a random crop of 8 to 100% of the area with an aspect ratio of 3/4 to 4/3, scaled to the input size (Szegedy
+et al. 2015, arXiv:1409.4842), mirrored half of the time, then optionally RandAugment. Evaluation: the shorter side is
+scaled to `resize`, and the centre is cropped.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from workloads.data.prepared import end_with_parent
+from workloads.data.prepared import exit_with_parent
 
 ATTEMPTS = 10
-"""At a random part that lies inside the picture, before the largest one in the middle is taken."""
+"""Random crops that are tried until one lies inside the picture; then the largest central crop is used."""
 DRAWS = 4 * ATTEMPTS + 1 + 2 * 4
-"""Uniform numbers for one picture: the parts, the mirroring, and up to two operations of RandAugment."""
+"""Uniform numbers for one picture: the crops, the mirroring, and up to two operations of RandAugment."""
 ASPECTS = (3 / 4, 4 / 3)
 CHUNK = 16
 """Pictures per task of a worker."""
 
-BLOCKS = 8
-"""Pieces of shared memory that a worker keeps open; more than are in use at a time."""
-SHARED = Path("/dev/shm")
+MAX_OPEN_BLOCKS = 8
+"""Blocks of shared memory that a worker keeps open; more than are in use at a time."""
+SHARED_MEMORY = Path("/dev/shm")
 
 Box = tuple[int, int, int, int]
 """Left, upper, right, lower, in pixels."""
@@ -47,18 +48,20 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training picture."""
+    """The augmentation of training pictures."""
 
     min_area: float = 0.08
+    """Smallest share of the area that is cropped."""
     flip: bool = True
+    """Whether to mirror left-right half of the time."""
     operations: int = 0
-    """Of RandAugment, at most two."""
+    """Number of RandAugment's operations, at most two."""
     level: int = 10
-    """Of RandAugment, at most ten."""
+    """RandAugment's level, at most ten."""
 
 
-class Blob(NamedTuple):
-    """Where the bytes of a picture lie."""
+class ByteRange(NamedTuple):
+    """The location of a picture's bytes in a file."""
 
     path: str
     offset: int
@@ -68,26 +71,26 @@ class Blob(NamedTuple):
 # ---- one picture ---------------------------------------------------------------------------------------------------
 
 
-def decode(content: bytes) -> Image.Image:
-    """The picture in RGB, whole; OSError or ValueError if it does not decode."""
+def decode_picture(content: bytes) -> Image.Image:
+    """The complete picture in RGB. Raises OSError or ValueError if it cannot be decoded."""
     with Image.open(io.BytesIO(content)) as image:
         return image.convert("RGB")
 
 
 def training_pixels(image: Image.Image, size: int, draws: np.ndarray, augmentation: Augmentation) -> np.ndarray:
-    """uint8 [size, size, 3]. draws: float64 [DRAWS] in [0, 1)."""
-    part = image.crop(random_part(image.width, image.height, draws, augmentation.min_area))
-    cut = part.resize((size, size), Image.Resampling.BILINEAR)
+    """The augmented input uint8 [size, size, 3]. draws: float64 [DRAWS] in [0, 1)."""
+    crop = image.crop(random_crop_box(image.width, image.height, draws, augmentation.min_area))
+    scaled = crop.resize((size, size), Image.Resampling.BILINEAR)
     if augmentation.flip and draws[4 * ATTEMPTS] < 0.5:
-        cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for k in range(augmentation.operations):
         first = 4 * ATTEMPTS + 1 + 4 * k
-        cut = rand_augment(cut, draws[first : first + 4], augmentation.level)
-    return np.asarray(cut)
+        scaled = apply_randaugment(scaled, draws[first : first + 4], augmentation.level)
+    return np.asarray(scaled)
 
 
 def evaluation_pixels(image: Image.Image, size: int, resize: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the centre of the picture whose shorter side has `resize` pixels."""
+    """The input uint8 [size, size, 3]: the centre of the picture scaled to a shorter side of `resize` pixels."""
     shorter = min(image.size)
     width, height = (max(size, int(side * resize / shorter)) for side in image.size)
     scaled = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -95,13 +98,16 @@ def evaluation_pixels(image: Image.Image, size: int, resize: int) -> np.ndarray:
     return np.asarray(scaled.crop((left, top, left + size, top + size)))
 
 
-def random_part(width: int, height: int, draws: np.ndarray, min_area: float) -> Box:
-    """A part of at least `min_area` of the area. draws: four numbers for each attempt."""
+def random_crop_box(width: int, height: int, draws: np.ndarray, min_area: float) -> Box:
+    """A random box with at least the share `min_area` of the area; the largest central one if no attempt fits.
+
+    draws: four numbers for each attempt, float64 [4 * ATTEMPTS or more].
+    """
     low, high = (math.log(aspect) for aspect in ASPECTS)
-    for area, aspect, x, y in draws[: 4 * ATTEMPTS].reshape(ATTEMPTS, 4).tolist():
-        wanted = (min_area + area * (1 - min_area)) * width * height
-        ratio = math.exp(low + aspect * (high - low))
-        w, h = round(math.sqrt(wanted * ratio)), round(math.sqrt(wanted / ratio))
+    for area_draw, aspect_draw, x, y in draws[: 4 * ATTEMPTS].reshape(ATTEMPTS, 4).tolist():
+        area = (min_area + area_draw * (1 - min_area)) * width * height
+        ratio = math.exp(low + aspect_draw * (high - low))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
             return left, top, left + w, top + h
@@ -116,9 +122,12 @@ OPERATIONS = ("autocontrast", "equalize", "invert", "rotate", "posterize", "sola
 GREY = (128, 128, 128)
 
 
-def rand_augment(image: Image.Image, draws: np.ndarray, level: int) -> Image.Image:
-    """One operation of RandAugment (Cubuk et al. 2020, arXiv:1909.13719), at `level` of ten; magnitudes as in its
-    released code and AlgoPerf's. draws: operation, sign, and the place of what is cut out."""
+def apply_randaugment(image: Image.Image, draws: np.ndarray, level: int) -> Image.Image:
+    """Apply one operation of RandAugment (Cubuk et al. 2020, arXiv:1909.13719) at `level` of ten.
+
+    Magnitudes as in its released code and AlgoPerf's. draws: float64 [4] for the operation, its sign, and the centre of
+    a cutout.
+    """
     strength = level / 10
     operation = OPERATIONS[int(draws[0] * len(OPERATIONS))]
     sign = -1.0 if draws[1] < 0.5 else 1.0
@@ -136,108 +145,118 @@ def rand_augment(image: Image.Image, draws: np.ndarray, level: int) -> Image.Ima
         case "solarize":
             return ImageOps.solarize(image, int(256 * strength))
         case "solarize_add":
-            added = int(110 * strength)
-            return image.point([min(255, v + added) if v < 128 else v for v in range(256)] * 3)
+            increase = int(110 * strength)
+            return image.point([min(255, v + increase) if v < 128 else v for v in range(256)] * 3)
         case "color" | "contrast" | "brightness" | "sharpness":
             return getattr(ImageEnhance, operation.capitalize())(image).enhance(0.1 + 1.8 * strength)
         case "shear_x" | "shear_y" | "translate_x" | "translate_y":
             amount = sign * strength * (0.3 if operation.startswith("shear") else 100 / 224 * image.width)
-            place = {"shear_x": 1, "translate_x": 2, "shear_y": 3, "translate_y": 5}[operation]
+            index = {"shear_x": 1, "translate_x": 2, "shear_y": 3, "translate_y": 5}[operation]
             matrix = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-            matrix[place] = amount
+            matrix[index] = amount
             return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=GREY)
         case "cutout":
             half = round(40 / 224 * image.width * strength)
             x, y = int(draws[2] * image.width), int(draws[3] * image.height)
-            cut = image.copy()
-            cut.paste(
+            result = image.copy()
+            result.paste(
                 GREY, (max(0, x - half), max(0, y - half), min(image.width, x + half), min(image.height, y + half))
             )
-            return cut
+            return result
     return image
 
 
-# ---- many, in processes --------------------------------------------------------------------------------------------
+# ---- batches, in worker processes ----------------------------------------------------------------------------------
 
 
 class Decoders:
-    """Worker processes that fill blocks of shared memory with pixels."""
+    """Worker processes that decode pictures into blocks of shared memory.
+
+    size, resize: see `evaluation_pixels`. workers: processes (default: one per core).
+    """
 
     def __init__(self, size: int, resize: int, augmentation: Augmentation, workers: int | None = None) -> None:
-        self._size, self._picture = size, size * size * 3
+        self._size, self._picture_bytes = size, size * size * 3
         self._workers = workers or default_workers()
         self._arguments = (size, resize, augmentation)
         self._pool: ProcessPoolExecutor | None = None
         self._free: list[SharedMemory] = []
         self._lock = Lock()
 
-    def pixels(self, blobs: Sequence[Blob], draws: np.ndarray | None) -> np.ndarray:
-        """uint8 [n, size, size, 3] of the caller's own; draws: float64 [n, DRAWS] for training, None for an evaluation.
+    def load_pixels(self, pictures: Sequence[ByteRange], draws: np.ndarray | None) -> np.ndarray:
+        """The inputs uint8 [n, size, size, 3] of n pictures, as a new array. Can be called from several threads.
 
-        Callable from several threads at once. OSError, naming the picture, if one does not decode.
+        draws: float64 [n, DRAWS] for training, None for an evaluation. Raises OSError, which names the picture, if one
+        cannot be decoded, or if there is too little shared memory.
         """
-        pool, block = self._started(), self._block(len(blobs) * self._picture)
+        pool, block = self._start_pool(), self._acquire_block(len(pictures) * self._picture_bytes)
         try:
             tasks: list[Future[None]] = []
-            for i in range(0, len(blobs), CHUNK):
-                own = None if draws is None else draws[i : i + CHUNK]
-                tasks.append(pool.submit(_fill, block.name, i, list(blobs[i : i + CHUNK]), own))
-            failed = [error for task in tasks if (error := task.exception()) is not None]
-            if failed:
-                raise failed[0]
-            shape = (len(blobs), self._size, self._size, 3)
+            for i in range(0, len(pictures), CHUNK):
+                chunk_draws = None if draws is None else draws[i : i + CHUNK]
+                tasks.append(pool.submit(_fill_block, block.name, i, list(pictures[i : i + CHUNK]), chunk_draws))
+            # Waits for all tasks even if one has failed: the block is used again.
+            errors = [error for task in tasks if (error := task.exception()) is not None]
+            if errors:
+                raise errors[0]
+            shape = (len(pictures), self._size, self._size, 3)
             return np.ndarray(shape, np.uint8, block.buf).copy()
         finally:
             with self._lock:
                 self._free.append(block)
 
-    def _started(self) -> ProcessPoolExecutor:
+    def _start_pool(self) -> ProcessPoolExecutor:
+        """The worker processes, started by the first call."""
         with self._lock:
             if self._pool is None:
                 # spawn: a fork would copy a process that has threads, and perhaps a GPU.
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self._workers, context, _begin, self._arguments)
+                self._pool = ProcessPoolExecutor(self._workers, context, _start_worker, self._arguments)
                 weakref.finalize(self, _close, self._pool, self._free, os.getpid())
             return self._pool
 
-    def _block(self, size: int) -> SharedMemory:
+    def _acquire_block(self, size: int) -> SharedMemory:
+        """A free block of at least `size` bytes, or a new one. Raises OSError if there is too little shared memory."""
         with self._lock:
             for block in self._free:
                 if block.size >= size:
                     self._free.remove(block)
                     return block
-            while self._free:  # too small: batches have grown
-                _discard(self._free.pop())
-            # Writing to shared memory that is not there would kill a worker by a signal, without a word.
-            free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else size
+            # All free blocks are too small, since batches have grown.
+            while self._free:
+                _delete_block(self._free.pop())
+            # Writing beyond the available shared memory would kill a worker by a signal, without a message.
+            free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else size
             if free < size:
                 raise OSError(
-                    f"{SHARED} has {free / 1e6:.0f} MB free, and a batch needs {size / 1e6:.0f} MB; make room, or give "
-                    "the container more (docker run --shm-size=8g)"
+                    f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free, and a batch needs {size / 1e6:.0f} MB; make room, "
+                    "or give the container more (docker run --shm-size=8g)"
                 )
             return SharedMemory(create=True, size=size)
 
 
 def default_workers() -> int:
-    """One process per core that this process may use, shared among the ranks of a node."""
+    """One process per core that this process may use, divided among the ranks of a node."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _close(pool: ProcessPoolExecutor, blocks: list[SharedMemory], owner: int) -> None:
-    if os.getpid() != owner:  # a fork's copy
+    """End the worker processes and delete the blocks, if this is the process `owner`."""
+    # A forked process inherits the finalizer.
+    if os.getpid() != owner:
         return
     pool.shutdown(wait=True, cancel_futures=True)
     for block in blocks:
-        _discard(block)
+        _delete_block(block)
 
 
-def _discard(block: SharedMemory) -> None:
+def _delete_block(block: SharedMemory) -> None:
     block.close()
     block.unlink()
 
 
 class _Worker:
-    """What a worker process keeps."""
+    """The state of a worker process: arguments, open blocks by name and memory-mapped files by path."""
 
     size: int
     resize: int
@@ -246,30 +265,35 @@ class _Worker:
     files: dict[str, np.memmap]
 
 
-def _begin(size: int, resize: int, augmentation: Augmentation) -> None:
-    end_with_parent()
+def _start_worker(size: int, resize: int, augmentation: Augmentation) -> None:
+    exit_with_parent()
     _Worker.size, _Worker.resize, _Worker.augmentation = size, resize, augmentation
     _Worker.blocks, _Worker.files = {}, {}
 
 
-def _fill(block: str, first: int, blobs: list[Blob], draws: np.ndarray | None) -> None:
+def _fill_block(block: str, first: int, pictures: list[ByteRange], draws: np.ndarray | None) -> None:
+    """Decode pictures into a block of shared memory, from its picture `first` on; draws: one row for each picture."""
     if block not in _Worker.blocks:
-        if len(_Worker.blocks) >= BLOCKS:  # some of which the parent may have given up
-            for known in _Worker.blocks.values():
-                known.close()
+        # The parent may have deleted some of them; closing an open one only costs reopening it.
+        if len(_Worker.blocks) >= MAX_OPEN_BLOCKS:
+            for open_block in _Worker.blocks.values():
+                open_block.close()
             _Worker.blocks.clear()
         _Worker.blocks[block] = SharedMemory(block)
-    picture = _Worker.size * _Worker.size * 3
-    shape = (len(blobs), _Worker.size, _Worker.size, 3)
-    pixels = np.ndarray(shape, np.uint8, _Worker.blocks[block].buf, first * picture)
-    for i, (path, offset, length) in enumerate(blobs):
+    picture_bytes = _Worker.size * _Worker.size * 3
+    shape = (len(pictures), _Worker.size, _Worker.size, 3)
+    pixels = np.ndarray(shape, np.uint8, _Worker.blocks[block].buf, first * picture_bytes)
+    for i, (path, offset, length) in enumerate(pictures):
         if path not in _Worker.files:
             _Worker.files[path] = np.memmap(path, np.uint8, "r")
         content = _Worker.files[path][offset : offset + length].tobytes()
         try:
-            image = decode(content)
-        except Exception as error:  # Pillow raises many kinds
-            raise OSError(f"the picture at byte {offset} of {path} does not decode ({error})") from error
+            image = decode_picture(content)
+        # Pillow raises many types.
+        except Exception as error:
+            raise OSError(
+                f"the picture at byte {offset} of {path} cannot be decoded ({error}); prepare the data again"
+            ) from error
         if draws is None:
             pixels[i] = evaluation_pixels(image, _Worker.size, _Worker.resize)
         else:

@@ -1,8 +1,8 @@
 """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017, arXiv:1708.07747; MIT): 70,000 grey images of 28 x 28, ten classes.
 
-Three sources, one content: the Hugging Face hub through `datasets`, the Debian package dataset-fashion-mnist, or a
-folder that holds the IDX files (plain or .gz) or the hub's parquet files. Whichever it was, the same hash of pixels
-and labels is checked.
+There are three sources with the same content: the Hugging Face hub through `datasets`, the Debian package
+dataset-fashion-mnist, or a folder with the IDX files (plain or .gz) or the hub's parquet files. The same hash of pixels
+and labels is checked for all of them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SHA256 = {
     "train": "16d82e2b505296aa2b78bd5ea0992634f30419a4c97def7c907d154a35ac6157",
     "test": "9f1ec356a747bfe4ebab3cfb722d3694c9ca737e2570f6f90cf31d7b6fd689d4",
 }
-"""Of the images' bytes followed by the labels' bytes; from the files of the original release."""
+"""Hashes of the images' bytes followed by the labels' bytes, computed from the files of the original release."""
 
-THREE_WAYS = (
+REMEDY = (
     "Fashion-MNIST can come from (1) the Hugging Face hub, with a network: data=hub; "
     "(2) Debian's package, `apt-get install dataset-fashion-mnist`: data=debian; "
     "(3) a folder with its four IDX files or the hub's parquet files: data=/path/to/folder"
@@ -34,6 +34,8 @@ THREE_WAYS = (
 
 
 class Images(NamedTuple):
+    """The images and labels of a split."""
+
     images: np.ndarray
     """uint8 [n, 28, 28]"""
     labels: np.ndarray
@@ -41,34 +43,42 @@ class Images(NamedTuple):
 
     @property
     def sha256(self) -> str:
+        """The hash that is compared with `SHA256`."""
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
 
-def load(source: str) -> tuple[str, dict[str, Images]]:
-    """The name of the source used and the splits `train` (60,000) and `test` (10,000). Raises WorkloadError."""
+def load_splits(source: str) -> tuple[str, dict[str, Images]]:
+    """The source that was used and the splits `train` (60,000 images) and `test` (10,000).
+
+    source: auto, hub, debian, or a folder. Raises WorkloadError if the data are missing, damaged or other than the
+    released ones.
+    """
     if source == "auto":
         source = "debian" if DEBIAN.is_dir() else "hub"
     try:
         if source == "hub":
-            splits = {split: _from_hub(split) for split in SHA256}
+            splits = {split: _load_with_datasets(split) for split in SHA256}
         elif source == "debian":
-            splits = _from_folder(DEBIAN)
+            splits = _load_folder(DEBIAN)
         else:
-            splits = _from_folder(Path(source).expanduser())
+            splits = _load_folder(Path(source).expanduser())
     except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         reason = _first_line(error)
-        raise WorkloadError(f"data={source}: Fashion-MNIST cannot be read ({reason}). {THREE_WAYS}") from error
+        raise WorkloadError(f"data={source}: Fashion-MNIST cannot be read ({reason}). {REMEDY}") from error
     for split, expected in SHA256.items():
         if splits[split].sha256 != expected:
             raise WorkloadError(
                 f"data={source}: the {split} split is not Fashion-MNIST as released "
-                f"(SHA-256 {splits[split].sha256}, expected {expected}). {THREE_WAYS}"
+                f"(SHA-256 {splits[split].sha256}, expected {expected}). {REMEDY}"
             )
     return source, splits
 
 
 def parse_idx(content: bytes) -> np.ndarray:
-    """The array of an IDX file of unsigned bytes: 0, 0, 8, dimensions; big-endian sizes; data. Else ValueError."""
+    """The array of an IDX file of unsigned bytes. Raises ValueError if it is none.
+
+    The format: the bytes 0, 0, 8 and the number of dimensions; their sizes, big-endian uint32; the data.
+    """
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError("not an IDX file of unsigned bytes")
     dimensions = content[3]
@@ -84,21 +94,24 @@ def parse_idx(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _from_folder(folder: Path) -> dict[str, Images]:
+def _load_folder(folder: Path) -> dict[str, Images]:
+    """The splits from IDX or parquet files. Raises OSError or ValueError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
     if any(folder.rglob("*.parquet")):
-        return {split: _from_hub(split, folder) for split in SHA256}
+        return {split: _load_with_datasets(split, folder) for split in SHA256}
     names = {"train": "train", "test": "t10k"}
     return {
         split: Images(
-            parse_idx(_read(folder, f"{name}-images-idx3-ubyte")), parse_idx(_read(folder, f"{name}-labels-idx1-ubyte"))
+            parse_idx(_read_file(folder, f"{name}-images-idx3-ubyte")),
+            parse_idx(_read_file(folder, f"{name}-labels-idx1-ubyte")),
         )
         for split, name in names.items()
     }
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _read_file(folder: Path, name: str) -> bytes:
+    """The content of a file that may be compressed."""
     plain, zipped = folder / name, folder / f"{name}.gz"
     if plain.exists():
         return plain.read_bytes()
@@ -107,8 +120,8 @@ def _read(folder: Path, name: str) -> bytes:
     raise FileNotFoundError(f"neither {plain.name} nor {zipped.name} in {folder}")
 
 
-def _from_hub(split: str, folder: Path | None = None) -> Images:
-    """A split through `datasets`, from the hub or from a local copy of its parquet files."""
+def _load_with_datasets(split: str, folder: Path | None = None) -> Images:
+    """A split through `datasets`, from the hub or from a local copy of its parquet files. Raises OSError."""
     import datasets
 
     try:
@@ -125,9 +138,11 @@ def _from_hub(split: str, folder: Path | None = None) -> Images:
             np.stack([np.asarray(image, dtype=np.uint8) for image in rows["image"]]),
             np.asarray(rows["label"], dtype=np.uint8),
         )
-    except Exception as error:  # datasets and pyarrow raise many kinds; all mean that this source does not serve
+    # datasets and pyarrow raise many types; all mean that this source cannot be used.
+    except Exception as error:
         raise OSError(f"{type(error).__name__}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

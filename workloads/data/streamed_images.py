@@ -1,5 +1,7 @@
-"""ImageNet's pictures, decoded as they are needed by as many processes as the machine has cores, ahead of time where
-the harness says what comes next."""
+"""ImageNet's pictures, decoded when they are needed by as many processes as the machine has cores.
+
+Batches that the harness announces are decoded ahead of time.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,19 @@ from workloads.data.read_ahead import ReadAhead
 
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 DEVIATION = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-"""Of ImageNet's pixels per channel, the values in everyone's use."""
+"""Mean and standard deviation of ImageNet's pixels per channel, the commonly used values."""
 
-Host = tuple[Tensor, Tensor]
-"""uint8 [n, size, size, 3] and int64 [n], pinned where there is a GPU."""
+HostBatch = tuple[Tensor, Tensor]
+"""Pixels uint8 [n, size, size, 3] and labels int64 [n] on the CPU, in pinned memory where there is a GPU."""
 
 
 class StreamedImages:
-    """The first `test_size` training pictures by number are the split `test`, the rest is for training."""
+    """Training and evaluation batches of prepared pictures.
+
+    The first `test_size` training pictures by number are the split `test`, the others are for training. image, resize:
+    see `decoding.evaluation_pixels`. lookahead: batches that are decoded ahead. workers: decoding processes (default:
+    one per core).
+    """
 
     def __init__(
         self,
@@ -48,41 +55,46 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self._splits["train"]) - self._test_size
 
-    def hint(self, indices: Tensor, keys: Tensor) -> None:
-        self._training.hint(indices, keys)
+    def prefetch(self, indices: Tensor, keys: Tensor) -> None:
+        """Start to decode a training batch. Returns at once."""
+        self._training.prefetch(indices, keys)
 
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:
-        """inputs: float [n, 3, image, image] in channels-last order, labels: int64 [n]."""
-        return self._on_device(self._training.take(indices, keys))
+        """Augmented training pictures. inputs: float [n, 3, image, image] in channels-last order, labels: int64 [n]."""
+        return self._to_device(self._training.get(indices, keys))
 
     def evaluation_batches(self, split: Split, size: int, part: slice = slice(None)) -> Iterator[Batch]:
+        """The batches of an evaluation split. size: pictures per batch. part: which of the batches, by number."""
         count = self._test_size if split == "test" else len(self._splits["validation"])
-        which = torch.tensor(["validation", "test"].index(split))
-        pieces = torch.arange(count).split(size)[part]
-        for i, piece in enumerate(pieces):
-            for later in pieces[i : i + 2]:
-                self._evaluation.hint(later, which)
-            yield self._on_device(self._evaluation.take(piece, which))
+        # The split's number, in the place of the keys of a training batch.
+        split_number = torch.tensor(["validation", "test"].index(split))
+        batches = torch.arange(count).split(size)[part]
+        for i, numbers in enumerate(batches):
+            for upcoming in batches[i : i + 2]:
+                self._evaluation.prefetch(upcoming, split_number)
+            yield self._to_device(self._evaluation.get(numbers, split_number))
 
-    def _read_training(self, indices: Tensor, keys: Tensor) -> Host:
-        return self._read("train", indices.numpy() + self._test_size, uniform(keys.numpy(), DRAWS))
+    def _read_training(self, indices: Tensor, keys: Tensor) -> HostBatch:
+        return self._read("train", indices.numpy() + self._test_size, uniform_draws(keys.numpy(), DRAWS))
 
-    def _read_evaluation(self, positions: Tensor, which: Tensor) -> Host:
-        return self._read("train" if which else "validation", positions.numpy(), None)
+    def _read_evaluation(self, numbers: Tensor, split_number: Tensor) -> HostBatch:
+        return self._read("train" if split_number else "validation", numbers.numpy(), None)
 
-    def _read(self, split: str, positions: np.ndarray, draws: np.ndarray | None) -> Host:
+    def _read(self, split: str, numbers: np.ndarray, draws: np.ndarray | None) -> HostBatch:
+        """Decode the pictures of a prepared split with these numbers; draws: see `Decoders.load_pixels`."""
         pictures = self._splits[split]
-        pixels = torch.from_numpy(self._decoders.pixels(pictures.blobs(positions), draws))
-        labels = torch.from_numpy(pictures.labels[positions])
+        pixels = torch.from_numpy(self._decoders.load_pixels(pictures.locate(numbers), draws))
+        labels = torch.from_numpy(pictures.labels[numbers])
         return (pixels.pin_memory(), labels.pin_memory()) if self._device.type == "cuda" else (pixels, labels)
 
-    def _on_device(self, host: Host) -> Batch:
+    def _to_device(self, host: HostBatch) -> Batch:
+        # Copied as bytes and normalised there: a quarter of the traffic of float32.
         pixels, labels = (tensor.to(self._device, non_blocking=True) for tensor in host)
         inputs = ((pixels.float() - self._mean) / self._deviation).permute(0, 3, 1, 2)
         return {"inputs": inputs, "labels": labels}
 
 
-def uniform(keys: np.ndarray, count: int) -> np.ndarray:
-    """float64 [n, count] in [0, 1), a pure function of each key (int64 [n])."""
+def uniform_draws(keys: np.ndarray, count: int) -> np.ndarray:
+    """Uniform numbers float64 [n, count] in [0, 1), a pure function of each key (int64 [n])."""
     start = splitmix64(keys.astype(np.uint64))[:, None] + np.arange(count, dtype=np.uint64)
     return (splitmix64(start) >> np.uint64(11)) * 2.0**-53
