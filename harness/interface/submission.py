@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from harness.interface.data_order import ExampleStream, Selection
 from harness.interface.needs import Need, require
@@ -176,6 +177,7 @@ class OptimizerSubmission(Submission):
                 "use schedule=constant schedule.warmup_fraction=0"
             )
 
+    @override
     def step(self, ctx: StepContext) -> None:
         if self.closure:
             self.apply_schedule(ctx)
@@ -225,14 +227,17 @@ class OptimizerSubmission(Submission):
             with torch.no_grad():
                 torch._foreach_copy_(parameters, trained)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
             _restore_dtypes(optimizer, saved)
 
+    @override
     def state_tensors(self) -> list[Tensor]:
         return [tensor for optimizer in self.optimizers for tensor in collect_tensors(dict(optimizer.state))]
 
@@ -266,23 +271,29 @@ class Wrapper(Submission):
         super().__init__(setup)
         self.inner = inner
 
+    @override
     def select(self, stream: ExampleStream) -> Selection:
         return self.inner.select(stream)
 
+    @override
     def step(self, ctx: StepContext) -> None:
         self.inner.step(ctx)
 
     @contextmanager
+    @override
     def evaluation_weights(self) -> Iterator[None]:
         with self.inner.evaluation_weights():
             yield
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"inner": self.inner.state_dict()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.inner.load_state_dict(state["inner"])
 
+    @override
     def state_tensors(self) -> list[Tensor]:
         wrapper_state = {key: value for key, value in self.state_dict().items() if key != "inner"}
         return self.inner.state_tensors() + collect_tensors(wrapper_state)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from typing_extensions import override
 
 from harness.interface.workload import Batch, Split, Workload, WorkloadSpec
 
@@ -58,6 +59,7 @@ class Problem(Workload):
     Model = _ModelOptions
     Data = _DataOptions
 
+    @override
     def load(self, source: str, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
         self._tokens = torch.randint(6, (256, 4), generator=generator)
@@ -65,28 +67,36 @@ class Problem(Workload):
         self._classes = (total > 8) * 1 + (total > 11) * 1
 
     @property
+    @override
     def fingerprint(self) -> dict[str, str]:
         return {}
 
     @property
+    @override
     def train_size(self) -> int:
         return len(self._tokens)
 
+    @override
     def build_model(self) -> nn.Module:
         return _Model().to(getattr(torch, self.model_options.dtype))
 
+    @override
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:
         return {"inputs": self._tokens[indices], "labels": self._classes[indices]}
 
+    @override
     def loss(self, outputs: Tensor, batch: Batch, reduction: Literal["mean", "none"] = "mean") -> Tensor:
         return F.cross_entropy(outputs.float(), batch["labels"], reduction=reduction)
 
+    @override
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         return torch.multinomial(outputs.float().softmax(-1), 1, generator=generator).squeeze(1)
 
+    @override
     def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:
         yield from [{"inputs": self._tokens, "labels": self._classes}][part]
 
+    @override
     def evaluation_sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"loss": self.loss(outputs, batch, "none").sum(), "num_examples": torch.tensor(len(batch["labels"]))}
 
