@@ -25,20 +25,24 @@ def list_choices(group: str) -> list[str]:
 
 
 def list_variants(workload: str, scale: str) -> list[str]:
-    """The names of a workload's variants at a scale, without the base."""
+    """The names of a workload's variants at a scale, sorted, without the base."""
+    # Not split at the hyphens, which variants have in their names too (res-post-norm).
     prefix = f"{workload}-{scale}-"
     return [choice.removeprefix(prefix) for choice in list_choices(VARIANT_GROUP) if choice.startswith(prefix)]
 
 
 def target_file(workload: str, scale: str, variant: str = BASE_VARIANT) -> Path:
-    """The YAML that holds the target and its provenance."""
+    """The path of the YAML that holds the target and its provenance. It need not exist."""
     if variant == BASE_VARIANT:
         return CONFIG_DIR / SCALE_GROUP / f"{workload}-{scale}.yaml"
     return CONFIG_DIR / VARIANT_GROUP / f"{workload}-{scale}-{variant}.yaml"
 
 
 def check_choices(selected: Mapping[str, str]) -> list[str]:
-    """What is wrong with the choices of a command, by group; `scale` and `variant` have defaults and must be there."""
+    """A line for each thing that is wrong with the choices of a command; empty if nothing is.
+
+    selected: the choice by config group. `scale` and `variant` have defaults and must be there.
+    """
     messages = [
         f"{group}={choice}: no such {group}; {did_you_mean(choice, list_choices(group))}"
         for group, choice in selected.items()
@@ -49,6 +53,7 @@ def check_choices(selected: Mapping[str, str]) -> list[str]:
             messages.append(f"{group} is not given; add {group}=NAME, one of {', '.join(list_choices(group))}")
     if messages:
         return messages
+    # What follows looks up the workload's scales and variants, so it needs a workload that exists.
     workload, scale, variant = selected["workload"], selected["scale"], selected["variant"]
     scales_and_workloads = list_choices(SCALE_GROUP)
     if f"{workload}-{scale}" not in scales_and_workloads:
@@ -65,6 +70,7 @@ def check_choices(selected: Mapping[str, str]) -> list[str]:
 def target_not_measured(workload: str, scale: str, variant: str = BASE_VARIANT) -> str:
     """The message for a workload whose target is not known yet."""
     command = f"python scripts/set_targets.py {workload}"
+    # mini and base are the script's defaults, which the command leaves out.
     if scale != "mini":
         command += f" --scale {scale}"
     name = f"workload={workload}"

@@ -28,6 +28,7 @@ def expand_sweep(arguments: list[str]) -> list[list[str]]:
     """The command lines of a sweep: every combination of arguments such as `a=1,2`, in order. Raises UserError."""
     combinations: list[list[str]] = [[]]
     for override in _parse(arguments):
+        # The text as it was typed, quotes included: load_run parses it again.
         lines = [str(override.input_line)]
         if override.is_sweep_override():
             lines = [f"{override.key_or_group}={value}" for value in _sweep_values(override)]
@@ -36,9 +37,14 @@ def expand_sweep(arguments: list[str]) -> list[list[str]]:
 
 
 def load_run(arguments: list[str]) -> Run:
-    """Compose and validate the configuration of a command line; raises UserError with every problem in it."""
+    """The validated configuration of a command line without sweeps; raises UserError with every problem in it.
+
+    Of a study it is that of the first trial, at the recipe (see `harness.config.study_trials.configure_trial`).
+    """
     overrides = _parse(arguments)
     _refuse_sweeps(overrides)
+    # The choices are checked before Hydra composes them. Its own error names neither all of the wrong ones nor the
+    # names that were probably meant.
     selected = {"scale": "mini", "variant": BASE_VARIANT}
     selected |= {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in (*GROUPS, "variant")}
     if messages := choices.check_choices(selected):
@@ -52,7 +58,7 @@ def load_run(arguments: list[str]) -> Run:
     modified = _differing_keys(shipped.workload, run.workload)
     if validation.runs_on_incomplete_data(run):
         modified = (*modified, "data")
-    # The budget of the ruleset is no modification of the workload.
+    # After the comparison: the budget of the ruleset is no modification of the workload.
     workload = run.workload | {"max_steps": max(1, round(run.ruleset.budget_factor * run.workload["max_steps"]))}
     if selected["variant"] != BASE_VARIANT:
         workload["target_provenance"] = _provenance_of_variant(selected)
@@ -71,6 +77,8 @@ def load_run(arguments: list[str]) -> Run:
 
 
 def _parse(arguments: list[str]) -> list[Override]:
+    """The overrides of a command line; raises UserError with a line for each argument that cannot be read."""
+    # One argument at a time: Hydra's parse_overrides stops at the first one that it cannot read.
     parser, overrides, messages = OverridesParser.create(), [], []
     for argument in arguments:
         try:
@@ -99,6 +107,7 @@ def _sweep_values(override: Override) -> list[str]:
     value = override.value()
     if not isinstance(value, Glob):
         return [str(value) for value in override.sweep_string_iterator()]
+    # Hydra expands a glob only with a config loader, which a parser by itself does not have.
     names = choices.list_choices(override.key_or_group) if override.key_or_group in GROUPS else []
     matching: list[str] = value.filter(names)
     if not matching:
@@ -109,6 +118,7 @@ def _sweep_values(override: Override) -> list[str]:
 
 # ---- composition ---------------------------------------------------------------------------------------------------
 
+# Without `schedule`: another schedule makes the submission another one, with a hash in its label.
 _SHIPPED_GROUPS = ("workload", "scale", "variant", "optimizer", "ruleset")
 """The groups that decide what a run is compared with, to see what in it is not as shipped."""
 
@@ -122,6 +132,7 @@ def _compose(overrides: list[Override]) -> tuple[dict[str, Any], dict[str, Any]]
     of_ruleset = [o for o in values if o.key_or_group.startswith("ruleset.")]
     composed = _compose_groups(shipped_groups)
     _apply(composed, of_ruleset)
+    # A copy, since `_apply` changes `composed` in place.
     shipped = _as_dict(composed)
     if groups != shipped_groups:
         composed = _compose_groups(groups)
@@ -137,6 +148,7 @@ def _compose_groups(groups: list[Override]) -> DictConfig:
         else str(override.input_line)
         for override in groups
     ]
+    # A program that uses Hydra itself may have initialized it, and Hydra refuses to be initialized twice.
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(choices.CONFIG_DIR.resolve()), version_base="1.3"):
@@ -153,12 +165,14 @@ def _apply(config: DictConfig, overrides: list[Override]) -> None:
         merge = not key.startswith("optimizer.search_space")
         try:
             OmegaConf.update(config, key, override.value(), merge=merge, force_add=True)
+        # OmegaConf lets built-in errors through, such as a ValueError where a list is given a word as its index.
         except (OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise UserError(f"{override.input_line}: cannot be set ({str(error).splitlines()[0]})") from error
 
 
 def _as_dict(config: DictConfig) -> dict[str, Any]:
     try:
+        # Missing values (???) pass here, since the validation says how to give them.
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
@@ -174,6 +188,7 @@ def _differing_keys(shipped: dict[str, Any], actual: dict[str, Any], prefix: str
     differing: list[str] = []
     for key in sorted(shipped.keys() | actual.keys()):
         before, after = shipped.get(key), actual.get(key)
+        # It documents the target and moves no result.
         if key == "target_provenance":
             continue
         if isinstance(before, dict) and isinstance(after, dict):

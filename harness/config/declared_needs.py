@@ -14,8 +14,10 @@ def declared_needs(run: Run) -> frozenset[Need]:
     does not declare."""
     options = run.optimizer
     needs = frozenset(options.needs)
+    # A closure evaluates the step's batch again.
     if options.closure:
         needs |= {Need.RE_EVALUATE}
+    # A torch.optim.Optimizer declares nothing and has neither method.
     for cls in (import_algorithm(options.class_path), *map(import_wrapper, options.wrappers)):
         if issubclass(cls, Submission):
             needs |= cls.needs
@@ -26,6 +28,7 @@ def declared_needs(run: Run) -> frozenset[Need]:
 def _check_overrides(cls: type[Submission], needs: frozenset[Need]) -> None:
     if cls.select not in (Submission.select, Wrapper.select) and Need.SELECTION not in needs:
         raise UserError(f"{cls.__name__} overrides select() without declaring it; add Need.SELECTION to its `needs`")
+    # Compared as objects: a class that inherits the method has the function of its base.
     not_overridden = (base.evaluation_weights for base in (Submission, OptimizerSubmission, Wrapper))
     if cls.evaluation_weights not in not_overridden and Need.EVALUATION_WEIGHTS not in needs:
         raise UserError(

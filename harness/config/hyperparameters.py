@@ -25,7 +25,10 @@ from harness.interface.submission import Submission, Wrapper
 
 
 def import_class(path: str, key: str) -> type[Any]:
-    """The class at the import path `path`; raises UserError naming `key` if there is none."""
+    """The class at the import path `path`. The module is imported, with whatever that brings.
+
+    key: the config key that `path` is the value of, which a UserError names if there is no such class.
+    """
     module_name, _, name = path.rpartition(".")
     if not module_name:
         raise UserError(f"{key}={path}: write the full import path, like torch.optim.Adagrad")
@@ -60,7 +63,7 @@ def import_wrapper(path: str) -> type[Wrapper]:
 
 
 def signature_hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
-    """The hyperparameters that the class's own signature names; what disappears in **kwargs does not count."""
+    """By name, the hyperparameters that the class's own signature names; what disappears in **kwargs does not count."""
     # Without self and what it is built on: the parameters, or the setup and, for a wrapper, the submission inside.
     parameters = list(inspect.signature(cls.__init__).parameters.values())[3 if issubclass(cls, Wrapper) else 2 :]
     hidden = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -78,7 +81,10 @@ def select_arguments(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[str] = ()) -> list[str]:
-    """Every problem with the hyperparameters `values` of the class at `path` within the wrappers at `wrappers`."""
+    """A line for every problem with the hyperparameters `values`; empty if there is none.
+
+    path, wrappers: the import paths of the algorithm and of the wrappers around it, which share `values`.
+    """
     try:
         classes: list[type[Any]] = [import_algorithm(path), *map(import_wrapper, wrappers)]
     except UserError as error:
@@ -103,6 +109,8 @@ def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[
             for name, parameter in signature_hyperparameters(cls).items()
             if name not in values and parameter.default is inspect.Parameter.empty
         ]
+    # Only where all else is right: otherwise the class refuses the same values again, in its own words. A Submission
+    # cannot be tried this way, since it is built on a trial's setup.
     if not messages and issubclass(classes[0], torch.optim.Optimizer):
         messages += _construction_problems(classes[0], select_arguments(classes[0], values))
     return messages
@@ -130,7 +138,9 @@ def _text(detail: Any) -> str:
 def _construction_problems(cls: type[torch.optim.Optimizer], arguments: dict[str, Any]) -> list[str]:
     """What the class's own checks say, tried on a parameter of two by two numbers."""
     try:
+        # Two by two, since an optimizer of matrices such as torch.optim.Muon refuses vectors.
         cls([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+    # Any exception: every library has its own way to refuse a value.
     except Exception as error:
         listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
         return [f"optimizer.hyperparameters ({listed}): {cls.__name__} refuses them: {error}"]
@@ -178,6 +188,7 @@ def annotated_ranges(cls: type[Any]) -> dict[str, Any]:
     return {name: hint for name, hint in hints.items() if get_origin(hint) is Annotated}
 
 
+# Cached, since every corner of a search space is checked against the same classes.
 @functools.cache
 def _hyperparameter_model(cls: type[Any]) -> type[BaseModel]:
     """A pydantic model with a field for each hyperparameter of the class; null is always allowed."""
@@ -190,7 +201,10 @@ def _hyperparameter_model(cls: type[Any]) -> type[BaseModel]:
 
 
 def _field_type(name: str, parameter: inspect.Parameter, annotated_range: Any) -> Any:
+    """The type of a field, with the check of its range: from the default, else from the name, else anything."""
     default, known = parameter.default, range_name(name)
+    # Before the numbers, since a bool is an int. The annotation is compared as text, because resolving the annotations
+    # of a library can fail (see `annotated_ranges`).
     if isinstance(default, bool) or str(parameter.annotation) in ("bool", "bool | None", "typing.Optional[bool]"):
         return StrictBool
     if isinstance(default, str):
@@ -220,8 +234,10 @@ def _check_numbers(default: Any, may_be_list: bool, in_range: Callable[[float], 
         raise ValueError("must be one number")
     items = value if is_list else [value]
     for item in items:
+        # torch.optim.Adafactor has eps=(None, 1e-3).
         if item is None and isinstance(default, tuple) and None in default:
             continue
+        # YAML's true would pass as the number 1.
         if isinstance(item, bool) or not isinstance(item, int | float):
             raise ValueError("must be a number" + (f", and {item!r} is none" if len(items) > 1 else ""))
         if not math.isfinite(item):

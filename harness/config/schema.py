@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 class _Strict(BaseModel):
+    """Refuses keys that it does not know, so that a misspelt one is an error and not a value without effect."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -114,9 +116,10 @@ class Optimizer(_Strict):
         return self.paper_defaults | self.recipe.hyperparameters | self.hyperparameters
 
     def with_point(self, point: dict[str, Any]) -> Optimizer:
-        """The same with a point of the search space over the recipe."""
+        """The same with a point of the search space over the recipe. The point is not validated."""
         recipe = self.recipe.model_dump() | point
         recipe["hyperparameters"] = self.recipe.hyperparameters | point.get("hyperparameters", {})
+        # Not validated here: harness.config.validation does it, and reports a problem as one of the search space.
         return self.model_copy(update={"recipe": Recipe.model_construct(**recipe)})
 
 
@@ -180,15 +183,17 @@ class Run(_Strict):
     @property
     def spec(self) -> WorkloadSpec:
         """The workload's specification, validated."""
+        # Imported here, since it brings torch.
         from harness.interface.workload import WorkloadSpec
 
         return WorkloadSpec(**self.workload)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that can move the result, and nothing else."""
+        """Everything that can move the result, and nothing else, as plain data for the JSON of a manifest."""
         everything = self.model_dump(mode="json", exclude=_WITHOUT_INFLUENCE)
         # The rest of the ruleset decides which trials there are, and nothing about this one.
         everything["ruleset"] = self.ruleset.model_dump(include={"name", "description"})
+        # Left out where unused, as are wrappers below: a trial recorded before there was such a key keeps its identity.
         if self.pruning == "none":
             del everything["pruning"]
         everything["workload"].pop("target_provenance", None)
@@ -197,8 +202,9 @@ class Run(_Strict):
         return everything
 
     def algorithm(self) -> dict[str, Any]:
-        """The submission alone, as it takes effect."""
+        """The submission alone: the `optimizer`, as it takes effect, and the `schedule`. A part of the identity."""
         irrelevant = {"paper_defaults", "recipe", "description", "paper"}
+        # A trial at the recipe draws nothing from it.
         if self.ruleset.points == "recipe":
             irrelevant.add("search_space")
         optimizer = self.optimizer.model_dump(mode="json", exclude=irrelevant)
@@ -210,10 +216,13 @@ class Run(_Strict):
     def with_point(self, point: dict[str, Any]) -> Run:
         """The trial at a point of the search space; what the command line sets stays as it is."""
         optimizer = self.optimizer.with_point(point)
+        # config.yaml took clip_norm and the schedule's fractions from the recipe on composition, so a point has to
+        # replace them too.
         if "clip_norm" in point and "optimizer.clip_norm" not in self.overridden:
             optimizer = optimizer.model_copy(update={"clip_norm": point["clip_norm"]})
         drawn = {key: point[key] for key in SCHEDULE_KEYS if key in point and f"schedule.{key}" not in self.overridden}
         schedule = self.schedule.model_copy(update=drawn)
+        # The label before the point: all trials of a study share it, though each has another configuration.
         return self.model_copy(update={"optimizer": optimizer, "schedule": schedule, "label": self.submission_label})
 
     @property

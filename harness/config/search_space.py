@@ -49,13 +49,14 @@ class Dimension:
         return str(head) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
 
     def value(self, u: float) -> Any:
-        """The value at quantile u in [0, 1) of the range."""
+        """The value at quantile u in [0, 1) of the range: an int for `integer`, a choice, or else a float."""
         if self.kind == "choices":
             return self.values[int(u * len(self.values))]
         low, high = self.values
         if self.kind == "linear":
             return low + u * (high - low)
         if self.kind == "integer":
+            # + 1, so that the upper end has the same share as every other integer.
             return low + int(u * (high - low + 1))
         if self.kind == "log":
             return math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
@@ -91,6 +92,7 @@ class SearchSpace:
                     f"trial {trial} of {submission}: its search_space lists {len(self.points)} points; "
                     f"ask for at most as many with ruleset.trials={len(self.points)}, or list more"
                 )
+            # In an order of the study's own: the first trials of two studies are not the same points.
             return self.points[_permutation(len(self.points), seed)[trial - 1]]
         point: dict[str, Any] = {}
         # The dimensions are sorted by name, so the order in the YAML does not matter.
@@ -121,6 +123,7 @@ def parse_search_space(raw: Any, key: str = "optimizer.search_space") -> SearchS
 
 
 def _parse_points(raw: dict[str, Any], key: str) -> tuple[dict[str, Any], ...]:
+    """The points of a fixed list; raises UserError with every problem in it."""
     points, problems = raw["points"], []
     if len(raw) > 1:
         problems.append(f"{key}: has points and ranges; keep one of the two")
@@ -161,6 +164,7 @@ def _unknown_keys(mapping: dict[str, Any], key: str) -> list[str]:
 
 def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     """Every range of a space, or what stands in its place, with its path."""
+    # A mapping at any other place is a range, {KIND: [low, high]}, or stands in the place of one.
     if isinstance(value, dict) and path in ((), ("hyperparameters",)):
         for name, item in value.items():
             yield from _leaves(item, (*path, str(name)))
@@ -186,6 +190,7 @@ def _parse_dimension(path: KeyPath, leaf: Any, key: str, problems: list[str]) ->
         problems.append(f"{name}.{kind}={values}: must be a list")
         return None
     if kind == "choices":
+        # Not by a set: a choice can be a list, which has no hash.
         if any(value in values[:i] for i, value in enumerate(values)):
             problems.append(f"{name}.choices={values}: a choice is listed twice; remove it")
         return Dimension(path, "choices", tuple(values))
@@ -207,6 +212,7 @@ def _parse_dimension(path: KeyPath, leaf: Any, key: str, problems: list[str]) ->
 
 
 def _is_number(value: Any) -> bool:
+    # A bool is an int too.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -227,13 +233,16 @@ def _insert(point: dict[str, Any], path: KeyPath, value: Any) -> None:
 
 def _sobol(dimensions: int, seed: int, trial: int) -> list[float]:
     """Point number `trial` (from 1) of a scrambled Sobol sequence: a quantile in [0, 1) for each dimension."""
+    # Imported here, since only drawing a point needs it.
     from scipy.stats import qmc
 
     sampler = qmc.Sobol(dimensions, scramble=True, rng=seed)
+    # In scipy, fast_forward(0) on a new sequence would go back by one.
     if trial > 1:
         sampler.fast_forward(trial - 1)
     return [float(u) for u in sampler.random(1)[0]]
 
 
 def _permutation(length: int, seed: int) -> list[int]:
+    # By hashes, since the shuffles of Python and NumPy can change with their versions.
     return sorted(range(length), key=lambda i: stable_hash(seed, i))

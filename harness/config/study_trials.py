@@ -10,8 +10,8 @@ TARGET_SEEDS = range(900_000, 1_000_000)
 
 
 def list_trials(run: Run) -> list[tuple[int, int]]:
-    """(study seed, trial number) of all that `run` asks for: every trial of its ruleset, or, where the command line
-    gives `trial=`, that one of each study."""
+    """(study seed, trial number from 1) of all that `run` asks for: every trial of its ruleset, or, where the command
+    line gives `trial=`, that one of each study."""
     numbers = [run.trial] if "trial" in run.overridden else list(range(1, run.ruleset.trials + 1))
     return [(run.seed + study, number) for study in range(run.ruleset.studies) for number in numbers]
 

@@ -20,6 +20,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def validate_run(values: dict[str, Any]) -> Run:
     """The configuration that Hydra composed, as a `Run`; raises UserError with all that is wrong with it."""
     messages: list[str] = []
+    # Each check adds to the messages and none stops the next, so that a user sees all problems at once.
     run = validate(Run, values, messages)
     _check_workload(values, messages)
     _check_submission(values.get("optimizer"), run, messages)
@@ -45,6 +46,7 @@ def validate(schema: type[Model], values: dict[str, Any], messages: list[str], p
 
 
 def _check_workload(values: dict[str, Any], messages: list[str]) -> None:
+    """Add a line for each problem of the workload, its model and its data; a target that is not measured is one."""
     workload = values["workload"]
     if workload.get("target") in (None, "???"):
         scale = values["scale"].get("name")
@@ -62,6 +64,7 @@ def _check_workload(values: dict[str, Any], messages: list[str]) -> None:
 
 
 def _check_submission(values: Any, run: Run | None, messages: list[str]) -> None:
+    """Add a line for each problem of the submission. run: None where the configuration does not fit its schema."""
     if not isinstance(values, dict) or not isinstance(values.get("class_path"), str):
         return  # the schema of the run has said so
     if values["class_path"] == "???":
@@ -98,6 +101,7 @@ def _search_space_problems(optimizer: Optimizer, run: Run | None, reported: list
         ]
     try:
         space = search_space.parse_search_space(optimizer.search_space)
+        # The last trial's point is asked for only for its UserError, which says how many points the list has.
         if run is not None and drawn_from and run.ruleset.trials > len(space.points) > 0:
             space.point(optimizer.name, 0, run.ruleset.trials)
     except UserError as error:
@@ -106,12 +110,14 @@ def _search_space_problems(optimizer: Optimizer, run: Run | None, reported: list
     for point in space.corners():
         lines = [line for line in _point_problems(optimizer, run, point) if line not in reported]
         messages += [f"optimizer.search_space: {line}" for line in lines]
+    # Corners share values, so the same problem comes up at several of them.
     return list(dict.fromkeys(messages))
 
 
 def _point_problems(optimizer: Optimizer, run: Run | None, point: dict[str, Any]) -> list[str]:
     messages: list[str] = []
     at_point = optimizer.with_point(point)
+    # `with_point` does not validate the recipe that it makes.
     if validate(Recipe, at_point.recipe.model_dump(), messages) is not None:
         messages += hyperparameters.check_hyperparameters(
             optimizer.class_path, at_point.effective_hyperparameters, optimizer.wrappers
@@ -126,6 +132,7 @@ def _point_problems(optimizer: Optimizer, run: Run | None, point: dict[str, Any]
 
 
 def _lines(error: ValidationError, schema: type[BaseModel], prefix: str) -> list[str]:
+    """A line for each problem that pydantic found, with key, value and remedy. prefix: what the keys begin with."""
     lines = []
     for detail in error.errors():
         location = [str(part) for part in detail["loc"]]
@@ -136,6 +143,7 @@ def _lines(error: ValidationError, schema: type[BaseModel], prefix: str) -> list
             lines.append(f"{key}={detail['input']}: unknown key; {did_you_mean(location[-1], known)}")
         elif detail["type"] == "missing":
             lines.append(f"{key} is missing; add {key}=VALUE")
+        # The exception itself, since pydantic's text begins with `Value error, `. An error of a whole model has no key.
         elif detail["type"] == "value_error":
             lines.append(f"{key.rstrip('.') or 'config'}: {detail['ctx']['error']}")
         else:
