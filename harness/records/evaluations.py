@@ -67,7 +67,7 @@ class Parsed:
 
 
 def read_evaluations(path: Path, column: str, further: Mapping[str, str] | None = None) -> Evaluations | None:
-    """The rows of one trial's file; None if it is absent, has no rows or is refused.
+    """The rows of one trial's file, with 0 as its number; None if the file is absent, has no rows or is refused.
 
     column: the metric, for example `validation/loss`. further: other columns to read, by the name to give them.
     """
@@ -87,17 +87,20 @@ def parse_evaluations(
     contents: the files. columns: the metric of each, for example `validation/loss`. further: other columns to read
     where a file has them, by the name to give them.
 
-    A row with too few or too many cells, or whose time or step is no number, keeps its place and loses its values.
+    A row with too few or too many cells, or whose time or step is no number, keeps its place and loses its values, so
+    that the index of an evaluation stays that of its row.
     """
     parser = _Parser(further)
     groups: dict[tuple[bytes, str], list[int]] = defaultdict(list)
     for trial, content in contents.items():
+        # Rows are counted by \n, so there must be no other end of a line.
         if b"\r" in content:
             content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         header, _, body = content.removeprefix(b"\xef\xbb\xbf").partition(b"\n")
         if not body.strip():
             parser.refused[trial] = NO_ROWS
             continue
+        # A file that was cut off in its last row must not run on into the next one when they are joined.
         parser.bodies[trial] = body if body.endswith(b"\n") else body + b"\n"
         groups[header, columns[trial]].append(trial)
     for (header, metric), trials in groups.items():
@@ -159,11 +162,14 @@ class _Parser:
             self._parse_cell_by_cell(trials[0], header, wanted)
 
     def _parse_cell_by_cell(self, trial: int, header: list[str], wanted: dict[str, str]) -> None:
+        """Parse a file that is no clean table of numbers: what can be read is kept, and the rest is reported."""
         body = self.bodies[trial]
         if b"\0" in body:
             self.refused[trial] = "refused: a binary file"
             return
+        # A byte that is no UTF-8 becomes a character that no number has, so its cell is found to hold none.
         lines = body.decode("utf-8", errors="replace").split("\n")
+        # Empty lines at the end are no rows with too few cells.
         while lines and not lines[-1].strip():
             lines.pop()
         try:
@@ -184,6 +190,7 @@ class _Parser:
     def joined(self) -> Evaluations:
         """All pieces in the order of the trials; rows without a time and a step from 0 on lose their values."""
         trial = np.concatenate([np.repeat(p.trials, p.counts) for p in self.pieces] or [np.empty(0, int)])
+        # Stable, so that the rows of a trial stay in the order of its file.
         order = np.argsort(trial, kind="stable")
 
         def column(key: str) -> Array:
@@ -196,6 +203,7 @@ class _Parser:
         lost, counts = np.unique(trial[~usable], return_counts=True)
         for i, count in zip(lost.tolist(), counts.tolist(), strict=True):
             self.repaired.setdefault(i, f"repaired: ignored {count} rows whose time or step is no number from 0 on")
+        # Added to a column, this makes NaN of all its unusable rows.
         blank = np.where(usable, 0.0, np.nan)
         further = {key: column(key) for key in self.further}
         return Evaluations(trial, seconds + blank, steps + blank, value + blank, further)
@@ -206,6 +214,8 @@ def _parse_with_arrow(
 ) -> dict[str, Array] | None:
     """The columns, or None where a file is not a clean table of numbers."""
     text = b"".join(bodies)
+    # The files of a group are one text here. A quote without its partner would run on into the next file, so files with
+    # quotes are left to the other parser, one by one.
     if b'"' in text or b"\0" in text:
         return None
     names = list(wanted.values())
@@ -220,6 +230,7 @@ def _parse_with_arrow(
         )
     except (pa.ArrowException, UnicodeError):
         return None
+    # The columns are cut into trials by these counts.
     if table.num_rows != row_count:
         return None
     return {key: table[name].to_numpy() for key, name in wanted.items()}

@@ -61,6 +61,7 @@ class RecordPath:
     @classmethod
     def parse(cls, folder: Path) -> RecordPath | None:
         """From the folder of a trial; None if it is not named like one."""
+        # From <scale> to trial_<number>; the folder of records can be the working directory, without a part of its own.
         if len(folder.parts) < 7:
             return None
         *_, study_name, workload_name, trial_name = folder.parts
@@ -159,7 +160,8 @@ def trial_number(name: str) -> int | None:
 
 
 def split_workload_name(name: str) -> tuple[str, str]:
-    """("gpt2_silu", "pytorch") for `gpt2_silu_pytorch`."""
+    """("gpt2_silu", "pytorch") for `gpt2_silu_pytorch`. Without an underscore the workload is empty."""
+    # From the right, since a variant's name has an underscore of its own.
     workload, _, framework = name.rpartition("_")
     return workload, framework
 

@@ -24,6 +24,7 @@ from harness.processes import host_id, process_start_time
 
 EXPIRY_SECONDS = 60.0
 """A lease of another machine without a heartbeat for so long is dead."""
+# A sixth of the expiry, since a busy file server can swallow some of the beats.
 HEARTBEAT_SECONDS = 10.0
 
 _FILE_NAME = re.compile(r"\.lease\.(\d{1,9})")
@@ -34,12 +35,16 @@ class Holder:
     """The process that holds a folder."""
 
     number: int
+    """Of the lease in the folder; the highest one holds it."""
     token: str
+    """Random. A process that is told it may use the lease of its parent."""
     host: str
+    """`harness.processes.host_id`: differs wherever a pid means another process."""
     pid: int
     started: str
     """Start time of the process, so that a later one with the same pid is not taken for it; empty where unknown."""
     executor: str = ""
+    """Name of the executor that started the process, for the reader of a status."""
 
 
 class Lease:
@@ -81,6 +86,8 @@ class Lease:
         if any(number > holder.number for number, _ in _list_files(folder)):
             lease._path.unlink(missing_ok=True)
             return None
+        # Only after the new file is there: between a removal and a creation another process would find an empty folder
+        # and create number 1.
         for number, path in _list_files(folder):
             if number < holder.number:
                 path.unlink(missing_ok=True)
@@ -89,6 +96,7 @@ class Lease:
     def start_heartbeat(self, when_lost: Callable[[], None] | None = None) -> Lease:
         """Touch the lease from a thread until it is released or lost; `when_lost` is then called in that thread."""
         if not self.inherited:
+            # A daemon, so that a process which ends without `release` is not kept alive by its heartbeat.
             self._thread = threading.Thread(target=self._beat, args=(when_lost,), daemon=True)
             self._thread.start()
         return self
@@ -105,6 +113,7 @@ class Lease:
 
     def release(self) -> None:
         """Give the folder free, unless it was lost or belongs to the parent process."""
+        # First, or the heartbeat would take the missing file for a loss and call `when_lost`.
         self._stop.set()
         if not self.inherited and self.is_owned():
             self._path.unlink(missing_ok=True)
@@ -124,21 +133,26 @@ class Lease:
 
 
 def current_holder(folder: Path) -> Holder | None:
-    """The process that holds `folder` now; None if there is none."""
+    """The process that holds `folder` now; None if there is none or it is dead (see `is_alive`)."""
     newest = _newest(folder)
     return newest if newest is not None and is_alive(folder, newest) else None
 
 
 def is_alive(folder: Path, holder: Holder) -> bool:
-    """Whether the holder of a lease is still at it, as far as can be told from this machine."""
+    """Whether the holder of a lease is still at it, as far as can be told from this machine.
+
+    For a holder on another machine a temporary file is written into `folder`; OSError where that fails.
+    """
     if holder.host == host_id():
         # On this machine there is no need to wait for the heartbeat to expire.
         start_time = process_start_time(holder.pid)
+        # Where the start time was unknown, the pid alone decides.
         return start_time is not None and (not holder.started or start_time == holder.started)
     try:
         last_heartbeat = (folder / f".lease.{holder.number}").stat().st_mtime
         return _file_system_time(folder) - last_heartbeat < EXPIRY_SECONDS
     except FileNotFoundError:
+        # It was released since the folder was listed.
         return False
 
 

@@ -74,6 +74,7 @@ class FinalFigures(BaseModel):
 
 
 def _text_or_none(value: Any) -> str | None:
+    # A record with a damaged `variant_of` is read as one of a workload, not refused.
     return value if isinstance(value, str) else None
 
 
@@ -137,6 +138,9 @@ class Manifest(BaseModel):
         """The metric without its split: `loss`."""
         return self.metric.removeprefix("validation/")
 
+    # The values below `identity`, `config` and `machine` are not validated, and a record can come from anyone: what the
+    # properties read there can be of any type.
+
     @property
     def scale(self) -> str:
         """The name of the trial's scale, an empty string if the identity has none."""
@@ -188,6 +192,7 @@ class Manifest(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write manifest.json whole or not at all, with the keys that were set. Raises OSError."""
+        # Without the defaults, so that a manifest which is read and written again gains no keys.
         content = self.model_dump(exclude_unset=True)
         write_atomically(path, json.dumps(_strict(content), indent=2) + "\n")
 
@@ -198,6 +203,7 @@ def _name(entry: Any) -> str:
 
 
 def _describe(error: ValidationError) -> str:
+    # The first problem alone: a file of another kind would have one for every key.
     detail = error.errors()[0]
     key = ".".join(str(part) for part in detail["loc"])
     text = detail["msg"].replace("Input should", "must")
