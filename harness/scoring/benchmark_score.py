@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from harness.scoring.targets import Targets
 
 TAU_MAX = 4.0
+"""Times slower than this many times the fastest score nothing."""
 Array = NDArray[np.float64]
 
 
 def performance_ratios(times: Array) -> Array:
     """r [..., submissions, workloads], infinite where the target was not met."""
     best = times.min(axis=-2, keepdims=True)
+    # Where nobody met the target, inf / inf.
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(np.isfinite(times), times / best, np.inf))
 
@@ -47,6 +49,7 @@ def benchmark_scores(times: Array, tau_max: float = TAU_MAX) -> Array:
 
 def algoperf_scores(times: Array, tau_max: float = TAU_MAX) -> Array:
     """B_s as AlgoPerf publishes it: the trapezoid rule over 100 points of the profile; float [submissions]."""
+    # As many points as AlgoPerf's code takes: the error of the rule is part of the published scores.
     taus = np.linspace(1.0, tau_max, 100)
     return np.asarray(np.trapezoid(performance_profile(times, taus), taus, axis=1)) / (tau_max - 1.0)
 
@@ -70,6 +73,7 @@ def disqualified(times: pd.DataFrame, targets: Targets, tau_max: float = TAU_MAX
     """
     table = _within(times, targets, tau_max)
     failed = pd.DataFrame(False, index=table.index, columns=list(targets.base))
+    # `_within` has left out the variants that nobody ran, so that they disqualify nobody.
     for workload in table.columns.difference(list(targets.base)):
         failed[targets.base_of(workload)] |= np.isinf(table[workload])
     return failed
@@ -102,6 +106,7 @@ def study_times(trials: pd.DataFrame, column: str, *, by_index: bool = False) ->
     value = trials[column].where(np.isfinite(trials[column]), np.inf)
     rank = trials["index"].where(np.isfinite(value), np.inf) if by_index else value
     table = trials[[*keys, "trial"]].assign(_value=value, _rank=rank, row=trials.index)
+    # Among equals the first trial, as AlgoPerf chooses; the order of the rows decides nothing.
     table = table.sort_values([*keys, "_rank", "trial"], kind="stable").drop_duplicates(keys)
     return table.drop(columns=["trial", "_rank"]).rename(columns={"_value": column}).reset_index(drop=True)
 
@@ -111,6 +116,7 @@ def times_to_target(studies: pd.DataFrame, column: str) -> pd.DataFrame:
     # A median between a finite and an infinite time is infinite; pandas would give NaN for two infinities.
     with np.errstate(invalid="ignore"):
         medians = studies.groupby(["submission", "workload"])[column].median()
+    # In this order: the NaN that `unstack` adds mean that a workload was not run.
     return medians.fillna(np.inf).unstack("workload")
 
 
@@ -134,6 +140,7 @@ def _speedup(times: Array, limits: Array, base_times: Array, base_limits: Array)
     """Of one submission over the baseline; all arrays [workloads]."""
     used = ~np.isnan(times) & ~np.isnan(base_times) & ~(np.isinf(times) & np.isinf(base_times))
     missed, base_missed = np.isinf(times[used]), np.isinf(base_times[used])
+    # One kind of miss makes the ratio too large and the other too small, so both together bound nothing.
     if not used.any() or (missed.any() and base_missed.any()):
         return np.nan, "none"
     bounded = np.where(missed, limits[used], times[used])

@@ -23,8 +23,12 @@ MAX_LISTED = 8
 
 
 def board_notes(board: Leaderboard, results: StudyResults, timings: Timings | None, ruleset: str | None) -> list[str]:
-    """All notes of a board, in the order in which they are shown."""
+    """All notes of a board, in the order in which they are shown.
+
+    ruleset: the one whose number of trials per study is checked; None for no check.
+    """
     return [
+        # First: harness/board/page_data.py takes these off the list, for places of their own.
         *_notes_on_intervals(board),
         *_notes_on_scoring(board, results.trials, timings),
         *_notes_on_held_out(results.seconds, board.targets),
@@ -45,6 +49,7 @@ def _notes_on_intervals(board: Leaderboard) -> list[str]:
 
 
 def _notes_on_scoring(board: Leaderboard, trials: pd.DataFrame, timings: Timings | None) -> list[str]:
+    """Where the seconds come from, and under the default mode the scores that AlgoPerf's own rule would change."""
     if board.mode == "algoperf":
         return [
             "Scored as AlgoPerf does: the best trial of a study is the one with the smallest evaluation index at the "
@@ -53,6 +58,7 @@ def _notes_on_scoring(board: Leaderboard, trials: pd.DataFrame, timings: Timings
         ]
     notes = []
     scores = board.scores
+    # Half of the last digit that the note shows.
     differing = scores[(scores["score"] - scores["algoperf_score"]).abs() > 5e-5]
     if len(differing):
         listed = ", ".join(f"{row.submission} {row.algoperf_score:.4f}" for row in differing.itertuples())
@@ -66,6 +72,7 @@ def _notes_on_scoring(board: Leaderboard, trials: pd.DataFrame, timings: Timings
 
 
 def _notes_on_held_out(times: pd.DataFrame, targets: Targets) -> list[str]:
+    """What held-out workloads are, and the cells that were solved but do not count because of one."""
     run = [workload for workload in targets.held_out if workload in times]
     if not run:
         return []

@@ -130,20 +130,25 @@ def _estimate_pairs(
         log_ratio = workloads.mean(log_times[workloads.first] - log_times[workloads.second])
         low = high = p = np.full(len(log_ratio), np.nan)
     else:
+        # docs/statistics.md, eq. 31.
         log_ratio, error, dof = log_ratios(table, model, workloads)
         quantile = stats.t.ppf((1 + level) / 2, dof)
         low = np.where(is_upper, -np.inf, log_ratio - quantile * error)
         high = np.where(is_lower, np.inf, log_ratio + quantile * error)
 
-        # "The first is faster" fails if the second can have met its targets that much earlier, and vice versa.
+        # docs/statistics.md, eq. 32: "the first is faster" fails if the second can have met its targets that much
+        # earlier, and vice versa.
         # A missed target was met at no evaluation, so it has no width.
         width = table.log_resolution
         first_width = workloads.mean(np.where(workloads.first_missed, 0.0, width[workloads.first]))
         second_width = workloads.mean(np.where(workloads.second_missed, 0.0, width[workloads.second]))
+        # A lower bound of the ratio can never show that the first is faster, nor an upper one that the second is.
         first_faster = np.where(is_lower, -np.inf, (-log_ratio - second_width) / error)
         second_faster = np.where(is_upper, -np.inf, (log_ratio - first_width) / error)
         p = np.minimum(2 * stats.t.sf(np.maximum(first_faster, second_faster), dof), 1.0)
 
+        # docs/statistics.md, eq. 35: of pairs without misses, since the standard error of a bound is not that of a
+        # ratio.
         exact = comparable & ~is_lower & ~is_upper
         if exact.any():
             errors = (quantile + stats.t.ppf(POWER, dof))[exact] * error[exact]
@@ -156,7 +161,7 @@ def _estimate_pairs(
 def log_ratios(table: StudyTable, model: MedianModel, workloads: PairedWorkloads) -> tuple[Array, Array, Array]:
     """Mean log ratio first / second over the used workloads, its standard error and degrees of freedom: each [pairs].
 
-    A missed cell enters with its bound (docs/statistics.md, eq. 28 to 30).
+    A missed cell enters with its bound (docs/statistics.md, eq. 28 to 30). Without a used workload the log ratio is 0.
     """
     first, second = workloads.first, workloads.second
     missed = table.median_missed
@@ -165,13 +170,16 @@ def log_ratios(table: StudyTable, model: MedianModel, workloads: PairedWorkloads
     log_ratio = workloads.mean(estimate[first] - estimate[second])
 
     unpaired = variance[first] + variance[second]
+    # A missed cell enters with its limit, which has no noise in common with the other's times.
     covariance = np.where(missed[first] | missed[second], 0.0, model.covariance[first, second])
     # The covariance is an estimate too: it must not take the variance of a difference to zero or below.
     paired = np.where(workloads.used, np.maximum(unpaired - 2 * covariance, 1e-3 * unpaired), 0.0)
     number = np.maximum(workloads.used.sum(axis=1), 1)
+    # Above zero also for pairs that cannot be compared; they become NaN later, and nothing is divided by zero.
     error = np.maximum(np.sqrt(paired.sum(axis=1)) / number, 1e-12)
     if model.has_shared_dof:
         return log_ratio, error, np.full(len(first), model.dof.flat[0])
+    # docs/statistics.md, eq. 30.
     parts = variance[first] ** 2 / model.dof[first] + variance[second] ** 2 / model.dof[second]
     total = np.where(workloads.used, unpaired, 0.0).sum(axis=1)
     denominator = np.where(workloads.used, parts, 0.0).sum(axis=1)
@@ -192,6 +200,7 @@ def _verdicts(workloads: PairedWorkloads, estimates: PairEstimates, level: float
     """A verdict per pair: str [pairs]. A bound that shows nothing leaves a pair without a verdict."""
     is_shown = estimates.p_holm <= 1 - level
     is_bound = workloads.is_lower_bound | workloads.is_upper_bound
+    # A bound that is not significant is no evidence that the two are alike, as the ratio may be any larger or smaller.
     is_undecided = ~workloads.is_comparable | np.isnan(estimates.p) | (is_bound & ~is_shown)
     faster = np.where(estimates.log_ratio < 0, A_FASTER, B_FASTER)
     return np.where(is_shown, faster, np.where(is_undecided, NO_VERDICT, NO_DIFFERENCE)).astype(object)
@@ -208,6 +217,7 @@ def _reasons(
 
 
 def _reason(table: StudyTable, workloads: PairedWorkloads, pair: int, why_no_model: str) -> str:
+    """Why one pair has no verdict. pair: its row."""
     shared = workloads.shared[pair]
     if not shared.any():
         return "no workload that both ran"
@@ -228,7 +238,10 @@ def _reason(table: StudyTable, workloads: PairedWorkloads, pair: int, why_no_mod
 
 
 def rank_ranges(comparisons: Comparisons, index: pd.Index) -> pd.DataFrame:
-    """By submission: low, high of its rank, from the pairs with a verdict (docs/statistics.md, eq. 34)."""
+    """By submission: low, high of its rank, int from 1, from the pairs with a verdict (docs/statistics.md, eq. 34).
+
+    index: the submissions in the order of their numbers in `comparisons.workloads`.
+    """
     first, second = comparisons.workloads.first, comparisons.workloads.second
     verdict = comparisons.pairs["verdict"].to_numpy()
     faster = np.concatenate([first[verdict == A_FASTER], second[verdict == B_FASTER]])
@@ -247,6 +260,8 @@ def speedup_intervals(
     """
     if model is None or baseline not in table.submissions:
         return pd.DataFrame(np.nan, index=index, columns=["low", "high"])
+    # The baseline is the first of each pair, so that the ratio is its time over the submission's. A miss of the first
+    # leaves the ratio open towards infinity, one of the second towards zero.
     first = np.full(len(index), table.submissions.index(baseline))
     second = np.arange(len(index))
     workloads = pair_workloads(table, first, second, np.ones((len(index), len(table.workloads)), dtype=bool))

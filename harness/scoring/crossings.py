@@ -50,7 +50,10 @@ class Crossings:
 
 
 def find_crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]) -> Crossings:
-    """Where each trial first met its target. target, minimise: [trials], by the trial numbers in `rows`."""
+    """Where each trial first met its target, and how far it went.
+
+    target, minimise: [trials], by the trial numbers in `rows`. A trial without rows has NaN everywhere.
+    """
     count = len(target)
     crossings = Crossings(
         **{name: np.full(count, np.nan) for name in (*_AT_TARGET, *_OF_TRIAL)},
@@ -61,6 +64,7 @@ def find_crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]
     trials, start = np.unique(rows.trial, return_index=True)
     # In this sign smaller values of the metric are better.
     sign = np.where(minimise, 1.0, -1.0)[rows.trial]
+    # A loss of minus infinity is a failure, and must not meet the target.
     value = np.where(np.isfinite(rows.value), rows.value, np.nan)
     with np.errstate(invalid="ignore"):
         meeting_rows = np.flatnonzero(value * sign <= target[rows.trial] * sign)
@@ -80,7 +84,10 @@ def find_crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]
     )
     for clock, at_target, resolution, limit in clocks:
         at_target[crossed] = clock[crossing_row]
+        # A first evaluation that meets the target is known only to lie between the start of the trial and itself.
         resolution[crossed] = clock[crossing_row] - np.where(has_before, clock[before], 0.0)
+        # The largest and not the last, which can be an unusable row. The trials' rows are adjacent, so `reduceat` needs
+        # only their starts.
         limit[trials] = np.fmax.reduceat(clock, start)
         known = np.flatnonzero(~np.isnan(clock))
         decreases = (np.diff(clock[known]) < 0) & (rows.trial[known][1:] == rows.trial[known][:-1])
@@ -88,6 +95,7 @@ def find_crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]
 
     crossings.best[trials] = np.fmin.reduceat(value * sign, start) * sign[start]
     last_row = np.append(start[1:], len(rows.trial)) - 1
+    # Of a trial without any usable row the last one, whose value is NaN.
     last_row = np.where(last_usable[last_row] >= start, last_usable[last_row], last_row)
     crossings.final[trials] = value[last_row]
     crossings.peak_memory_bytes[trials] = np.fmax.reduceat(rows.further["peak_memory_bytes"], start)

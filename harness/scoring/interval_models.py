@@ -22,13 +22,13 @@ from harness.scoring.pooled_noise import Pairing
 from harness.scoring.study_table import Array, Index, Mask, StudyTable, uniform_sd
 
 DRAWS = 2000
-"""Draws of the log medians, unless the caller asks for another number."""
+"""Draws of the log medians, unless the caller asks for another number; 50 lie beyond each end of a 95% interval."""
 SIGMA_POINTS = 48
 """G, the grid on which the posterior of sigma is integrated where cells are censored."""
 MEDIAN_POINTS = 128
 """P, the grid on which the posterior of a censored cell's median is integrated."""
 SMOOTHING = 0.5
-"""Standard deviation of the bootstrap's noise, in units of s * n**(-1/5)."""
+"""Standard deviation of the bootstrap's noise, in units of s * n**(-1/5) (docs/statistics.md, eq. 43)."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def t_model(
     # Only studies that both submissions solved contribute common noise to their two means.
     is_hit = table.is_hit.astype(float)
     size = np.maximum(table.hit_count, 1)
+    # docs/statistics.md, eq. 27.
     common_share = np.einsum("awk,bwk->abw", is_hit, is_hit) / (size[:, None] * size[None])
     model = MedianModel(
         estimate=estimate,
@@ -155,7 +156,8 @@ def _never_met(table: StudyTable) -> Mask:
 def hit_variation(table: StudyTable, efficiency: float) -> HitVariation:
     """Pooled squares of the hits (docs/statistics.md, eq. 11 and 12), worth `efficiency` of their number (eq. 26)."""
     dof = float(np.maximum(table.hit_count - 1, 0).sum())
-    # Times that cross at the same evaluation show no spread, but the spacing of the evaluations hides one.
+    # Times that cross at the same evaluation show no spread, but the spacing of the evaluations hides one. Without
+    # resolutions, equal times must not make sigma zero.
     floor = max(table.resolution_sd, 1e-12)
     sum_of_squares = max(float((table.residuals**2).sum()), dof * floor**2)
     return HitVariation(sum_of_squares * efficiency, dof * efficiency)
@@ -187,30 +189,37 @@ def censored_cells(table: StudyTable, sigmas: Array) -> CensoredCells:
         cells = is_miss[:, k]
         log_density[cells] += special.log_ndtr((points[cells] - limits[cells, k, None, None]) / sigmas[:, None])
 
+    # Relative to the peak, or every density of a cell whose misses lie far beyond its hits would underflow to zero.
     peak = log_density.max(axis=-1, keepdims=True)
     density = np.exp(log_density - peak)
     trapezoids = (density[..., 1:] + density[..., :-1]) / 2
     total = trapezoids.sum(axis=-1)
     cumulative = np.concatenate([np.zeros_like(total)[..., None], np.cumsum(trapezoids, axis=-1)], axis=-1)
     step = points[..., 1] - points[..., 0]
+    # docs/statistics.md, eq. 16; `scale` is sigma / sqrt(n).
     log_evidence = np.log(total * step / scale) + peak[..., 0]
     return CensoredCells(submission, workload, sigmas, points, cumulative / total[..., None], log_evidence)
 
 
 def sigma_posterior(hits: HitVariation, cells: CensoredCells, draws: int) -> SigmaPosterior:
     """Posterior of sigma from the hits and the evidence of the misses (docs/statistics.md, eq. 13, 17, 18)."""
+    # docs/statistics.md, eq. 21.
     quantiles = (np.arange(draws) + 0.5) / draws
     if not len(cells.submission):
         sigma = float(np.sqrt(hits.sum_of_squares / hits.dof))
+        # 1 - quantiles, so that these draws are in ascending order as those from the grid are.
         sigma_draws = np.sqrt(hits.sum_of_squares / stats.chi2.ppf(1 - quantiles, hits.dof))
         return SigmaPosterior(sigma, hits.dof, sigma_draws, np.empty(0))
     sigmas = cells.sigmas
+    # docs/statistics.md, eq. 17. The grid is even in log sigma, so its points need no widths.
     log_density = -hits.dof * np.log(sigmas) - hits.sum_of_squares / (2 * sigmas**2)
     log_density = log_density + cells.log_evidence.sum(axis=0)
     weights = np.exp(log_density - log_density.max())
     weights /= weights.sum()
+    # docs/statistics.md, eq. 18.
     precision = (weights / sigmas**2).sum()
     dof = float(2 * precision**2 / (weights * (sigmas**-2 - precision) ** 2).sum())
+    # A grid point stands in the middle of its weight.
     cumulative = np.cumsum(weights) - weights / 2
     sigma_draws = np.exp(np.interp(quantiles, cumulative, np.log(sigmas)))
     return SigmaPosterior(float(precision**-0.5), dof, sigma_draws, weights)
@@ -222,6 +231,8 @@ def cell_moments(table: StudyTable, cells: CensoredCells, posterior: SigmaPoster
     variance = posterior.sigma**2 / np.maximum(table.hit_count, 1)
     if len(cells.submission):
         means, variances = cells.moments()
+        # docs/statistics.md, eq. 19: the variance at one sigma, not averaged over sigma, whose uncertainty is in the
+        # degrees of freedom already.
         nearest = int(np.abs(np.log(posterior.sigma) - np.log(cells.sigmas)).argmin())
         average = (means * posterior.weights).sum(axis=-1)
         between = (posterior.weights * (means - average[:, None]) ** 2).sum(axis=-1)
@@ -240,9 +251,11 @@ def joint_draws(
     size = np.maximum(table.hit_count, 1)
     log_medians = table.mean_log_time + posterior.draws[:, None, None] * noise / np.sqrt(size)
     if len(cells.submission):
+        # From the same noise as the other cells, so that the correlation of section 6 holds for censored cells too.
         uniform = special.ndtr(noise[:, cells.submission, cells.workload])
         log_medians[:, cells.submission, cells.workload] = cells.draw(posterior.draws, uniform)
     never = _never_met(table)
+    # docs/statistics.md, eq. 20, solved for the median: all of m studies miss with probability Phi(...)**m.
     beyond = special.ndtri(special.ndtr(noise[:, never]) ** (1 / table.miss_count[never]))
     log_medians[:, never] = table.log_horizon[never] + posterior.draws[:, None] * beyond
     return log_medians
@@ -251,6 +264,7 @@ def joint_draws(
 def _seed_noise(table: StudyTable, correlation: float, draws: int, rng: np.random.Generator) -> Array:
     """Standard normal [D, S, W], correlated between the submissions on a workload (docs/statistics.md, eq. 22)."""
     shape = (draws, len(table.submissions), len(table.workloads))
+    # The rows go by the submissions' times, so that neither names nor the order of the table move an interval.
     individual = rng.standard_normal(shape)[:, table.draw_order]
     common = rng.standard_normal((draws, 1, shape[2]))
     return np.sqrt(1 - correlation) * individual + np.sqrt(correlation) * common
@@ -262,10 +276,12 @@ def _intervals(
     """Ends of the intervals of the log medians: t intervals, and quantiles of the draws where cells are censored."""
     width = stats.t.ppf((1 + level) / 2, dof) * np.sqrt(variance)
     low, high = estimate - width, estimate + width
+    # The posterior of a censored cell is skewed, so its interval is not symmetric about the estimate.
     has_miss = table.miss_count > 0
     if has_miss.any():
         low[has_miss] = np.quantile(log_medians[:, has_miss], (1 - level) / 2, axis=0)
         high[has_miss] = np.quantile(log_medians[:, has_miss], (1 + level) / 2, axis=0)
+    # Nothing was observed beyond the horizon, so no end lies there.
     is_open = (high > table.log_horizon) | _never_met(table)
     return np.minimum(low, table.log_horizon), np.where(is_open, np.inf, high)
 
@@ -290,10 +306,12 @@ def bootstrap(
     # A draw beyond the horizon enters the variance at the horizon: how far beyond it is, the data do not tell.
     finite = np.where(np.isfinite(capped), capped, 0.0)
     deviation = finite - finite.mean(axis=0)
+    # Above zero, since comparisons divide by it.
     variance = (deviation**2).mean(axis=0) + 1e-24
     covariance = np.zeros((len(estimate), *estimate.shape))
     if correlation:
         covariance = np.einsum("daw,dbw->abw", deviation, deviation) / draws
+    # inverted_cdf, as interpolation between a finite and an infinite draw gives NaN.
     low, high = np.quantile(limited, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
     return MedianModel(
         estimate=bound,
@@ -304,6 +322,7 @@ def bootstrap(
         dof=np.maximum(table.study_count - 1, 1),
         has_shared_dof=False,
         draws=limited,
+        # Resampling knows no times beyond the horizon: such a draw is a miss at the horizon.
         latent_draws=np.where(never, np.inf, capped),
         low=np.minimum(low, table.log_horizon),
         high=high,
@@ -319,6 +338,7 @@ def _resampled_medians(table: StudyTable, paired: bool, rng: np.random.Generator
     resampled = np.full((draws, submissions, workloads), np.nan)
     for w in range(workloads):
         common = rng.random((draws, studies if paired else 0))
+        # By times, as in `_seed_noise`, so that the random numbers of a submission do not depend on its name.
         for s in np.argsort(table.draw_order):
             values = np.where(is_hit[s, w], table.log_time[s, w], np.inf)[is_hit[s, w] | is_miss[s, w]]
             n = len(values)
@@ -328,6 +348,7 @@ def _resampled_medians(table: StudyTable, paired: bool, rng: np.random.Generator
             noise = rng.standard_normal((draws, n))
             hits = values[np.isfinite(values)]
             sd = hits.std(ddof=1) if len(hits) > 1 else 0.0
+            # docs/statistics.md, eq. 43.
             smoothing = max(SMOOTHING * sd * n**-0.2, uniform_sd(table.resolution[s, w][is_hit[s, w]]), 1e-12)
             resampled[:, s, w] = np.median(values[(uniform * n).astype(np.intp)] + smoothing * noise, axis=1)
             medians[s, w] = np.median(values)

@@ -33,6 +33,7 @@ from harness.scoring.tunability import Tunability
 from harness.scoring.uncertainty import Uncertainty
 
 Mode = Literal["default", "algoperf"]
+# `baseline` is the name of the baseline in AlgoPerf's records.
 USUAL_BASELINES = ("adamw", "baseline")
 """The baseline where none is named: the first of these that has records."""
 PROFILE_TAUS = 301
@@ -132,6 +133,7 @@ def score(
         baseline=baseline,
         tunability=tunability.measure(trials, results.seconds.min(), targets.base, records.manifests),
     )
+    # Last, since they say what is in the rest of the board.
     board.notes = board_notes(board, results, timings, ruleset)
     return board
 
@@ -172,6 +174,7 @@ def _score_table(
         "rank_high": ranks["high"],
     }
     scores = pd.DataFrame(columns, index=index).join(_speedups(results, intervals, targets, baseline))
+    # By name first: the sort below is stable, and so leaves ties in this order.
     scores = scores[_SCORE_COLUMNS].join(_trial_figures(all_trials)).sort_index()
     scores = scores.sort_values(["score", "speedup", "steps_score"], ascending=False, kind="stable")
     return scores.rename_axis("submission").reset_index()
@@ -193,6 +196,7 @@ def _speedups(results: StudyResults, intervals: BoardIntervals, targets: Targets
     if baseline is None:
         return pd.DataFrame(np.nan, index, ["speedup", "speedup_low", "speedup_high", "speedup_reading"])
     times = results.seconds.reindex(columns=list(targets.base))
+    # As the time of a cell is the median over its studies, so is the limit that stands in for it.
     limits = intervals.details.groupby(CELL)["limit"].median().unstack("workload").reindex_like(times)
     values, readings = benchmark_score.speedups(times.to_numpy(), limits.to_numpy(), list(index).index(baseline))
     ends = intervals.seconds.speedups.reindex(index)

@@ -66,7 +66,10 @@ class Records:
     """By row label of `trials`; AlgoPerf's records have none."""
 
     def select_workloads(self, workloads: Iterable[str]) -> Records:
-        """The records of these workloads alone; raises UserError for one that is not there."""
+        """The records of these workloads alone; raises UserError for one that is not there.
+
+        Rows and manifests of the others stay, so row labels of `trials` go on to mean the same.
+        """
         wanted, known = set(workloads), sorted(self.targets.targets)
         if unknown := sorted(wanted.difference(known)):
             raise UserError(f"--workloads {', '.join(unknown)}: not in the records, which hold {', '.join(known)}")
@@ -92,10 +95,12 @@ class _TrialFolder:
 
     @property
     def declared_status(self) -> Status | None:
+        """The status by its manifest, None without one."""
         return self.manifest.status if self.manifest is not None else None
 
     @property
     def is_modified(self) -> bool:
+        """Whether facts of its workload were overridden."""
         return self.manifest is not None and bool(self.manifest.modified)
 
     @property
@@ -153,6 +158,7 @@ def load_records(
             f"no trial to score in {', '.join(map(str, folders))}; expected .../study_<i>/<workload>_<jax|pytorch>/"
             f"trial_<j>/{EVALUATIONS}{listed}"
         )
+    # The order gives the row labels of the table, and decides which of two folders of one trial is the duplicate.
     trials.sort(key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.shown))
     return _tabulate(trials, targets, problems, trust_clock)
 
@@ -161,6 +167,7 @@ def load_records(
 
 
 def _find_trials(root: Path, problems: list[Problem]) -> list[_TrialFolder]:
+    """Every folder below `root` that is named like a trial's, at any depth; raises UserError if it is no folder."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give a folder of records, or a table ending in .csv")
     trials: list[_TrialFolder] = []
@@ -169,6 +176,7 @@ def _find_trials(root: Path, problems: list[Problem]) -> list[_TrialFolder]:
     while pending:
         folder = pending.pop()
         for entry in _list_folder(folder, problems):
+            # Links are not followed: one to a folder above would never end.
             if not entry.is_dir(follow_symlinks=False):
                 continue
             study = study_number(entry.name)
@@ -183,6 +191,7 @@ def _find_trials(root: Path, problems: list[Problem]) -> list[_TrialFolder]:
 def _find_trials_of_study(
     folder: str, submission: str, study: int, root_length: int, problems: list[Problem]
 ) -> list[_TrialFolder]:
+    """The trials of a folder study_<i>. root_length: of the prefix that messages leave out of a path."""
     trials = []
     for entry in _list_folder(folder, problems):
         if not entry.is_dir(follow_symlinks=False):
@@ -207,6 +216,7 @@ def _find_trials_of_study(
 def _list_folder(path: str, problems: list[Problem]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
+            # The file system's own order differs between machines, and problems are listed in this one.
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         problems.append(Problem(path, f"cannot be listed: {error.strerror}"))
@@ -233,6 +243,7 @@ def _select_kind(
         problems.append(Problem(submission, f"{count} trials left out: facts of their workload were overridden"))
     trials = [trial for trial in trials if not trial.is_modified]
     for key, wanted in (("scale", scale), ("ruleset", ruleset)):
+        # By id, since a dataclass that compares by value has no hash.
         kind_of = {id(t): getattr(t.manifest, key) for t in trials if t.manifest is not None}
         kinds = ", ".join(sorted(set(kind_of.values())))
         if wanted is None:
@@ -244,6 +255,7 @@ def _select_kind(
             raise UserError(f"no record is of {key}={wanted}; there are: {kinds}")
         if others:
             problems.append(Problem(f"{key}={wanted}", f"{len(others)} trials of another {key} left out"))
+        # A trial without a manifest, as AlgoPerf's are, does not say its kind and is kept.
         trials = [trial for trial in trials if kind_of.get(id(trial), wanted) == wanted]
     return trials
 
@@ -267,6 +279,8 @@ def _declared_targets(trials: list[_TrialFolder]) -> Targets:
         )
         other = declared.setdefault(trial.workload, target)
         other_version = versions.setdefault(trial.workload, version)
+        # Under another version of the target alone the trial has trained in the same way, and its curve can be scored
+        # again.
         same_curve = (other.metric, other.direction, other_version[0]) == (target.metric, target.direction, version[0])
         if same_curve and version[1] != other_version[1]:
             if version[1] > other_version[1]:
@@ -277,6 +291,7 @@ def _declared_targets(trials: list[_TrialFolder]) -> Targets:
                 "give only the records of one, or the target with --targets"
             )
         base = manifest.variant_of
+        # `Targets.base_of` finds the base by the variant's name, so one that does not fit it is ignored.
         if base is not None and trial.workload.startswith(f"{base}_"):
             variant_of[trial.workload] = base
     if not declared and trials:
@@ -308,6 +323,7 @@ class _Verdict:
 
 
 def _tabulate(trials: list[_TrialFolder], targets: Targets, problems: list[Problem], trust_clock: bool) -> Records:
+    """The table of the trials, in their order. Adds to `problems`."""
     target_of = [targets.targets[trial.workload] for trial in trials]
     contents, without_rows = _read_contents(trials)
     parsed = parse_evaluations(contents, {i: target_of[i].column for i in contents})
@@ -397,6 +413,7 @@ def _judge(
         reason = parsed.refused[i]
         return _Verdict(Status.MISSING if reason == NO_ROWS else Status.INVALID, reason)
     message = parsed.repaired.get(i)
+    # Before the target is looked at: on such a clock the time of the crossing is not known.
     if crossings.non_monotonic[i]:
         if not trust_clock:
             return _Verdict(Status.INVALID, "refused: its clock or its steps run backwards")
@@ -404,6 +421,7 @@ def _judge(
     if np.isfinite(crossings.index[i]):
         return _Verdict(Status.REACHED, message)
     status = trial.declared_status
+    # A manifest's `reached` is about the trial's own target. A last evaluation without a value is a divergence.
     if status is None or status is Status.REACHED:
         return _Verdict(Status.EXHAUSTED if np.isfinite(crossings.final[i]) else Status.DIVERGED, message)
     if status is Status.PRUNED and trial.manifest is not None and trial.manifest.target != target.value:

@@ -45,7 +45,7 @@ class PooledNoise:
 
 
 def pooled_noise(table: StudyTable) -> PooledNoise:
-    """Estimate the noise from the hits alone (docs/statistics.md, eq. 11, 12), and decide on pairing."""
+    """The noise, estimated from the hits alone (docs/statistics.md, eq. 11, 12), and whether to pair by seed."""
     dof = float(np.maximum(table.hit_count - 1, 0).sum())
     residuals = table.residuals
     sigma = max(float(np.sqrt((residuals**2).sum() / max(dof, 1))), table.resolution_sd)
@@ -73,6 +73,8 @@ def _mean_squares(table: StudyTable, residuals: Array) -> _MeanSquares:
     between_dof = within_dof = weighted_size = 0
     for w in range(len(table.workloads)):
         has_study = (table.is_hit | table.is_miss)[:, w].any(axis=0)
+        # The two-way layout needs every submission in every study. A miss has no residual, so a submission with one is
+        # left out of the workload's block.
         is_complete = table.is_hit[:, w][:, has_study].all(axis=1)
         if is_complete.sum() < 2 or has_study.sum() < 2:
             continue
@@ -89,14 +91,18 @@ def _mean_squares(table: StudyTable, residuals: Array) -> _MeanSquares:
 
 def _choose_pairing(squares: _MeanSquares, dof: float) -> Pairing:
     """Pair by seed where the F test shows a positive correlation (docs/statistics.md, eq. 24 to 26)."""
+    # Without residual variation the F ratio would be infinite.
     if squares.within_dof < MIN_DOF or squares.within <= 0:
         return Pairing(0.0, dof, 1.0, "pairs not paired by seed: too few complete studies to see whether that helps")
     between, within = squares.between / squares.between_dof, squares.within / squares.within_dof
+    # docs/statistics.md, eq. 24.
     correlation = (between - within) / (between + (squares.block_size - 1) * within)
+    # docs/statistics.md, eq. 25.
     p = float(stats.f.sf(between / within, squares.between_dof, squares.within_dof))
     test = f"correlation of submissions under the same seed {correlation:.2f}, p {p:.2g}"
     if p > PAIRING_LEVEL:
         return Pairing(0.0, dof, 1.0, f"pairs not paired by seed, for that was not shown to help ({test})")
+    # docs/statistics.md, eq. 26.
     effective_dof = (squares.between + squares.within) ** 2 / (
         squares.between**2 / squares.between_dof + squares.within**2 / squares.within_dof
     )

@@ -60,6 +60,7 @@ def timed_trials(trials: pd.DataFrame, timings: Timings | None, *, refuse_mixed_
     `timings`, or without it of the clocks. Raises UserError for clocks of several machines with refuse_mixed_clocks,
     and what `Timings.apply` raises.
     """
+    # A duplicate repeats a trial that is counted already, and its row has no times.
     trials = trials[trials["status"] != Status.DUPLICATE].rename(columns={"seconds": "raw_seconds"})
     if timings is not None:
         return timings.apply(trials)
@@ -74,12 +75,16 @@ def timed_trials(trials: pd.DataFrame, timings: Timings | None, *, refuse_mixed_
         seconds=trials["raw_seconds"],
         resolution=trials["resolution_seconds"],
         limit=trials["limit_seconds"],
+        # Records do not say how many seconds a trial could have trained, so the longest of its workload stands in.
         budget=trials.groupby("workload")["limit_seconds"].transform("max"),
     )
 
 
 def study_results(trials: pd.DataFrame, targets: Targets, *, by_index: bool) -> StudyResults:
-    """Times of the rows of `timed_trials`. by_index: choose the best trial of a study as AlgoPerf does."""
+    """Best trials of the studies and their medians, of the rows of `timed_trials`, in each of `UNITS`.
+
+    by_index: choose the best trial of a study as AlgoPerf does.
+    """
     studies = {unit: benchmark_score.study_times(trials, unit, by_index=by_index) for unit in UNITS}
     medians = {unit: benchmark_score.times_to_target(table, unit) for unit, table in studies.items()}
     counted = {unit: benchmark_score.qualified(table, targets) for unit, table in medians.items()}
@@ -87,7 +92,10 @@ def study_results(trials: pd.DataFrame, targets: Targets, *, by_index: bool) -> 
 
 
 def study_details(results: StudyResults, unit: str, targets: Targets) -> pd.DataFrame:
-    """The table that `uncertainty.estimate` takes, in seconds or steps: a row per study of a base workload."""
+    """The table that `uncertainty.estimate` takes, in seconds or steps: a row per study of a base workload.
+
+    Columns: submission, workload, study, time (infinite: missed), resolution, budget, limit.
+    """
     trials, studies = results.trials, results.studies[unit]
     if unit == "steps":
         resolution, limit = trials["resolution_steps"], trials["limit_steps"]
@@ -112,6 +120,7 @@ def board_intervals(results: StudyResults, targets: Targets, baseline: str | Non
     seconds = uncertainty.estimate(details, baseline=baseline)
     failed = benchmark_score.disqualified(results.seconds, targets)
     scores = seconds.scores
+    # The scores alone follow the rules for held-out workloads; times, ranks and speed-ups do not.
     if failed.to_numpy().any():
         scores = uncertainty.estimate(_miss_disqualified(details, failed), baseline=baseline).scores
     steps = uncertainty.estimate(study_details(results, "steps", targets), baseline=baseline)

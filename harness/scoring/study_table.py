@@ -39,12 +39,12 @@ class StudyTable:
 
     @cached_property
     def is_hit(self) -> Mask:
-        """bool [S, W, K]."""
+        """Studies that met their target: bool [S, W, K]."""
         return np.isfinite(self.log_time)
 
     @cached_property
     def is_miss(self) -> Mask:
-        """bool [S, W, K]."""
+        """Studies that did not: bool [S, W, K]. An entry without a study is neither hit nor miss."""
         return np.isfinite(self.log_limit)
 
     @cached_property
@@ -54,7 +54,7 @@ class StudyTable:
 
     @cached_property
     def miss_count(self) -> NDArray[np.int_]:
-        """int [S, W]."""
+        """Studies of each cell that missed the target: int [S, W]."""
         return np.asarray(self.is_miss.sum(axis=-1))
 
     @cached_property
@@ -65,6 +65,7 @@ class StudyTable:
     @cached_property
     def median_missed(self) -> Mask:
         """Where the median over studies is infinite: bool [S, W]."""
+        # Half is enough: the median of an even number is the mean of a finite and an infinite time.
         return (self.study_count > 0) & (2 * self.hit_count <= self.study_count)
 
     @cached_property
@@ -96,7 +97,7 @@ def uniform_sd(widths: Array) -> float:
 
 
 def tabulate(studies: pd.DataFrame) -> StudyTable:
-    """The rows that `uncertainty.estimate` takes, one per study, as arrays; names are sorted."""
+    """The rows that `uncertainty.estimate` takes, one per study, as arrays; submissions and workloads sorted by name."""
     submissions, s = np.unique(studies["submission"].to_numpy(dtype=str), return_inverse=True)
     workloads, w = np.unique(studies["workload"].to_numpy(dtype=str), return_inverse=True)
     numbers, k = np.unique(studies["study"].to_numpy(), return_inverse=True)
@@ -134,7 +135,7 @@ def _fill_limits(time: Array, limit: Array, workload: Index, workloads: int) -> 
 
 
 def _log_horizon(time: Array, limit: Array, budget: Array, cell: tuple[Index, Index], shape: tuple[int, int]) -> Array:
-    """Eq. 7. time, limit, budget: [rows]; cell: the row's submission and workload."""
+    """[S, W] (docs/statistics.md, eq. 7). time, limit, budget: [rows]; cell: the row's submission and workload."""
     is_hit = np.isfinite(time)
     has_miss = np.zeros(shape, dtype=bool)
     has_miss[cell[0][~is_hit], cell[1][~is_hit]] = True
@@ -143,6 +144,7 @@ def _log_horizon(time: Array, limit: Array, budget: Array, cell: tuple[Index, In
     longest = np.full(shape, -np.inf)
     np.maximum.at(longest, cell, np.where(is_hit, could_train, limit))
     with np.errstate(divide="ignore"):
+        # -inf, without any known length, becomes an infinite horizon.
         return np.where(longest > 0, np.log(np.maximum(longest, 0.0)), np.inf)
 
 
@@ -151,6 +153,7 @@ def _order_by_times(log_time: Array, log_limit: Array) -> Index:
     submissions = len(log_time)
     order = np.empty(submissions, dtype=np.intp)
     if submissions:
+        # lexsort takes its last key as the first one, hence the reversal.
         keys = np.concatenate([times.reshape(submissions, -1) for times in (log_time, log_limit)], axis=1)
         order[np.lexsort(np.nan_to_num(keys, nan=np.inf).T[::-1])] = np.arange(submissions)
     return order

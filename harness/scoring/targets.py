@@ -62,7 +62,9 @@ class Targets:
     """Of both."""
 
     def base_of(self, workload: str) -> str:
-        """The base workload of a held-out one: the longest that its name begins with."""
+        """The base workload of a held-out one, or of a base workload itself; ValueError if there is none."""
+        # The longest, since one base workload's name can begin with another's: vit_large_glu is of vit_large, not of
+        # vit.
         return max((base for base in self.base if workload == base or workload.startswith(f"{base}_")), key=len)
 
     @property
@@ -118,6 +120,7 @@ def _parse_names(raw: Any, key: str, problems: list[str]) -> tuple[str, ...]:
 
 
 def _parse_target(name: str, entry: Any, problems: list[str]) -> Target | None:
+    """The target of one workload; None, and a line in `problems` for each thing that is wrong with it."""
     if not isinstance(entry, dict):
         problems.append(f"workloads.{name}: {entry!r} must be a mapping")
         return None
@@ -125,6 +128,7 @@ def _parse_target(name: str, entry: Any, problems: list[str]) -> Target | None:
     own_problems = []
     if not isinstance(metric, str) or not metric:
         own_problems.append(f"workloads.{name}.target_metric_name: {metric!r} must be the name of a metric")
+    # json reads NaN and Infinity as numbers, and a bool is an int.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         own_problems.append(f"workloads.{name}.validation_target_value: {value!r} must be a finite number")
     goal = entry.get("target_metric_goal")

@@ -31,8 +31,8 @@ class Timings:
     machine: str
     rounds: int
     costs: pd.DataFrame
-    """A row per (submission, workload): seconds_per_step, its relative error (one standard error of the median, as a
-    share), and one_off seconds."""
+    """A row per (submission, workload), its index: seconds_per_step, its relative error (one standard error of the
+    median, as a share), and one_off seconds."""
 
     @classmethod
     def from_rows(cls, rows: pd.DataFrame) -> Timings:
@@ -45,6 +45,7 @@ class Timings:
         # For normal noise 1.4826 times the median absolute deviation estimates the standard deviation, and a median of
         # n has 1.2533 times the standard error of a mean (docs/statistics.md, eq. 2).
         error: pd.Series = 1.2533 * 1.4826 * deviation / np.sqrt(groups.size()) / median
+        # They are paid once, before the first round, and repeated in every row.
         one_off = groups["build_seconds"].first() + groups["compile_seconds"].first()
         costs = pd.DataFrame({"seconds_per_step": median, "error": error, "one_off": one_off})
         return cls(str(rows["machine"].iloc[0]), int(rows["round"].max()), costs)
@@ -70,7 +71,9 @@ class Timings:
         costs = self.costs.reindex(keys)
         rate, one_off = costs["seconds_per_step"].to_numpy(), costs["one_off"].to_numpy()
         return trials.assign(
+            # docs/statistics.md, eq. 1.
             seconds=trials["steps"] * rate + one_off,
+            # A difference of two times, so without the one-off costs.
             resolution=trials["resolution_steps"] * rate,
             limit=trials["limit_steps"] * rate + one_off,
             budget=trials.groupby("workload")["limit_steps"].transform("max") * rate + one_off,

@@ -30,14 +30,21 @@ OPTIONAL += ["state_bytes_per_parameter", "energy_joules"]
 
 
 def write_trials_table(records: Records, path: Path) -> None:
-    """Write the trials of `records`, without columns that are empty. Raises OSError."""
+    """Write the trials of `records`, one per row, without columns that are empty. Raises OSError.
+
+    Machines, paths and manifests are not in it.
+    """
     columns = [*TEXTS, *INTEGERS, *AT_TARGET, *OPTIONAL]
     table = records.trials[columns].dropna(axis="columns", how="all")
     table.to_csv(path, index=False, lineterminator="\n")
 
 
 def read_trials_table(path: Path, targets: Targets | None) -> Records:
-    """Read such a table; raises UserError if `path` is none, or without targets, which it does not hold."""
+    """Read such a table, as records without evaluations and manifests.
+
+    Raises UserError if `path` is not such a table, if it has no trial of `targets`, and without `targets`, since the
+    table itself holds none.
+    """
     if targets is None:
         raise UserError(f"{path} is a table of trials, which holds no targets; give them with --targets")
     table = _read_csv(path)
@@ -58,12 +65,14 @@ def read_trials_table(path: Path, targets: Targets | None) -> Records:
     if table.empty:
         raise UserError(f"{path}: no trial of {', '.join(targets.scored)}")
     table[TEXTS] = table[TEXTS].astype(object)
+    # No machine: a table of several machines' clocks cannot be told from one of a single machine.
     table = table.assign(framework="", machine=None, disturbed=False, path=path.name)
     empty = np.empty(0)
     return Records(table, Evaluations(np.empty(0, int), empty, empty, empty, {}), targets, problems)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    # Given and not inferred: a submission can be called 001 or nan.
     types = dict.fromkeys(TEXTS, pa.string()) | dict.fromkeys(INTEGERS, pa.int64())
     types |= dict.fromkeys([*AT_TARGET, *OPTIONAL], pa.float64())
     try:
@@ -75,4 +84,5 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise UserError(
             f"{path} has no column {', '.join(missing)}; scripts/leaderboard.py --consolidate writes such a table"
         )
+    # Scoring reads every column; what the table left out is unknown.
     return table.reindex(columns=[*table.columns, *(c for c in OPTIONAL if c not in table)])

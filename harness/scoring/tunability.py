@@ -10,13 +10,10 @@ These three figures stay finite when trials miss:
 
 All three are over the orders in which the trials of a study could have come: every k of its n trials are equally
 likely to have been the first k. Reached and score are then U-statistics, unbiased for the expectation over points drawn
-anew: the i-th best of n values is the best of k drawn without replacement with probability C(n - i, k - 1) / C(n, k).
-Dodge et al. 2019 ("Show Your Work", arXiv:1909.03004) draw with replacement, which underestimates; Tang et al. 2020
-("Showing Your Work Doesn't Always Work", arXiv:2004.13453) show it and use the form without. It needs k <= n: beyond
-the trials of a study nothing is estimated. Points are quasi-random, so k trials cover slightly more than k independent
-ones. Derivations: docs/statistics.md, section 10.
-
-Studies with pruned trials are left out: it is unknown whether such a trial would have met its target.
+anew: the i-th best of n values is the best of k drawn without replacement with probability C(n - i, k - 1) / C(n, k)
+(Tang et al. 2020, "Showing Your Work Doesn't Always Work", arXiv:2004.13453, on Dodge et al. 2019, "Show Your Work",
+arXiv:1909.03004). It needs k <= n: beyond the trials of a study nothing is estimated. Points are quasi-random, so k
+trials cover slightly more than k independent ones. Derivations: docs/statistics.md, section 10.
 """
 
 from __future__ import annotations
@@ -39,6 +36,7 @@ from harness.scoring.benchmark_score import TAU_MAX
 Array = NDArray[np.float64]
 
 DRAWS = 2000
+"""Of the bootstrap of the score; 50 lie beyond each end of a 95% interval."""
 MIN_TRIALS = 8
 """Trials on a workload below which the score has no interval: fewer cannot be resampled sensibly."""
 CELL = ["submission", "workload"]
@@ -80,6 +78,7 @@ def best_of(values: Array) -> Array:
 def _weights(n: int) -> Array:
     """[k, i], both from 1: the probability that the i-th best of n is the best of k of them (eq. 45)."""
     k, i = np.arange(1, n + 1)[:, None], np.arange(1, n + 1)[None, :]
+    # Without replacement. Drawing with replacement, as Dodge et al. 2019 do, underestimates the best of k.
     return np.asarray(special.comb(n - i, k - 1) / special.comb(n, k))
 
 
@@ -111,6 +110,8 @@ def measure(
 
 def _leave_out_pruned(trials: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """The trials that have ended, of studies without pruned ones, and a sentence about the others."""
+    # Whole studies, not pruned trials alone: it is unknown whether such a trial would have met its target, and trials
+    # are pruned for being bad, so those that are left are too good a sample.
     in_pruned_study = trials["status"].eq(Status.PRUNED).groupby([trials[key] for key in STUDY]).transform("any")
     left_out = []
     if in_pruned_study.any():
@@ -128,6 +129,7 @@ def _measure_cell(times: list[Array], fastest: float, rng: np.random.Generator) 
     hits = int(np.isfinite(all_times).sum())
     reached = _mean_best_of([np.isfinite(t).astype(float) for t in times])
     score = _mean_best_of([_contribution(t, fastest) for t in times])
+    # docs/statistics.md, eq. 48.
     single = stats.binomtest(hits, len(all_times)).proportion_ci(0.95, method="exact")
 
     resampled = rng.choice(_contribution(all_times, fastest), (DRAWS, len(all_times)))
@@ -163,6 +165,7 @@ def _mean_best_of(studies: list[Array]) -> Array:
 
 def _contribution(times: Array, fastest: float) -> Array:
     """What each time gives to the score of its workload, in [0, 1] (docs/statistics.md, eq. 5)."""
+    # Nobody met the target, so there is no time to compare with.
     if not np.isfinite(fastest):
         return np.zeros(len(times))
     return np.asarray(np.clip((TAU_MAX - times / fastest) / (TAU_MAX - 1), 0.0, 1.0))
@@ -182,6 +185,7 @@ def _overall(cells: pd.DataFrame, draws: dict[Any, Array], base: tuple[str, ...]
     frames = []
     for submission, group in cells[cells["workload"].isin(base)].groupby("submission"):
         largest_k = int(group.groupby("workload")["k"].max().min())
+        # A sum over what was run, divided by all base workloads: one that was not run gives 0.
         score = group[group["k"] <= largest_k].groupby("k")["score"].sum() / len(base)
         drawn = sum(draws[submission, workload][:, :largest_k] for workload in group["workload"].unique()) / len(base)
         low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
@@ -239,6 +243,7 @@ def _band(dimension: Dimension, reached: list[Any]) -> tuple[Any, ...] | None:
 
     reached: the values of the points that met the target.
     """
+    # A list may fix one of its numbers, which is then a dimension with a single choice.
     if len(dimension.values) < 2 or not all(isinstance(value, int | float) for value in [*dimension.values, *reached]):
         return None
     ends = (min(dimension.values), max(dimension.values))
@@ -247,6 +252,7 @@ def _band(dimension: Dimension, reached: list[Any]) -> tuple[Any, ...] | None:
     if dimension.kind == "choices":
         width = len(set(reached) & set(dimension.values)) / len(dimension.values)
     else:
+        # docs/statistics.md, eq. 49: on average an underestimate of the band.
         positions = [dimension.position(value) for value in reached]
         width = max(positions) - min(positions)
     return *ends, min(reached), max(reached), width

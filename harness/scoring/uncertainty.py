@@ -112,14 +112,17 @@ class _ModelChoice:
 
 
 def _choose_model(table: StudyTable, level: float, draws: int, rng: np.random.Generator) -> _ModelChoice:
+    """The model that the number of studies allows, and the sentence about it."""
     noise = pooled_noise(table)
     sigma, dof, pairing = noise.sigma, noise.dof, noise.pairing
     counts = table.study_count[table.study_count > 0]
+    # By the smallest cell, since one model has to serve comparisons between any two cells.
     if counts.size and counts.min() >= BOOTSTRAP_STUDIES:
         model = bootstrap(table, pairing.correlation, level, rng, draws)
         name = f"Bootstrap of the median, smoothed, {int(counts.min())} or more studies per cell"
     elif dof >= MIN_DOF:
         model, posterior = t_model(table, pairing, level, rng, draws)
+        # The hits alone decide which model is used; the posterior's also hold what the misses tell.
         sigma, dof = posterior.sigma, posterior.dof
         name = "T model on log time, variance pooled over submissions and workloads, misses censored at their limit"
     else:
@@ -135,6 +138,7 @@ def _compare_all(table: StudyTable, choice: _ModelChoice, level: float) -> tuple
     first, second = np.triu_indices(len(table.submissions), 1)
     pairs, workloads = len(first), len(table.workloads)
     together = pair_workloads(table, first, second, np.ones((pairs, workloads), dtype=bool))
+    # A table of its own, with its own correction by Holm: `compare` corrects over all rows that it is given.
     single = np.tile(np.eye(workloads, dtype=bool), (pairs, 1))
     apart = pair_workloads(table, np.repeat(first, workloads), np.repeat(second, workloads), single)
     overall, by_workload = (
