@@ -55,13 +55,18 @@ def describe_algorithm(run: Run, state: float) -> Algorithm:
         paper=options.paper or "",
         classes=(options.class_path, *options.wrappers),
         kind=WRAPPED if options.wrappers else STEP_OWNERS if owns_step else RULES,
+        # In the order of the enumeration: that of a set of strings differs from process to process, and --check
+        # compares texts.
         needs=tuple(need for need in Need if need in needs),
         state=state,
     )
 
 
 def read_times(path: Path) -> pd.DataFrame:
-    """The file of `benchmarks/optimizer_step.py --out`, indexed by submission; raises UserError if it is not one."""
+    """The file of `benchmarks/optimizer_step.py --out`; raises UserError if it is not one.
+
+    Indexed by submission, with the columns set, clock, threads, milliseconds (of a step), fused_adamw (likewise).
+    """
     columns = ["submission", "set", "clock", "threads", "milliseconds", "fused_adamw"]
     try:
         rows = pd.read_csv(path)
@@ -73,7 +78,7 @@ def read_times(path: Path) -> pd.DataFrame:
 
 
 def format_algorithms(algorithms: Sequence[Algorithm], times: pd.DataFrame) -> str:
-    """Markdown, a table for each kind. times: of `read_times`."""
+    """Markdown, a table for each kind. times: of `read_times`; a submission that is not in it is shown as not timed."""
     parts = []
     for kind in (RULES, STEP_OWNERS, WRAPPED):
         members = [algorithm for algorithm in algorithms if algorithm.kind == kind]
@@ -88,6 +93,7 @@ def format_algorithms(algorithms: Sequence[Algorithm], times: pd.DataFrame) -> s
 
 def _row(algorithm: Algorithm, times: pd.DataFrame) -> str:
     ratio = "not timed"
+    # A ratio to AdamW in the same run, since the milliseconds are those of one machine at one time.
     if algorithm.name in times.index:
         ratio = f"{(times['milliseconds'] / times['fused_adamw'])[algorithm.name]:.1f}"
     needs = ", ".join(need.value.replace("_", " ") for need in algorithm.needs)

@@ -47,7 +47,10 @@ def write_board(board: Leaderboard, folder: Path, title: str, commands: list[str
 
 
 def compare_board(board: Leaderboard, folder: Path, title: str, commands: list[str]) -> list[str]:
-    """What in `folder` is not what the records give. Numbers may differ in the last digits, as between machines."""
+    """A line for each line of a file in `folder` that is not what the records give; empty if there is none.
+
+    Numbers may differ in the last digits, as between machines. The page is not compared.
+    """
     differing = []
     for name, content in format_files(board, title, commands).items():
         try:
@@ -64,12 +67,14 @@ def compare_board(board: Leaderboard, folder: Path, title: str, commands: list[s
     return differing
 
 
+# Not the digits within a name (resnet50) or behind a dot (v0.5).
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 def _same_line(old: str, new: str) -> bool:
     if old == new:
         return True
+    # The text around the numbers has to be the same, so both lines have equally many.
     if _NUMBER.sub("#", old) != _NUMBER.sub("#", new):
         return False
     pairs = zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True)
@@ -78,5 +83,6 @@ def _same_line(old: str, new: str) -> bool:
 
 def _last_digit(*numbers: str) -> float:
     """One unit in the last place of numbers that were rounded for reading; 0 for whole and for long ones."""
+    # 1.001, since the difference of two decimals one unit apart can be larger by a rounding error.
     digits = {len(number.partition(".")[2]) for number in numbers}
     return 1.001 * 10.0 ** -digits.pop() if len(digits) == 1 and digits <= {1, 2, 3, 4} else 0.0

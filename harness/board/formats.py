@@ -14,7 +14,7 @@ UNKNOWN = "–"
 
 
 def format_number(value: Any, digits: int) -> str:
-    """With so many decimals; infinity as ∞, an unknown number as a dash."""
+    """With so many decimals; infinity as ∞, None or NaN as a dash."""
     if value is None or math.isnan(value):
         return UNKNOWN
     return "∞" if math.isinf(value) else f"{value:,.{digits}f}"
@@ -30,7 +30,7 @@ def format_interval(row: pd.Series, name: str, digits: int) -> str:
 
 
 def format_ranks(row: pd.Series) -> str:
-    """`1 to 3`, or `1`."""
+    """`1 to 3`, or `1`, from the columns rank_low and rank_high; a dash without ranks."""
     low, high = row["rank_low"], row["rank_high"]
     if math.isnan(low):
         return UNKNOWN
@@ -38,7 +38,8 @@ def format_ranks(row: pd.Series) -> str:
 
 
 def format_speedup(row: pd.Series) -> str:
-    """A speed-up with its interval, or what bounds it where targets were missed."""
+    """`1.34 (1.20 to 1.50)`, or `at most 1.34` where targets were missed; a dash without a baseline."""
+    # Before the check for NaN, as such a speed-up is NaN too.
     reading = row["speedup_reading"]
     if reading == "none":
         return "no number: each missed what the other met, or nothing is shared"
@@ -50,12 +51,12 @@ def format_speedup(row: pd.Series) -> str:
 
 
 def format_bytes(value: float) -> str:
-    """In MiB."""
+    """`12 MiB`; a dash for NaN."""
     return UNKNOWN if math.isnan(value) else f"{value / 2**20:,.0f} MiB"
 
 
 def format_percent(value: float) -> str:
-    """A share as a percentage."""
+    """A share, 0.123, as `12.3%`; a dash for NaN."""
     return UNKNOWN if math.isnan(value) else f"{100 * value:.1f}%"
 
 

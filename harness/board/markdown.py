@@ -25,7 +25,7 @@ MAX_REMARKS = 200
 
 
 def format_markdown(board: Leaderboard, title: str, commands: list[str]) -> str:
-    """The whole document. commands: those that make it again."""
+    """The whole document. commands: those that make it again, shown as they are."""
     submissions, workloads = board.scores["submission"].tolist(), list(board.targets.scored)
     lines = [f"# {escape(title)}", "", "Made by", ""]
     lines += [*(f"    {command}" for command in commands), "", *(f"- {escape(note)}" for note in board.notes), ""]
@@ -46,10 +46,12 @@ def format_markdown(board: Leaderboard, title: str, commands: list[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as text: no Markdown, no HTML, one line."""
+    """Any text as Markdown that shows it: no markup of its own, no HTML, one line."""
+    # HTML first, as entities begin with &. Quotes stay: the entity of an apostrophe has a #, which the next line would escape.
     text = html.escape(" ".join(str(text).split()), quote=False)
     text = re.sub(r"([\\`*_\[\]~#$])", r"\\\1", text)
-    # An entity instead of a backslash where GitHub would still see a cell, a link or a mention.
+    # An entity instead of a backslash where GitHub would still see a cell, a link or a mention. Last, since
+    # entities have a # too.
     return text.replace("|", "&#124;").replace("://", "&#58;//").replace("@", "&#64;").replace("www.", "www&#46;")
 
 
@@ -58,6 +60,7 @@ def _table(headings: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _scores(board: Leaderboard) -> list[str]:
+    """Lines of the table of scores, a row per submission."""
     headings = [
         "rank", "submission", "score", "by steps", f"speed-up over {escape(board.baseline or 'no baseline')}",
         "peak memory", "state, bytes per parameter", "data wait", "trials",
@@ -109,6 +112,7 @@ def _further_times(times: pd.DataFrame, submissions: list[str], workloads: list[
 
 
 def _tunability(tunability: Tunability, submissions: list[str], workloads: list[str]) -> list[str]:
+    """Lines of the two tables on tunability, with their heading."""
     scores = {(row["submission"], row["k"]): row for _, row in tunability.overall.iterrows()}
     single = tunability.cells[tunability.cells["k"] == 1]
     points = {(row["submission"], row["workload"]): row for _, row in single.iterrows()}

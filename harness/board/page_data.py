@@ -53,8 +53,10 @@ def page_data(board: Leaderboard, title: str, commands: list[str]) -> dict[str, 
 
 
 def _submission(board: Leaderboard, row: pd.Series, times: pd.DataFrame, trials: pd.DataFrame) -> dict[str, Any]:
+    """A submission with all that its own page shows. row: of `Leaderboard.scores`; times, trials: its own."""
     name, all_manifests = row["submission"], board.records.manifests
     manifests = [all_manifests[i] for i in trials.index if i in all_manifests]
+    # Without the counts by status, which are under `statuses`.
     return _finite(row.drop(labels=list(DISPLAY_ORDER), errors="ignore").to_dict()) | {
         "name": name,
         "description": manifests[0].optimizer.get("description") if manifests else None,
@@ -79,6 +81,7 @@ def _submission(board: Leaderboard, row: pd.Series, times: pd.DataFrame, trials:
 
 
 def _curves(board: Leaderboard) -> list[dict[str, Any]]:
+    """The evaluations of every trial that has some: on the training clock, by nominal steps, and the metric."""
     rows, curves = board.records.rows, []
     for i, trial in _trial_rows(board.records.trials):
         of_trial = rows.rows_of(i)
@@ -124,5 +127,6 @@ def _integer(value: float) -> int | None:
 
 
 def _finite(values: dict[Any, Any]) -> dict[str, Any]:
+    # `item` makes Python numbers of NumPy's, of which json refuses integers and booleans.
     plain = {str(key): value.item() if hasattr(value, "item") else value for key, value in values.items()}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}

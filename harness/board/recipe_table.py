@@ -11,11 +11,15 @@ from harness.scoring.load_records import Records
 
 
 def format_recipes(records: Records) -> str:
-    """Markdown, a row per submission: the one with most targets reached first, then by share of the budget."""
+    """Markdown, a row per submission: the one with most targets reached first, then by share of the budget.
+
+    Every trial needs a manifest; KeyError without one.
+    """
     trials, targets = records.trials, records.targets
     # Not how far a trial went, since batches of another size may overshoot the budget.
     budgets = np.array([records.manifests[label].max_steps for label in trials.index], dtype=float)
     trials = trials.assign(share=trials["steps"] / budgets)
+    # A miss has no steps, so `count` is the number of targets reached and `mean` that of the hits alone.
     by_name = trials.groupby("submission")["share"].agg(["count", "mean"]).reset_index()
     order = by_name.sort_values(by=["count", "mean", "submission"], ascending=[False, True, True])["submission"]
     cells = {(row["submission"], row["workload"]): _cell(row) for row in trials.to_dict("records")}

@@ -97,7 +97,7 @@ def uniform_sd(widths: Array) -> float:
 
 
 def tabulate(studies: pd.DataFrame) -> StudyTable:
-    """The rows that `uncertainty.estimate` takes, one per study, as arrays; submissions and workloads sorted by name."""
+    """The rows that `uncertainty.estimate` takes, one per study, as arrays with submissions and workloads by name."""
     submissions, s = np.unique(studies["submission"].to_numpy(dtype=str), return_inverse=True)
     workloads, w = np.unique(studies["workload"].to_numpy(dtype=str), return_inverse=True)
     numbers, k = np.unique(studies["study"].to_numpy(), return_inverse=True)

@@ -30,7 +30,7 @@ MARKERS = (
 
 
 def style_of(index: int) -> dict[str, Any]:
-    """How submission `index` is drawn wherever it is drawn."""
+    """colour (a number of page.css), dash and marker (of SVG) of submission `index`, wherever it is drawn."""
     return {"colour": index % 8, "dash": DASHES[index % len(DASHES)], "marker": MARKERS[index % len(MARKERS)]}
 
 
@@ -45,6 +45,7 @@ class Scale:
 
     def position(self, value: float) -> float:
         """Pixels from the left end, kept inside the bar."""
+        # A value of zero or below has no logarithm, and belongs at the left end.
         if self.log:
             share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         else:
@@ -87,7 +88,8 @@ def _memory_unit(size: float) -> tuple[str, float]:
 
 
 def trial_table(submission: dict[str, Any]) -> dict[str, Any]:
-    """The hyperparameters that differ between trials, as columns, and those that do not, once for all."""
+    """columns: hyperparameters that differ between trials; fixed: the others, with their value; notes: whether any trial
+    has one."""
     points = [trial["hyperparameters"] or {} for trial in submission["trials"]]
     names = list(dict.fromkeys(name for point in points for name in point))
     fixed = [
@@ -139,7 +141,7 @@ def difference(ratio: float) -> str:
 
 
 def memory(value: float | None) -> str:
-    """Bytes with a unit."""
+    """Bytes with a unit: `1.25 GiB` or `310 MiB`."""
     if value is None:
         return UNKNOWN
     unit, size = _memory_unit(value)
@@ -187,13 +189,13 @@ def ranks(submission: dict[str, Any]) -> str:
 
 
 def status_order(statuses: dict[str, int]) -> list[tuple[str, int]]:
-    """Counts above zero, the good ones first."""
+    """Counts above zero in the order of `DISPLAY_ORDER`, unknown statuses after it."""
     rank = {name: position for position, name in enumerate(DISPLAY_ORDER)}
     return sorted(((n, c) for n, c in statuses.items() if c), key=lambda item: (rank.get(item[0], len(rank)), item[0]))
 
 
 def reached_share(statuses: dict[str, int]) -> float | None:
-    """For sorting by status."""
+    """Share of the trials that reached the target, for sorting by status; None without trials."""
     total = sum(statuses.values())
     return statuses.get("reached", 0) / total if total else None
 

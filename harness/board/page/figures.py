@@ -7,7 +7,7 @@ from typing import Any
 
 
 def board_data(board: dict[str, Any]) -> dict[str, Any]:
-    """All plots of the first page."""
+    """All plots of the first page: submissions, workloads, curves, profile, memory; names are replaced by places."""
     submissions = board["submissions"]
     place = {submission["name"]: index for index, submission in enumerate(submissions)}
     return {
@@ -24,7 +24,10 @@ def board_data(board: dict[str, Any]) -> dict[str, Any]:
 
 
 def submission_data(board: dict[str, Any], index: int) -> dict[str, Any]:
-    """The curves of one submission, drawn in the style that it has on the first page."""
+    """The plots of one submission's page: submissions (itself), workloads, curves, tunability.
+
+    index: its place in the board, which is also its style on the first page.
+    """
     name = board["submissions"][index]["name"]
     return {
         "submissions": [{"name": name, "style": index}],
@@ -72,7 +75,8 @@ def memory(board: dict[str, Any]) -> dict[str, Any]:
 
     Time is the geometric mean over the base workloads of seconds / fastest seconds, so 1 is being fastest everywhere.
     Who has no time on one of them has none here; `points` then has None and the plot shows it at the side. On the
-    front: nobody needs less memory and less time.
+    front: nobody needs less memory and less time. Returns points (time and bytes, by place), front (places, the fastest
+    first) and workloads (the number of base workloads).
     """
     workloads = [workload["name"] for workload in board["workloads"] if not workload["held_out"]]
     times = [[_seconds(submission, workload) for workload in workloads] for submission in board["submissions"]]
@@ -85,6 +89,7 @@ def memory(board: dict[str, Any]) -> dict[str, Any]:
         points.append({"time": math.exp(sum(logs) / len(logs)) if complete else None, "bytes": bytes_})
     placed = [index for index, point in enumerate(points) if point["time"] is not None and point["bytes"] is not None]
     front: list[int] = []
+    # From the fastest on, a point is on the front if it needs less memory than all before it.
     for index in sorted(placed, key=lambda i: (points[i]["time"], points[i]["bytes"])):
         if not front or points[index]["bytes"] < points[front[-1]]["bytes"]:
             front.append(index)

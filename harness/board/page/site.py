@@ -37,6 +37,7 @@ def write_page(board: dict[str, Any], folder: Path) -> None:
     rename, and no other file is touched, so pages of submissions that have left the board stay. Raises KeyError where a
     part of the board is absent, and OSError where a file cannot be written.
     """
+    # Before anything else, so that names are the same in the text, in the data and in the file names.
     board = plain(board)
     pages = [file_name(number, submission["name"]) for number, submission in enumerate(board["submissions"], start=1)]
     templates = _templates()
@@ -83,6 +84,7 @@ def embedded(data: Any) -> Markup:
 def file_name(number: int, name: str) -> str:
     """The page of the submission at rank `number`; the number makes it unique, so the rest need not be."""
     letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    # 48 letters, since file systems limit the length of a name.
     slug = re.sub(r"[^a-z0-9]+", "-", letters)[:48].strip("-")
     return f"submission-{number}-{slug or 'unnamed'}.html"
 
@@ -91,6 +93,7 @@ def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(PACKAGE),
         autoescape=True,
+        # A part of the board that is absent is an error, and not an empty place on the page.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
