@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or "-h" in arguments or "--help" in arguments:
         print(USAGE.format(choices=_describe_choices()))
         return 0
+    # From the text, since the configuration itself can be what fails.
     debug = "debug=true" in (argument.lower() for argument in arguments)
     try:
         if arguments[0] in ("-m", "--multirun"):
@@ -102,6 +103,8 @@ def _prints_errors() -> bool:
 
 
 def _run(runs: list[Run]) -> int:
+    """Run the trials of a command, here if there is just one and otherwise as a pool; returns the exit status."""
+    # Before the imports below, which bring torch.
     os.environ["OMP_NUM_THREADS"] = str(runs[0].threads)
     from rich.console import Console
 
@@ -120,6 +123,7 @@ def _run(runs: list[Run]) -> int:
         return _run_on_ranks(runs, machine, console)
     if runs[0].executor.name == "local":
         trials = ledger.enumerate_trials(runs, machine)
+        # A single trial needs neither a plan nor workers, and its progress line shows in this terminal.
         if len(trials) == 1:
             code, _ = _run_here(trials[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)
             return code
@@ -159,6 +163,7 @@ def _run_on_ranks(runs: list[Run], machine: str, console: Console) -> int:
     if runs[0].executor.name != "local" or runs[0].executor.workers > 1:
         raise UserError("executor: several processes share one trial at a time; leave executor= and its keys out")
     trials = ledger.enumerate_trials(runs, machine)
+    # One process writes the plan; the others have the same list from the same command.
     if len(trials) > 1 and is_main_process():
         ledger.plan(runs, machine)
     code = 0
@@ -183,6 +188,7 @@ def _check_data(runs: list[Run]) -> None:
     checked: list[tuple[str, object, str]] = []
     for run in runs:
         data = (run.spec.class_path, run.spec.data, run.data)
+        # A sweep has many runs on the same data, and loading them takes long.
         if data not in checked:
             load_workload(run, select_device(run))
             checked.append(data)
@@ -225,6 +231,7 @@ def _load_sweep(arguments: list[str]) -> list[Run]:
         except UserError as error:
             messages += error.messages
     if messages:
+        # Without repetition, since a mistake is found in every combination that has it.
         raise UserError(dict.fromkeys(messages))
     return runs
 
@@ -239,6 +246,7 @@ def _show(run: Run) -> int:
 
 
 def _describe_choices() -> str:
+    """The files of configs/ and the variants of workloads, with a line on each, as --help lists them."""
     lines = []
     for group in GROUPS:
         lines.append(f"{group}=")

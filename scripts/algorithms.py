@@ -31,6 +31,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     times = read_times(options.times)
+    # `any` is no submission: its class is given on the command line.
     names = [name for name in list_choices("optimizer") if name != "any"]
     algorithms = [describe_algorithm(run, state) for run, state in count_state(names)]
     tables = format_algorithms(algorithms, times)

@@ -42,11 +42,12 @@ def main() -> int:
     options = parser.parse_args()
     if not options.records:
         raise UserError(f"no records in {' or '.join(map(str, DEFAULT_RECORDS))}; give their folders with --records")
+    # By identity: the default itself, so the user has named no folders. The committed records are of several rulesets.
     if options.records is existing and options.ruleset is None:
-        # The committed records are of several rulesets.
         options.ruleset = "quick"
     records = load_records(options.records, scale=options.scale, ruleset=options.ruleset)
     _check_names(records, options.a, options.b)
+    # Only the two: with others the variance would be pooled over them and the correction be for all pairs.
     records.trials = records.trials[records.trials["submission"].isin([options.a, options.b])]
     # Of this board only the steps are taken, which hold on any machine.
     board = score(records, baseline=options.b, mix_machines=True)
@@ -64,6 +65,7 @@ def main() -> int:
             "\nIn seconds: not compared, since clocks of different runs do not compare; --time measures both here now."
         )
         return 0
+    # A timing run has the workloads that both trained, and `score` refuses trials that were not timed.
     board = score(records.select_workloads(shared), baseline=options.b, timings=timings)
     print(f"\n{timings.sentence}")
     _report("seconds", board.uncertainty, board.times, "seconds", options)
@@ -80,6 +82,7 @@ def _check_names(records: Records, a: str, b: str) -> None:
 
 
 def _wants_timing() -> bool:
+    # A question in a pipe or a test would wait for an answer that nobody gives.
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     return (
@@ -89,6 +92,7 @@ def _wants_timing() -> bool:
 
 
 def _report(unit: str, uncertainty: Uncertainty, times: pd.DataFrame, column: str, options: argparse.Namespace) -> None:
+    """Print the comparison in one unit: each workload, then all together. column: the one of `times` with the times."""
     print(f"\nIn {unit}, {options.a} against {options.b} (ratio below 1: {options.a} is faster)\n{uncertainty.method}")
     cells = times.set_index(["workload", "submission"])
     workloads = cells.index.get_level_values("workload").unique()
@@ -115,8 +119,10 @@ def _only_row(pairs: pd.DataFrame) -> pd.Series | None:
 
 
 def _verdict(row: pd.Series | None, options: argparse.Namespace) -> str:
+    """A verdict in a sentence, from the point of view of A. row: of `Uncertainty.pairs`; None if there is no pair."""
     if row is None:
         return "no verdict: the two share no workload"
+    # Pairs are sorted by name, so the one that was asked for can be the other way round.
     sign = 1.0 if row["a"] == options.a else -1.0
     bounds = sorted([sign * row["low"], sign * row["high"]])
     interval = ""

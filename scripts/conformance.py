@@ -27,6 +27,7 @@ def main() -> int:
     settings = [argument for argument in arguments if "=" in argument]
     names = [argument for argument in arguments if "=" not in argument]
     names = names or [name for name in list_choices("optimizer") if name != "any"]
+    # All of them first, so that bad input is reported before minutes of checks.
     subjects = {name: make_subject(name, *settings) for name in names}
     table = Table(box=None, pad_edge=False)
     for heading in ("submission", *CHECKS):

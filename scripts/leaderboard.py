@@ -68,6 +68,7 @@ def main() -> int:
         mix_machines=options.mix_machines,
         ruleset=options.ruleset,
     )
+    # The board names the command that made it; a check is the same command with --check.
     arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
     commands = [shlex.join(["python", "scripts/leaderboard.py", *arguments])]
     if options.check:

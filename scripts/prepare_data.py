@@ -65,6 +65,7 @@ def _prepare(options: argparse.Namespace) -> int:
     folder = root / options.dataset
     existing = _read_prepared(folder, options.dataset)
     if existing is not None:
+        # Without --check a quick look at the files; with it, every hash.
         if not options.check and (damage := prepared.find_damage(existing)):
             print(f"{damage}; preparing it again", file=sys.stderr)
         elif options.check and (damage := prepared.find_damage(existing, thorough=True)):
@@ -80,6 +81,7 @@ def _prepare(options: argparse.Namespace) -> int:
     prepare = DATASETS[options.dataset]
     if options.dataset == "openwebtext":
         prepare = partial(openwebtext.prepare, vocabulary=options.vocabulary)
+    # The cores that this process may use: a scheduler can give it fewer than the machine has.
     workers = options.workers or len(os.sched_getaffinity(0))
     with _show_progress(options.dataset) as report:
         data = prepare(options.source, root, partial=options.partial, workers=workers, report=report)
@@ -109,7 +111,7 @@ def _show_progress(name: str) -> Iterator[ReportProgress]:
 
 
 def _read_prepared(folder: Path, dataset: str) -> PreparedData | None:
-    """The prepared data set in a folder, or None."""
+    """The prepared data set in a folder; None if there is none or its manifest is damaged, so that it is made again."""
     try:
         return prepared.read_manifest(folder, dataset)
     except PreparationError:
@@ -132,6 +134,7 @@ def _prepare_fashion_mnist() -> int:
     # Imported only here: the other data sets need no torch.
     from workloads.data import fashion_mnist
 
+    # apt-get needs root. If it fails, `load_splits` still has the hub.
     if not fashion_mnist.DEBIAN.is_dir() and shutil.which("apt-get") and os.geteuid() == 0:
         for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "dataset-fashion-mnist"]):
             if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:

@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--weights", choices=("adam", "sgd"), default="adam")
     parser.add_argument("--smoothing", type=float, default=0.1)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    # Intermixed, since a KEY=VALUE can stand before or after an option.
     options = parser.parse_intermixed_args()
     path = CONFIG_DIR / "schedule" / f"{options.name}.yaml"
     if path.exists():

@@ -53,6 +53,7 @@ def main() -> int:
     if options.half:
         names = sorted(records.trials["submission"].unique())
         stop = names[options.half - 1 :: 2]
+        # The first half chooses the margin and must not see the second, which then tests it (docs/pruning.md).
         look_at = stop if options.half == 1 else None
     print(f"stopped are trials of {', '.join(stop) if stop else 'all submissions'}")
     print(HEADINGS)
@@ -82,6 +83,7 @@ def _line(result: Replay) -> str:
 
 def _print_changes(result: Replay) -> None:
     for name, now in result.scores.to_dict("index").items():
+        # Half of the last digit shown.
         if abs(now["score"] - now["score_before"]) > 5e-5 or now["rank"] != now["rank_before"]:
             score = f"{now['score_before']:.4f} -> {now['score']:.4f}"
             print(f"    {name!s:.60}: score {score}, rank {now['rank_before']} -> {now['rank']}")

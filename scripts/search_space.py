@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--study", type=int, default=0, help="study seed")
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    # Intermixed, since a KEY=VALUE can stand before or after an option.
     options = parser.parse_intermixed_args()
     settings = [*options.settings, f"optimizer={options.optimizer}", f"seed={options.study}"]
     if not any(setting.startswith("workload=") for setting in settings):

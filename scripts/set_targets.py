@@ -47,6 +47,7 @@ def main() -> int:
             name = f"{workload}_{options.variant}"
             measured = measure_variant_target(workload, options.variant, *common)
         report(f"{name} target     {measured.target}: {measured.verdict}")
+        # None: a held-out variant need not be quiet.
         all_accepted = all_accepted and measured.accepted and measured.quiet is not False
         if options.write and measured.accepted:
             path = target_file(workload, options.scale, options.variant)

@@ -38,6 +38,7 @@ def main() -> int:
         raise UserError(f"--rounds {options.rounds}: at least 3, or there is no uncertainty")
     records = load_records(options.records, scale=options.scale, ruleset=options.ruleset)
     rows = time_records(records, options.workloads, options.submissions, options.rounds)
+    # Under torchrun every process has measured, and one writes.
     if is_main_process():
         options.out.parent.mkdir(parents=True, exist_ok=True)
         rows.to_csv(options.out, index=False)

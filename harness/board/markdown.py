@@ -47,7 +47,7 @@ def format_markdown(board: Leaderboard, title: str, commands: list[str]) -> str:
 
 def escape(text: str) -> str:
     """Any text as Markdown that shows it: no markup of its own, no HTML, one line."""
-    # HTML first, as entities begin with &. Quotes stay: the entity of an apostrophe has a #, which the next line would escape.
+    # HTML first, as entities begin with &. Without quotes: the entity of an apostrophe has a #, which would be escaped.
     text = html.escape(" ".join(str(text).split()), quote=False)
     text = re.sub(r"([\\`*_\[\]~#$])", r"\\\1", text)
     # An entity instead of a backslash where GitHub would still see a cell, a link or a mention. Last, since

@@ -88,7 +88,7 @@ def _memory_unit(size: float) -> tuple[str, float]:
 
 
 def trial_table(submission: dict[str, Any]) -> dict[str, Any]:
-    """columns: hyperparameters that differ between trials; fixed: the others, with their value; notes: whether any trial
+    """columns: hyperparameters that differ between trials; fixed: the others, with their value; notes: whether a trial
     has one."""
     points = [trial["hyperparameters"] or {} for trial in submission["trials"]]
     names = list(dict.fromkeys(name for point in points for name in point))
