@@ -82,7 +82,7 @@ def _check_names(records: Records, a: str, b: str) -> None:
 
 
 def _wants_timing() -> bool:
-    # A question in a pipe or a test would wait for an answer that nobody gives.
+    # In a pipe or a scheduler's job a question would wait for ever.
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     return (

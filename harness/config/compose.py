@@ -142,6 +142,7 @@ def _compose(overrides: list[Override]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _compose_groups(groups: list[Override]) -> DictConfig:
+    """The configuration of these choices. A variant is composed over the workload at its scale."""
     lines = [
         f"{VARIANT_GROUP}@workload=${{workload}}-${{scale}}-{override.value()}"
         if override.key_or_group == "variant"

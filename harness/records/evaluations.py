@@ -194,6 +194,7 @@ class _Parser:
         order = np.argsort(trial, kind="stable")
 
         def column(key: str) -> Array:
+            """One column of all pieces in the order of the trials; NaN for a piece without it."""
             parts = [p.columns.get(key, np.full(sum(p.counts), np.nan)) for p in self.pieces]
             return np.concatenate(parts or [np.empty(0)])[order]
 

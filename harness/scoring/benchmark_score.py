@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 def performance_ratios(times: Array) -> Array:
     """r [..., submissions, workloads], infinite where the target was not met."""
     best = times.min(axis=-2, keepdims=True)
-    # Where nobody met the target, inf / inf.
+    # docs/statistics.md, eq. 4; inf / inf where nobody met the target.
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(np.isfinite(times), times / best, np.inf))
 

@@ -172,7 +172,8 @@ def log_ratios(table: StudyTable, model: MedianModel, workloads: PairedWorkloads
     unpaired = variance[first] + variance[second]
     # A missed cell enters with its limit, which has no noise in common with the other's times.
     covariance = np.where(missed[first] | missed[second], 0.0, model.covariance[first, second])
-    # The covariance is an estimate too: it must not take the variance of a difference to zero or below.
+    # docs/statistics.md, eq. 29. The covariance is an estimate too: it must not take the variance of a difference to
+    # zero or below.
     paired = np.where(workloads.used, np.maximum(unpaired - 2 * covariance, 1e-3 * unpaired), 0.0)
     number = np.maximum(workloads.used.sum(axis=1), 1)
     # Above zero also for pairs that cannot be compared; they become NaN later, and nothing is divided by zero.

@@ -274,6 +274,7 @@ def _intervals(
     table: StudyTable, estimate: Array, variance: Array, dof: float, log_medians: Array, level: float
 ) -> tuple[Array, Array]:
     """Ends of the intervals of the log medians: t intervals, and quantiles of the draws where cells are censored."""
+    # docs/statistics.md, eq. 14.
     width = stats.t.ppf((1 + level) / 2, dof) * np.sqrt(variance)
     low, high = estimate - width, estimate + width
     # The posterior of a censored cell is skewed, so its interval is not symmetric about the estimate.
@@ -303,7 +304,8 @@ def bootstrap(
     capped = np.minimum(log_medians, table.log_horizon)
     bound = np.minimum(estimate, table.log_horizon)
 
-    # A draw beyond the horizon enters the variance at the horizon: how far beyond it is, the data do not tell.
+    # docs/statistics.md, eq. 44. A draw beyond the horizon enters the variance at the horizon: how far beyond it is,
+    # the data do not tell.
     finite = np.where(np.isfinite(capped), capped, 0.0)
     deviation = finite - finite.mean(axis=0)
     # Above zero, since comparisons divide by it.
@@ -348,7 +350,7 @@ def _resampled_medians(table: StudyTable, paired: bool, rng: np.random.Generator
             noise = rng.standard_normal((draws, n))
             hits = values[np.isfinite(values)]
             sd = hits.std(ddof=1) if len(hits) > 1 else 0.0
-            # docs/statistics.md, eq. 43.
+            # docs/statistics.md, eq. 42 and 43.
             smoothing = max(SMOOTHING * sd * n**-0.2, uniform_sd(table.resolution[s, w][is_hit[s, w]]), 1e-12)
             resampled[:, s, w] = np.median(values[(uniform * n).astype(np.intp)] + smoothing * noise, axis=1)
             medians[s, w] = np.median(values)

@@ -275,6 +275,7 @@ def _seconds_by_machine(trials: pd.DataFrame, timings: Timings | None, further: 
     """
 
     def column(of_machine: pd.DataFrame, unit: str) -> pd.Series:
+        """The medians over studies by cell, of trials of one machine."""
         table = benchmark_score.times_to_target(benchmark_score.study_times(of_machine, unit), unit)
         return pd.Series(table.stack(future_stack=True))
 

@@ -111,7 +111,8 @@ def tabulate(studies: pd.DataFrame) -> StudyTable:
     log_time[s[is_hit], w[is_hit], k[is_hit]] = np.log(time[is_hit])
     log_limit[s[~is_hit], w[~is_hit], k[~is_hit]] = np.log(limit[~is_hit])
     with np.errstate(invalid="ignore"):
-        # A resolution of the whole time would put the crossing at time zero, where the logarithm ends.
+        # docs/statistics.md, eq. 8. A resolution of the whole time would put the crossing at time zero, where the
+        # logarithm ends.
         relative[s, w, k] = np.where(is_hit & (resolution > 0), np.minimum(resolution / time, 1 - 1e-9), 0.0)
     return StudyTable(
         submissions=list(submissions),

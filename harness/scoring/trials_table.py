@@ -72,6 +72,7 @@ def read_trials_table(path: Path, targets: Targets | None) -> Records:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    """The table with every column of `OPTIONAL`; raises UserError if one of the other columns is missing."""
     # Given and not inferred: a submission can be called 001 or nan.
     types = dict.fromkeys(TEXTS, pa.string()) | dict.fromkeys(INTEGERS, pa.int64())
     types |= dict.fromkeys([*AT_TARGET, *OPTIONAL], pa.float64())
