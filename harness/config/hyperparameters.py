@@ -36,6 +36,10 @@ def import_class(path: str, key: str) -> type[Any]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"{key}={path}: cannot import {module_name} ({error}); is its package installed?") from error
+    except Exception as error:
+        # A user's module can fail in any way when it runs.
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{key}={path}: importing {module_name} fails ({reason}); debug=true shows where") from error
     if not hasattr(module, name):
         raise UserError(f"{key}={path}: {module_name} has no {name}; {did_you_mean(name, dir(module))}")
     cls = getattr(module, name)

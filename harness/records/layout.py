@@ -26,7 +26,8 @@ EVALUATIONS, MANIFEST, CHECKPOINT = "eval_measurements.csv", "manifest.json", "c
 FRAMEWORKS = ("jax", "pytorch")
 """Suffixes of a workload's folder: AlgoPerf has both, our records have the second."""
 
-_STUDY = re.compile(r"study_(\d{1,9})")
+# Ten digits hold any seed that `Run.seed` allows.
+_STUDY = re.compile(r"study_(\d{1,10})")
 _TRIAL = re.compile(r"trial_(\d{1,9})")
 
 

@@ -9,10 +9,12 @@ Ages are differences of times that the file system stamped itself, so clocks of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,7 +143,8 @@ def current_holder(folder: Path) -> Holder | None:
 def is_alive(folder: Path, holder: Holder) -> bool:
     """Whether the holder of a lease is still at it, as far as can be told from this machine.
 
-    For a holder on another machine a temporary file is written into `folder`; OSError where that fails.
+    For a holder on another machine a temporary file is written into `folder`, for the time by the file system's clock.
+    In a folder that cannot be written, which this process cannot take over either, this machine's clock has to do.
     """
     if holder.host == host_id():
         # On this machine there is no need to wait for the heartbeat to expire.
@@ -157,11 +160,15 @@ def is_alive(folder: Path, holder: Holder) -> bool:
 
 
 def _file_system_time(folder: Path) -> float:
-    """The time now by the clock of the file system that holds `folder`."""
+    """The time now by the clock of the file system that holds `folder`, or by this machine's if it is read-only."""
     probe = folder / f".now.{uuid.uuid4().hex}"
     try:
         probe.touch()
         return probe.stat().st_mtime
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return time.time()
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()

@@ -12,7 +12,7 @@ from harness.records.layout import RecordPath, list_submission_folders, list_tri
 NAME = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,8}", fullmatch=True)
 
 
-@given(NAME, NAME, NAME, NAME, st.integers(0, 999_999_999), NAME, st.integers(0, 999_999_999))
+@given(NAME, NAME, NAME, NAME, st.integers(0, 2**31 - 1), NAME, st.integers(0, 999_999_999))
 def test_a_folder_is_parsed_into_the_parts_that_made_it(
     scale: str, ruleset: str, machine: str, label: str, study: int, workload: str, trial: int
 ) -> None:
