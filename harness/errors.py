@@ -1,4 +1,4 @@
-"""Every error that Pacemark raises on purpose, below one base class, and how a script reports them.
+"""All errors that Pacemark raises on purpose, with one base class, and how a script reports them.
 
     PacemarkError
         UserError           bad input; lists every problem with its remedy (exit status 2)
@@ -9,7 +9,7 @@
         LeaseLost           another process has taken over the folder of a trial
         CheckFailed         a conformance check of a submission failed
 
-Whoever uses Pacemark as a library catches `PacemarkError`.
+Code that uses Pacemark as a library catches `PacemarkError`.
 """
 
 from __future__ import annotations
