@@ -144,7 +144,7 @@ class ModelRunner:
             self._write_mean_buffers(batch, after_each)
 
     def _write_mean_buffers(self, batch: StepBatch, after_each: Sequence[Sequence[Tensor]]) -> None:
-        # An idle rank sends no row: it ran micro-batch 0, which rank 0 sends.
+        # An idle rank sends no row: micro-batch 0 comes from the rank that it belongs to.
         local = [torch.stack(rows)[: 0 if batch.idle else None] for rows in zip(*after_each, strict=True)]
         # Counters (each advanced once from the same start) agree, so the largest is the one.
         means = [

@@ -183,7 +183,7 @@ class StepContext:
         if ranks.size == 1:
             return gradient_lists
         if batch.idle:
-            # Its gradients are those of micro-batch 0, which rank 0 sends.
+            # Its gradients are those of micro-batch 0, which another rank sends.
             gradient_lists = []
         # One parameter at a time: all gradients of all micro-batches are large.
         gathered = [

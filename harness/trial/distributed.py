@@ -51,6 +51,7 @@ def init_distributed() -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group(communication_backend())
     rank, size = dist.get_rank(), dist.get_world_size()
+    # Gathered before anything can fail: a lost rank can no longer say which process it was.
     processes = Ranks(rank, size, local_rank()).all_gather((host_id(), os.getpid()))
     return Ranks(rank, size, local_rank(), tuple(processes))
 
@@ -65,6 +66,7 @@ def shutdown(code: int, *, wait: bool = True) -> int:
             dist.barrier()
         dist.destroy_process_group()
     if is_launched():
+        # os._exit flushes nothing.
         sys.stdout.flush()
         sys.stderr.flush()
         # The interpreter's own way out takes down what threads of the communication may still hold, and now and then
@@ -92,12 +94,14 @@ def announce_exit(ranks: Ranks, status: str, error: str) -> dict[int, RankExit |
     deadline = time.monotonic() + _PATIENCE_SECONDS
     with suppress(RuntimeError):  # the launcher's store is gone
         store = _launcher_store()
+        # This key first: a rank that sees _ANY_EXIT_KEY looks for it.
         store.set(_EXIT_KEY.format(rank=ranks.rank), json.dumps([status, error]))
         store.set(_ANY_EXIT_KEY, "")
         while waiting and time.monotonic() < deadline:
             for rank in sorted(waiting):
                 # Looked up first: a process may announce its exit and die between the two looks.
                 died = _has_died(ranks, rank)
+                # check() first, since get() blocks while the key is absent.
                 if store.check([_EXIT_KEY.format(rank=rank)]):
                     exits[rank] = RankExit(*json.loads(store.get(_EXIT_KEY.format(rank=rank))))
                 elif died:
@@ -128,6 +132,7 @@ def watchdog(ranks: Ranks, give_up: Callable[[], int]) -> Iterator[None]:
 
     def watch() -> None:
         while not _any_rank_lost(ranks, store):
+            # The pause between two looks, which ends at once when the body is left.
             if body_left.wait(_POLL_SECONDS):
                 return
         if body_left.wait(_PATIENCE_SECONDS) or not ending.acquire(blocking=False):
@@ -136,6 +141,7 @@ def watchdog(ranks: Ranks, give_up: Callable[[], int]) -> Iterator[None]:
         try:
             code = give_up()
         except Exception:
+            # Printed, since nothing above this thread would report it, and the process ends all the same.
             traceback.print_exc()
         finally:
             shutdown(code, wait=False)

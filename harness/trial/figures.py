@@ -29,7 +29,12 @@ def row_values(
     peak_memory_bytes: int,
     state_bytes: int,
 ) -> Row:
-    """A row of eval_measurements.csv: AlgoPerf's columns first, ours after them."""
+    """A row of eval_measurements.csv: AlgoPerf's columns first, ours after them.
+
+    train_loss: mean over the steps since the last row. metrics: of the validation split. Times are in seconds, and
+    accumulated since the trial began.
+    """
+    # Brings total_duration up to date.
     training.clock.tick()
     elapsed = training.clock.elapsed
     return {
@@ -37,6 +42,7 @@ def row_values(
         "accumulated_eval_time": elapsed.evaluation,
         "accumulated_logging_time": elapsed.logging,
         "global_step": training.nominal_step,
+        # AlgoPerf scores by this column.
         "score": elapsed.submission,
         "total_duration": elapsed.total,
         "preemption_count": preemption_count,
@@ -97,10 +103,12 @@ def final_values(
         final["lost_ranks"] = outcome.lost_ranks
     if outcome.traceback is not None:
         final["traceback"] = outcome.traceback
+    # A trial that ended before its first evaluation has no figures.
     if not rows or not training.is_built:
         return final
     spec, elapsed, last = training.spec, training.clock.elapsed, rows[-1]
     metric = f"validation/{spec.metric}"
+    # The last value of a diverged trial is NaN, of which min and max depend on the order.
     values = [row[metric] for row in rows if math.isfinite(row[metric])]
     best = min if spec.direction == "min" else max
     parameters = sum(parameter.numel() for parameter in training.runner.parameters)
@@ -122,12 +130,14 @@ def final_values(
     # Otherwise the weights are of no whole step, and the device may never answer.
     if outcome.status.is_finished and not outcome.status.is_crash:
         final["weights_sha256"] = _weights_hash(training.runner.model)
+    # The index is set before the row is appended, which an exception may have prevented.
     if reached_row is not None and reached_row < len(rows):
         final |= _at_target(rows, reached_row, spec.metric)
     return final
 
 
 def _at_target(rows: list[Row], reached_row: int, metric: str) -> dict[str, Any]:
+    """The figures at the target. resolution_*: how long before this row the target may have been met."""
     reached = rows[reached_row]
     before = rows[reached_row - 1] if reached_row else {}
     seconds, steps = "accumulated_submission_time", "global_step"
@@ -148,5 +158,6 @@ def _weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
+        # As bytes, since NumPy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

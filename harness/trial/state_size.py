@@ -22,6 +22,7 @@ def count_state(names: Iterable[str]) -> Iterator[tuple[Run, float]]:
     workload = None
     for name in names:
         run = load_run([*_ARGUMENTS, f"optimizer={name}"])
+        # Loaded once: the arguments of the workload are the same for all.
         if workload is None:
             workload = load_workload(run, torch.device("cpu"))
         training = Training(run, workload, torch.device("cpu"))
