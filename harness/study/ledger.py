@@ -1,4 +1,4 @@
-"""The ledger: which trials are planned in a folder of records, and how far each is.
+"""The ledger: the planned trials of a folder of records, and the state of each.
 
 The records are the truth. A plan beside them (`RecordPath.plan`) lists the trials of a study before they have begun.
 Everything else is read off the trials' folders: a manifest gives the status, a live lease shows that a process is at
@@ -110,6 +110,7 @@ def read_state(trial: PlannedTrial) -> TrialState:
     )
     if is_finished and not can_retry:
         return TrialState(Phase.OVER, manifest)
+    # A trial that ends between the two looks appears as interrupted; a worker reads the state again with the lease.
     holder = current_holder(trial.path.folder)
     if holder is not None:
         worker = f"{holder.executor} {holder.host.split(' ')[0]} {holder.pid}".strip()
@@ -137,6 +138,7 @@ def enumerate_trials(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
                 )
         for seed, number in list_trials(run):
             trial = PlannedTrial(run, first.sibling(seed, number))
+            # By folder: runs of a sweep may ask for the same trial twice.
             trials[trial.path.folder] = trial
     if messages:
         raise UserError(messages)
@@ -152,6 +154,7 @@ def plan(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
     With overwrite=true a study's former trials are discarded first.
     """
     runs = list(runs)
+    # Of all runs, so that a problem of the last one is found before anything is written.
     trials = enumerate_trials(runs, machine)
     for run in runs:
         path = RecordPath.of_run(run, machine)
@@ -178,6 +181,7 @@ def list_all_trials(records: Path) -> tuple[list[PlannedTrial], list[str]]:
                 of_submission |= {trial.path.folder: trial for trial in _planned_trials(plan_path)}
             except UserError as error:
                 messages += error.messages
+        # One manifest for each workload: the trials of a submission on it share the configuration of their study.
         studies: dict[str, Run] = {}
         for path in list_trials_of_submission(folder):
             if path.folder in of_submission:
@@ -204,6 +208,7 @@ def record_crash(trial: PlannedTrial, reason: str) -> None:
     manifest = Manifest.read(trial.path.manifest)
     if manifest is None:
         raise FileNotFoundError(trial.path.manifest)
+    # With retries left the status stays as it is, unfinished, so that a worker takes the trial again.
     if len(manifest.failures) >= trial.study.ruleset.retries:
         manifest.status = Status.FAILED
         manifest.final = FinalFigures(stop_reason=None, traceback=reason)
@@ -217,12 +222,14 @@ def record_crash(trial: PlannedTrial, reason: str) -> None:
 
 def _study_identity(run: Run) -> dict[str, Any]:
     identity = run.identity()
+    # A study may grow by further seeds and trials.
     del identity["seed"], identity["trial"]
     # As it comes back from JSON, where tuples are lists.
     return dict(json.loads(json.dumps(identity)))
 
 
 def _write_plan(path: Path, run: Run, trials: list[PlannedTrial]) -> None:
+    """Write the plan at `path` unless it says the same. Raises UserError where it cannot be written."""
     content = {
         "format": PLAN_FORMAT,
         "format_version": PLAN_FORMAT_VERSION,
@@ -279,6 +286,7 @@ def _study_from_config(config: dict[str, Any], folder: Path) -> Run:
 
 def _discard(trials: Iterable[PlannedTrial]) -> None:
     """Delete what is recorded of the trials; all or, where another process writes one of them, none."""
+    # All leases before the first file is deleted, so that nothing is lost where one of them is held.
     leases = []
     try:
         for trial in trials:
