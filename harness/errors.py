@@ -46,7 +46,7 @@ class PreparationError(PacemarkError):
 class UndeclaredNeed(PacemarkError):
     """A submission used a capability that it did not declare.
 
-    asked: what it asked for, in words. need: the name and the value of the missing `harness.interface.Need`.
+    asked: the capability, in words. need: the name and the value of the missing `harness.interface.Need`.
     """
 
     def __init__(self, asked: str, need: tuple[str, str], submission: str) -> None:

@@ -1,4 +1,4 @@
-"""Processes: which machine this is, whether a process is alive, and what a launcher such as torchrun started."""
+"""Processes: the identity of this machine, whether a process is alive, and the ranks that a launcher started."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def host_id() -> str:
-    """An identifier of this machine, different wherever process ids mean something else (reboots, containers)."""
+    """An identifier of this machine. It differs between reboots and containers, where process ids differ too."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())

@@ -1,6 +1,6 @@
 """All randomness of a trial: a pure function of the trial's seed and of its purpose.
 
-Nothing in a trial draws from a generator whose state depends on what ran before. Each purpose has its own key, derived
+Nothing in a trial draws from a generator whose state depends on earlier work. Each purpose has its own key, derived
 from the trial's seed by a stable hash. So two submissions with one seed see the same initial weights, the same examples
 in the same order, the same augmentation and the same dropout masks; and a resumed trial needs no generator state but
 the submission's own.

@@ -2,7 +2,7 @@
 
 The nominal batch is cut into micro-batches, so that it does not matter how many ranks share it. BatchNorm statistics
 and dropout masks belong to a micro-batch. Only the first forward of a step moves the model's buffers: each micro-batch
-starts from the step's initial buffers, and the step ends with the mean of what the micro-batches left, in their order.
+starts from the step's initial buffers, and the step ends with the mean of the buffers after each, in their order.
 """
 
 from __future__ import annotations
@@ -124,10 +124,10 @@ class ModelRunner:
     def averaged_buffers(self, batch: StepBatch, *, update: bool) -> Iterator[Callable[[], None]]:
         """Manage the buffers over the micro-batches of one pass; yields a function to call after each micro-batch.
 
-        update: leave the mean over the micro-batches of all ranks in the buffers, else what they held before.
+        update: leave the mean over the micro-batches of all ranks in the buffers; else restore their former values.
         """
         packed = self.packed_buffers
-        # A single micro-batch whose statistics are wanted leaves them by itself.
+        # A single micro-batch leaves its statistics in the buffers, which is their mean already.
         # batch.count, and not this rank's number: either all ranks take part in the gather at the end or none.
         managed = bool(self.buffers) and (batch.count > 1 or not update)
         initial = packed.unpack(packed.read()) if managed else []
@@ -175,7 +175,7 @@ class PackedBuffers:
         return [torch.cat([buffer.reshape(-1) for buffer in buffers]) for buffers in self._by_dtype]
 
     def unpack(self, packed: Sequence[Tensor]) -> list[list[Tensor]]:
-        """What `read` returned, shaped like the buffers, for `write`."""
+        """The result of `read` as views in the shapes of the buffers, for `write`."""
         return [
             [piece.view(b.shape) for piece, b in zip(flat.split([b.numel() for b in buffers]), buffers, strict=True)]
             for flat, buffers in zip(packed, self._by_dtype, strict=True)

@@ -147,6 +147,6 @@ SINGLE_RANK = Ranks()
 
 
 def communication_backend() -> str:
-    """The name that torch.distributed calls them by: NCCL for tensors on GPUs, gloo for all on the CPU."""
-    # Decisions and objects always travel between the hosts, whatever the tensors' device.
+    """The backend for torch.distributed: NCCL for tensors on GPUs, gloo for everything on the CPU."""
+    # gloo beside NCCL: decisions and objects are exchanged on the CPU, where they need not wait for the GPU.
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

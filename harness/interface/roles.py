@@ -1,4 +1,4 @@
-"""Parameter roles: what a parameter is for, so that a submission can treat matrices, norms and biases differently."""
+"""Parameter roles, by which a submission can treat matrices, norms and biases differently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Role(StrEnum):
-    """What a parameter is for."""
+    """The purpose of a parameter."""
 
     EMBEDDING = "embedding"
     """Token, position and patch embeddings, class tokens; a head tied to an embedding counts as embedding."""
@@ -27,7 +27,7 @@ class Role(StrEnum):
     CONVOLUTION = "convolution"
     """A convolution's filters [out, in, ...]."""
     OTHER = "other"
-    """Whatever none of these describes."""
+    """Any other parameter."""
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

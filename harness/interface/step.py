@@ -1,7 +1,7 @@
-"""The step context: what a submission may compute on the batch of one step.
+"""The step context: losses and derivatives that a submission may compute on the batch of one step.
 
 Every forward of a step sees the same examples with the same randomness. Losses and gradients are means over the whole
-batch, added up in the order of the micro-batches. What the ranks compute is reduced here, so that a submission sees the
+batch, added up in the order of the micro-batches. Results of the ranks are reduced here, so that a submission sees the
 same numbers on each, unless it declares Need.COMMUNICATION. How the passes run: harness/interface/model_runner.py.
 """
 
@@ -39,7 +39,7 @@ def swapped(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[
 
 
 class StepContext:
-    """The batch of one step, and what may be computed on it. Made by the harness, handed to ``Submission.step``.
+    """The batch of one step, with its losses and derivatives. Made by the harness, handed to ``Submission.step``.
 
     step: nominal steps done before this one (a float when the batch size changes). first_loss: the mean loss of the
     step's first pass, a scalar without a graph; None before it.
@@ -219,7 +219,7 @@ class StepContext:
             elif not total:
                 total = [piece * weight for piece in pieces]
             elif create_graph:
-                # In-place addition would destroy what the graph of the second derivative needs.
+                # In-place addition would overwrite tensors that the graph of the second derivative needs.
                 total = [sum_ + piece * weight for sum_, piece in zip(total, pieces, strict=True)]
             else:
                 torch._foreach_add_(total, pieces, alpha=weight)
@@ -304,10 +304,10 @@ class StepContext:
 
 
 class WrappedContext:
-    """A step context with another gradient: what a wrapper hands to the submission inside it.
+    """A step context with another gradient, which a wrapper hands to the submission inside it.
 
     A subclass defines `backward`, on `self.ctx`. Gradients at given parameters, on sampled labels and of micro-batches
-    stay what they were.
+    are those of `self.ctx`.
     """
 
     def __init__(self, ctx: StepContext) -> None:

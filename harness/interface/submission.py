@@ -33,7 +33,7 @@ from harness.interface.step import StepContext
 
 @dataclass(frozen=True)
 class Setup:
-    """What a submission is built on: the trainable parameters, and what it may know of the trial."""
+    """The arguments of a submission: the trainable parameters, and those facts of the trial that it may know."""
 
     named_parameters: dict[str, nn.Parameter]
     """Trainable parameters in the model's order."""
@@ -50,7 +50,7 @@ class Setup:
     no_decay: frozenset[Role]
     """Roles that get no weight decay (option of the default step)."""
     needs: frozenset[Need]
-    """What the submission and its wrappers declare."""
+    """Needs that the submission and its wrappers declare."""
     _roles: dict[str, Role]
     _max_steps: int
     _model: nn.Module

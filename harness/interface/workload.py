@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness import renamed
 
 Batch = dict[str, Tensor]
-"""What one forward needs, first dimension = examples. The key ``labels`` holds what the loss compares with."""
+"""Inputs of one forward by name, first dimension = examples. The key ``labels`` holds the targets of the loss."""
 
 Split = Literal["validation", "test"]
 
@@ -42,7 +42,7 @@ class WorkloadSpec(BaseModel):
     version: int = Field(ge=1)
     """Raised whenever anything that can move a result changes; no table mixes versions."""
     metric: str
-    """Key of the target metric in what evaluation returns."""
+    """Key of the target metric in the results of an evaluation."""
     direction: Literal["min", "max"]
     """Whether the metric is better smaller or larger."""
     target: float

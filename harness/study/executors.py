@@ -27,7 +27,8 @@ Report = Callable[[str], None]
 def execute(trials: Sequence[PlannedTrial], report: Report) -> None:
     """Run the trials with the executor of their configuration, until all are over.
 
-    Raises UserError for what the user has to correct, and KeyboardInterrupt after every running trial has stopped.
+    Raises UserError for errors that the user has to correct, and KeyboardInterrupt after all running trials have
+    stopped.
     """
     executor = trials[0].study.executor
     # One executor for all: a command refuses a sweep over executors.
@@ -50,8 +51,8 @@ def _local(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -
             report("stopping the running trials; the same command continues them")
             raise
         finally:
-            # After an error or an interruption the running trials stop in good order before it is passed on. Where all
-            # have come to their end, there is nothing to stop.
+            # After an error or an interruption the running trials stop, with a status in their records, before it is
+            # raised again. Where all have ended, there is nothing to stop.
             for worker in workers:
                 worker.stop()
             # Futures are waited for, and not threads: Thread.join forgets a thread in which Ctrl-C interrupted it.

@@ -35,7 +35,7 @@ class Phase(StrEnum):
     PLANNED = "planned"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
-    """Begun, and no process is at it."""
+    """Begun, and no process is running it."""
     TO_RETRY = "to retry"
     """It crashed, and the ruleset allows another try."""
     OVER = "over"
@@ -67,7 +67,7 @@ class PlannedTrial:
 
 @dataclass(frozen=True)
 class TrialState:
-    """What the ledger knows of a trial at one moment."""
+    """The state of a trial at one moment."""
 
     phase: Phase
     manifest: Manifest | None
@@ -82,7 +82,7 @@ class TrialState:
 
     @property
     def final(self) -> FinalFigures:
-        """What came of the trial so far."""
+        """The final figures of the trial; empty while it has none."""
         return self.manifest.final if self.manifest is not None and self.manifest.final is not None else FinalFigures()
 
     @property
@@ -97,7 +97,7 @@ class TrialState:
 
 
 def read_state(trial: PlannedTrial) -> TrialState:
-    """Where the trial stands at this moment; raises UserError if its manifest cannot be read."""
+    """The present state of the trial; raises UserError if its manifest cannot be read."""
     try:
         manifest = Manifest.read(trial.path.manifest)
     except ManifestError as error:
@@ -148,7 +148,7 @@ def enumerate_trials(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
 
 
 def plan(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
-    """Write the trials that `runs` ask for into their plans, beside what is planned already; otherwise as
+    """Write the trials that `runs` ask for into their plans, beside the trials already planned; otherwise as
     `enumerate_trials`.
 
     With overwrite=true a study's former trials are discarded first.
@@ -190,7 +190,7 @@ def list_all_trials(records: Path) -> tuple[list[PlannedTrial], list[str]]:
                 if path.workload not in studies:
                     manifest = Manifest.read(path.manifest)
                     if manifest is None:
-                        continue  # a worker has made the folder this moment
+                        continue  # a worker has just made the folder
                     studies[path.workload] = _study_from_config(manifest.config, folder)
                 of_submission[path.folder] = PlannedTrial(studies[path.workload], path)
             except (ManifestError, ValueError, TypeError) as error:
@@ -241,8 +241,8 @@ def _write_plan(path: Path, run: Run, trials: list[PlannedTrial]) -> None:
     text = json.dumps(content, indent=1) + "\n"
     try:
         if path.exists():
-            # What else may differ is documentation, such as the provenance of a target. A plan that says the same is
-            # left alone, so that a mere look at committed records changes no file.
+            # Other keys that may differ are documentation, such as the provenance of a target. A plan with the same
+            # content is left alone, so that a command that only reads committed records changes no file.
             written = _read_plan(path)
             if all(written.get(key) == json.loads(text)[key] for key in ("identity", "trials", "overridden")):
                 return
@@ -285,7 +285,7 @@ def _study_from_config(config: dict[str, Any], folder: Path) -> Run:
 
 
 def _discard(trials: Iterable[PlannedTrial]) -> None:
-    """Delete what is recorded of the trials; all or, where another process writes one of them, none."""
+    """Delete the records of the trials: of all, or of none where another process writes one of them (UserError)."""
     # All leases before the first file is deleted, so that nothing is lost where one of them is held.
     leases = []
     try:

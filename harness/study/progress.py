@@ -16,7 +16,7 @@ from harness.study.ledger import PlannedTrial, TrialState, read_state
 
 
 class PoolProgress:
-    """While open, prints a line for every trial that ends, whoever ran it: it watches the ledger, off any clock."""
+    """While open, prints a line for every trial that ends, in this process or another, by watching the ledger."""
 
     POLL_SECONDS = 1.0
 
@@ -71,7 +71,7 @@ def _describe_end(state: TrialState) -> str:
 
 
 def print_studies(console: Console, trials: Sequence[PlannedTrial]) -> list[TrialState]:
-    """Print what came of each submission on each workload; returns the states of the trials."""
+    """Print the results of each submission on each workload; returns the states of the trials, in their order."""
     states = [read_state(trial) for trial in trials]
     cells: dict[tuple[str, str], dict[int, list[TrialState]]] = defaultdict(lambda: defaultdict(list))
     for trial, state in zip(trials, states, strict=True):

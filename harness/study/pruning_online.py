@@ -1,4 +1,4 @@
-"""The stopping rule of a running trial: reads what the finished trials around it recorded, and asks pruning_rules.
+"""The stopping rule of a running trial: reads the records of finished trials, and asks pruning_rules.
 
 Only finished trials count. With several workers it depends on timing which siblings those are, so a study under pruning
 cannot be repeated exactly. Pruning is therefore off by default and never used for a committed board.

@@ -1,4 +1,4 @@
-"""Replaying recorded trials through a stopping policy: what it would have saved, and what it would have changed.
+"""Replaying recorded trials through a stopping policy: the compute that it saves, and the scores that it changes.
 
 The trials of a study start in their order, one after the other or `parallel` at a time, each as soon as a slot is free;
 time is the training clock of the records. When a trial ends, those that run know it from their next evaluation on. The
@@ -26,10 +26,10 @@ SAME_TIME = 1e-9
 
 @dataclass(frozen=True)
 class Replay:
-    """What a policy does to recorded trials."""
+    """The effect of a policy on recorded trials."""
 
     seconds_share: float
-    """The share that is left of the seconds which the trials that it could stop had used."""
+    """Seconds used under the policy, as a share of those recorded, over the trials that it could stop."""
     steps_share: float
     """The same of nominal steps."""
     stopped: int
@@ -82,7 +82,7 @@ def make_curves(records: Records) -> dict[int, Curve]:
     columns = (trials["workload"], trials["trial"], trials["status"], longest)
     for i, workload, number, status, budget in zip(trials.index.tolist(), *(c.tolist() for c in columns), strict=True):
         of_trial = rows.rows_of(i)
-        # Trials without rows have no curve, and stay what they are.
+        # Trials without rows have no curve, and are left as they are.
         if of_trial.start == of_trial.stop or status in UNUSABLE:
             continue
         target = records.targets.targets[workload]
@@ -175,7 +175,7 @@ def _end_time(trial: Curve, started: float, end: int) -> float:
 
 
 def _compare(records: Records, curves: dict[int, Curve], cut: dict[int, int], stop: set[str]) -> Replay:
-    """What cutting trials changes. cut: number of evaluations that are left, by row label of `records.trials`."""
+    """The effect of cutting trials. cut: number of evaluations that are left, by row label of `records.trials`."""
     before = records.trials[records.trials["status"] != "duplicate"]
     # A policy never stops a trial at or after its target, so a trial that was cut did not meet it.
     lost = before.index.isin(cut)

@@ -46,9 +46,10 @@ class Futility:
     earliest: float = 0.05
     """Fraction of the deadline before which nothing is stopped."""
     trials: int = 10
-    """Successful trials of other submissions that it takes; of ten, one is the worst of all by chance."""
+    """Smallest number of successful trials of other submissions; with fewer, nothing is stopped by distance. Of ten,
+    one is the worst of all by chance."""
     submissions: int = 2
-    """Number of submissions that those must come from."""
+    """Smallest number of submissions that they come from."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class References:
-    """What the other submissions' trials on a workload show."""
+    """A summary of the other submissions' trials on a workload."""
 
     trials: int
     """How many met the target."""

@@ -83,7 +83,7 @@ class Point:
 
 @dataclass(frozen=True)
 class MeasuredTarget:
-    """What the procedure found."""
+    """The result of the procedure."""
 
     target: float
     accepted: bool
@@ -152,7 +152,7 @@ class _Job:
 
 
 def measure_target(workload: str, scale: str, arguments: Sequence[str], machine: str, report: Report) -> MeasuredTarget:
-    """Run what is not finished of the procedure, and read the target off the records.
+    """Run the unfinished part of the procedure, and read the target off the records.
 
     arguments: further ones for every run, such as records= and executor.workers=. machine: the machine's folder name.
     Raises UserError where a trial breaks down or no finalist trains.
@@ -351,7 +351,7 @@ def _describe_points(job: _Job, points: Sequence[Point], finals: Mapping[str, li
 
 
 def _run_all(runs: Sequence[Run], machine: str, report: Report) -> list[PlannedTrial]:
-    """Run what is not finished of the trials that `runs` ask for; raises UserError where one breaks down."""
+    """Run the unfinished ones of the trials that `runs` ask for; raises UserError where one breaks down."""
     trials = ledger.plan(runs, machine)
     executors.execute(trials, report)
     for trial in trials:

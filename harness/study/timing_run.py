@@ -1,7 +1,7 @@
 """A timing run: all submissions alternate on one machine, to measure seconds per step that can be compared.
 
-Within a round every submission trains one short segment, in random order, so that whatever slows the machine slows all
-of them. What is made of the measurements: harness/scoring/timings.py.
+Within a round every submission trains one short segment, in random order, so that a slow phase of the machine affects
+all of them. Their evaluation: harness/scoring/timings.py.
 """
 
 from __future__ import annotations

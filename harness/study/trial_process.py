@@ -1,6 +1,6 @@
-"""A trial in a process of its own: the same environment under every executor, whatever ran before in the parent.
+"""A trial in a process of its own: the same environment under every executor, independent of the parent's.
 
-The parent holds the trial's lease and keeps the child's standard input open. When the parent dies, however it dies, the
+The parent holds the trial's lease and keeps the child's standard input open. When the parent dies, even by SIGKILL, the
 child sees the end of its input and ends too. Threads, cores and GPU are set before torch is loaded.
 """
 
@@ -26,7 +26,7 @@ SOURCE_ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Slot:
-    """What a worker's trials run on. None: whatever the process has."""
+    """The cores or the GPU of a worker's trials. None: all that the process may use."""
 
     cores: tuple[int, ...] | None = None
     gpu: str | None = None
@@ -68,7 +68,7 @@ class TrialProcess:
     def wait(self) -> str | None:
         """Wait for the end. None when the trial ended in its record or was stopped, otherwise how its process ended.
 
-        Raises UserError for what the user has to correct.
+        Raises UserError for errors that the user has to correct.
         """
         assert self._process.stderr is not None and self._process.stdin is not None
         # To its end before wait(): a child that fills the pipe would never end.
@@ -110,7 +110,7 @@ def main() -> int:
     if request["cores"] is not None:
         # Before torch is imported, so that all its threads inherit the cores.
         os.sched_setaffinity(0, request["cores"])
-    # A scheduler's stop is like Ctrl-C: the trial ends in good order.
+    # A scheduler's stop is like Ctrl-C: the trial ends as stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # From here on torch is loaded, whose thread pools are sized on import.

@@ -29,8 +29,8 @@ class Worker:
         self._process: TrialProcess | None = None
 
     def work(self) -> None:
-        """Run trials until every one is over, or `stop` is called. Raises UserError for what the user has to correct;
-        the remaining trials wait."""
+        """Run trials until every one is over, or `stop` is called. Raises UserError for errors that the user has
+        to correct; the remaining trials stay as they are."""
         while self._pending and not self._stopping.is_set():
             claimed = self._claim_next()
             if claimed is None:

@@ -68,7 +68,7 @@ def _measure(runner: ModelRunner, batch: StepBatch, statistics: Sequence[Tensor]
 
 @contextmanager
 def _keep_last_measurement(model: nn.Module) -> Iterator[None]:
-    """Within it the running statistics after a forward pass are what that pass measured."""
+    """Within it the running statistics after a forward pass are those of that pass alone."""
     layers = _batch_norms(model)
     momenta = [layer.momentum for layer in layers]
     for layer in layers:

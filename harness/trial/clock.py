@@ -1,7 +1,7 @@
-"""The clock: what a trial is charged for.
+"""The clock: the seconds that a trial is charged for.
 
 On the clock: building the submission, waiting for the training batch, forward, backward, the update and its
-compilation, preparing the weights for an evaluation, whatever a submission does to choose data. Off the clock: building
+compilation, preparing the weights for an evaluation, and the choice of data by a submission. Off the clock: building
 model and data, warming up the fixed model, evaluation, logging, checkpoints.
 
 The device is synchronised where a segment starts and where it ends and nowhere inside, so that the clock does not slow
@@ -171,7 +171,7 @@ class _CompileTime:
 
 
 class Disturbance:
-    """Whether the machine was visibly busy with something else while a trial's clock ran. Either of two signs flags it.
+    """Whether other load visibly disturbed a trial while its clock ran. Either of two signs is enough.
 
     On a CPU: the process got less than `MIN_CPU_SHARE` of the CPU time that its wall time allows. On any device: the
     slowest tenth of the training segments took more than `MAX_SLOW_RATIO` times the median per step.

@@ -1,4 +1,4 @@
-"""Conformance: what every submission must do, whatever it is, checked on a small problem before any training.
+"""Conformance: requirements on every submission, checked on a small problem before any training.
 
 Each check is a function of a `Subject` that returns, or raises CheckFailed with a message that says what to do. The
 problem: harness/trial/conformance_problem.py.
@@ -42,11 +42,11 @@ class Subject:
 
     @cached_property
     def short_run(self) -> Training:
-        """After `SHORT_RUN` steps: what other runs are compared with. Not to be trained any further."""
+        """A run of `SHORT_RUN` steps, with which other runs are compared. Not to be trained any further."""
         return self.train(SHORT_RUN)
 
     def build(self, dtype: str = "float32") -> Training:
-        """Built and not trained. dtype: of the parameters."""
+        """A training that is built and not trained. dtype: of the parameters."""
         problem = make_problem(dtype)
         run = self.run.model_copy(update={"workload": problem.spec.model_dump()})
         training = Training(run, problem, torch.device("cpu"))
@@ -54,7 +54,7 @@ class Subject:
         return training
 
     def train(self, steps: int, dtype: str = "float32", evaluate_after: Sequence[int] = ()) -> Training:
-        """After `steps` steps, with the evaluation weights entered and left after the steps in `evaluate_after`."""
+        """A training after `steps` steps. evaluate_after: steps after which evaluation weights are entered and left."""
         training = self.build(dtype)
         for step in evaluate_after:
             train_until(training, step)
@@ -261,7 +261,7 @@ def run_checks(subject: Subject) -> dict[str, str]:
 
 def _train_interrupted(subject: Subject, dtype: str = "float32") -> Training:
     """As `Subject.train(SHORT_RUN)`, but saved after some steps, and loaded into a new training."""
-    # Through bytes, as a real checkpoint: state that shares memory with the first run would hide what is not saved.
+    # Through bytes, as a real checkpoint: shared memory would hide state that state_dict forgets.
     buffer = io.BytesIO()
     torch.save(subject.train(INTERRUPTED_AFTER, dtype).state_dict(), buffer)
     buffer.seek(0)
@@ -291,7 +291,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _reachable_tensors(submission: Submission) -> list[Tensor]:
-    """Every tensor that can be reached from the submission, except through what the harness handed it."""
+    """Every tensor that can be reached from the submission, except through objects of the harness."""
     # A stack and `seen`, since objects refer to each other in cycles.
     tensors, seen, pending = [], set(), [submission]
     while pending:

@@ -1,6 +1,6 @@
 """The small workload on which the conformance checks train.
 
-Its model has what real models have and update rules forget: a scalar, an empty and a non-contiguous parameter, one
+Its model has kinds of parameters that update rules often forget: a scalar, an empty and a non-contiguous parameter, one
 without gradient, a frozen one, a convolution, an embedding, BatchNorm statistics.
 """
 

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from harness.interface.ranks import SINGLE_RANK, Ranks, communication_backend
 from harness.processes import host_id, is_launched, local_rank, process_start_time
 
-# Keys of the launcher's store: the first exists once any rank has ended before its time, the second says how.
+# Keys of the launcher's store: the first exists once any rank has ended early, the second says how.
 _ANY_EXIT_KEY = "pacemark/exited"
 _EXIT_KEY = "pacemark/exit/{rank}"
 
@@ -37,10 +37,12 @@ leave by itself. Together far below the 30 seconds after which torchrun kills.""
 
 
 class RankExit(NamedTuple):
-    """How a rank said that it ends before its time."""
+    """The announcement of a rank that ends early."""
 
     status: str
+    """A `harness.records.status.Status`."""
     traceback: str
+    """Empty where there is none."""
 
 
 def init_distributed() -> Ranks:
@@ -69,8 +71,7 @@ def shutdown(code: int, *, wait: bool = True) -> int:
         # os._exit flushes nothing.
         sys.stdout.flush()
         sys.stderr.flush()
-        # The interpreter's own way out takes down what threads of the communication may still hold, and now and then
-        # aborts.
+        # A normal exit destroys objects that threads of the communication may still use, and sometimes aborts.
         os._exit(code)
     return code
 
@@ -81,9 +82,9 @@ def is_initialized() -> bool:
 
 
 def announce_exit(ranks: Ranks, status: str, error: str) -> dict[int, RankExit | None]:
-    """Tell the other ranks that this one ends before its time, and learn for a few seconds how they end.
+    """Tell the other ranks that this one ends early, and wait a few seconds for their announcements.
 
-    Returns how by rank: None for a process of this machine that died without a word. Ranks still at work are absent.
+    Returns the announcement of each rank that has ended; None for a process of this machine that died without one.
     The launcher's signals are ignored from here on: this process is ending already.
     """
     with suppress(ValueError):  # not the main thread, which alone receives signals
@@ -125,7 +126,7 @@ def watchdog(ranks: Ranks, give_up: Callable[[], int]) -> Iterator[None]:
         yield
         return
     body_left = threading.Event()
-    # Whoever takes this lock first decides: the thread that ends the process, or the body that was in time.
+    # The first to take this lock decides: the thread that ends the process, or the body that was in time.
     ending = threading.Lock()
     # A store serves one caller at a time, and the communication may be waiting for an answer of the original.
     store = _launcher_store().clone()
@@ -151,7 +152,7 @@ def watchdog(ranks: Ranks, give_up: Callable[[], int]) -> Iterator[None]:
         yield
     finally:
         body_left.set()
-        # Blocks for good if the thread has begun to end this process.
+        # Blocks until the process ends if the thread has begun to end it.
         ending.acquire()
 
 

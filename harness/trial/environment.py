@@ -49,7 +49,7 @@ def select_device(run: Run) -> torch.device:
 
 
 def configure_torch(run: Run, device: torch.device) -> None:
-    """Set threads, determinism and precision of this process, whatever torch's defaults are."""
+    """Set threads, determinism and precision of this process, independent of torch's defaults."""
     torch.set_num_threads(run.threads)
     # Deterministic cuBLAS asks for a workspace of fixed size. cuBLAS reads it when it starts, so before any product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -72,7 +72,7 @@ def private_compiler_cache(wanted: bool) -> Iterator[None]:
         return
     import torch._dynamo
 
-    # What an earlier trial of this process compiled must be paid for again.
+    # Code that an earlier trial of this process compiled must be paid for again.
     torch._dynamo.reset()
     with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, ExitStack() as stack:
         before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")

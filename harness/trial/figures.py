@@ -1,4 +1,4 @@
-"""The figures of a trial: a row of eval_measurements.csv, and what its manifest says at the start and at the end."""
+"""The figures of a trial: rows of eval_measurements.csv, and contents of its manifest at the start and at the end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def split_columns(split: Split, metrics: dict[str, float]) -> Row:
 
 
 def manifest_values(training: Training) -> dict[str, Any]:
-    """What `harness.records.manifest.Manifest` says of a trial when it starts, besides its configuration and status."""
+    """The keys of `harness.records.manifest.Manifest` for a trial that starts, without its configuration and status."""
     run, needs, spec = training.run, training.needs, training.spec
     return {
         "submission": run.submission_label,
@@ -96,8 +96,10 @@ def manifest_values(training: Training) -> dict[str, Any]:
 def final_values(
     training: Training, rows: list[Row], reached_row: int | None, state_bytes: int, outcome: Outcome
 ) -> dict[str, Any]:
-    """What `harness.records.manifest.FinalFigures` says of a trial. reached_row: index of the row that met the
-    target."""
+    """The keys of `harness.records.manifest.FinalFigures` for a trial that has ended.
+
+    reached_row: index of the row that met the target first. state_bytes: peak size of the submission's state.
+    """
     final: dict[str, Any] = {"stop_reason": outcome.stop_reason}
     if outcome.lost_ranks:
         final["lost_ranks"] = outcome.lost_ranks
@@ -108,7 +110,7 @@ def final_values(
         return final
     spec, elapsed, last = training.spec, training.clock.elapsed, rows[-1]
     metric = f"validation/{spec.metric}"
-    # The last value of a diverged trial is NaN, of which min and max depend on the order.
+    # The last value of a diverged trial is NaN, with which min and max depend on the order.
     values = [row[metric] for row in rows if math.isfinite(row[metric])]
     best = min if spec.direction == "min" else max
     parameters = sum(parameter.numel() for parameter in training.runner.parameters)

@@ -1,4 +1,4 @@
-"""What a trial ran on: enough to decide which seconds may be compared, and to rebuild the environment."""
+"""The machine and the software of a trial: enough to decide which seconds may be compared, and to rebuild both."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            # On Linux this resets the high-water mark of what ran before in this process.
+            # On Linux this resets the high-water mark of earlier work in this process.
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 

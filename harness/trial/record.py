@@ -63,7 +63,7 @@ class Record:
 
     @classmethod
     def load(cls, run: Run, path: RecordPath) -> Record:
-        """Read what the trial's folder holds and change nothing; raises UserError if it cannot be this trial's."""
+        """Read the trial's folder and change nothing; raises UserError if it cannot be this trial's."""
         record = cls(run, path)
         try:
             # Before any data are loaded or anything is trained.
@@ -77,9 +77,9 @@ class Record:
         return record
 
     def start(self, values: dict[str, Any], lease_token: str | None = None) -> None:
-        """Take the folder, discard or continue what is there, and write the manifest.
+        """Take the folder, discard or continue the trial in it, and write the manifest.
 
-        values: what `Manifest` says of the trial besides its configuration and status. lease_token: of the folder's
+        values: keys of `Manifest` without configuration and status. lease_token: of the folder's
         lease if the parent process holds it. Raises UserError where another process writes the folder, where it was
         begun on other data, and where it cannot be written.
         """

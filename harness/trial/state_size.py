@@ -12,7 +12,7 @@ from harness.trial.training import Training
 from harness.trial.trial import load_workload
 
 STEPS = 3
-"""After so many, every submission holds all that it will hold."""
+"""Steps after which the state of every submission has its full size."""
 # State does not depend on the batch.
 _ARGUMENTS = ["workload=gpt2", "workload.nominal_batch=8", "workload.micro_batch=8"]
 

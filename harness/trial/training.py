@@ -1,6 +1,6 @@
 """Training itself: a model, a submission built on it, and segments of steps on the clock. No records, no evaluations.
 
-A trial evaluates between the segments and records what came of it (harness/trial/trial.py); a timing run alternates the
+A trial evaluates between the segments and records the results (harness/trial/trial.py); a timing run alternates the
 segments of several submissions (harness/study/timing_run.py).
 """
 

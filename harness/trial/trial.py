@@ -69,8 +69,8 @@ def run_trial(
     make_should_stop: makes the rule that `run.pruning` names. retry: run a trial that crashed again, from its last
     checkpoint. lease_token: of the lease of its folder, if the parent process holds it.
 
-    Returns the record and whether anything was done. Raises UserError, before anything is written, for what the user
-    can correct; every later failure is a status in the record.
+    Returns the record and whether anything was done. Raises UserError, before anything is written, for errors that
+    the user can correct; every later failure is a status in the record.
     """
     if run.pruning != "none" and make_should_stop is None:
         raise ValueError(f"pruning={run.pruning} takes a make_should_stop (harness.study.stop_rule)")
@@ -308,7 +308,7 @@ class _Trial:
         return None
 
     def _pruned(self) -> Outcome | None:
-        """What the stopping rule says of the rows so far; a trial that met its target is never stopped."""
+        """The outcome if the stopping rule ends the trial here, else None; one that met its target is never stopped."""
         if self.should_stop is None or self.reached_row is not None:
             return None
         reason = self.should_stop(self.record.rows)
@@ -339,7 +339,7 @@ class _Trial:
         return "; ".join(hints)
 
     def _agree_with_other_ranks(self, outcome: Outcome) -> Outcome:
-        """How the trial ended, with what the other ranks announce: the launcher stops all when one of them ends."""
+        """How the trial ended, by the announcements of all ranks: the launcher stops all when one of them ends."""
         exits = announce_exit(self.ranks, str(outcome.status), outcome.traceback or "")
         for rank, rank_exit in sorted(exits.items()):
             if rank_exit is not None and Status(rank_exit.status).is_crash:
@@ -391,7 +391,7 @@ class _Trial:
         return combined
 
     def _resume_energy(self) -> None:
-        """After a resume, what all ranks used goes on as rank 0's: the checkpoint's clock is that of rank 0 alone."""
+        """After a resume, rank 0 continues the energy of all ranks: the checkpoint has the clock of rank 0 alone."""
         elapsed = self.clock.elapsed
         if self.ranks.size > 1 and self.clock.meter is not None:
             used_by_all = self.record.rows[-1].get("accumulated_energy_joules")
