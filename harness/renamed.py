@@ -90,6 +90,7 @@ class _MovedModules:
     def find_spec(
         fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Raise ModuleNotFoundError for a module that moved; None for any other, as for a finder that finds nothing."""
         package, _, name = fullname.rpartition(".")
         if package == "harness" and name in MODULES:
             raise ModuleNotFoundError(f"harness.{name} is now harness.{MODULES[name]}", name=fullname)

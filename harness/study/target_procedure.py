@@ -119,6 +119,7 @@ class _Job:
     def make(
         cls, workload: str, scale: str, variant: str, arguments: Sequence[str], machine: str, report: Report
     ) -> _Job:
+        """The job of a workload or variant. arguments: further ones for every run."""
         full = [f"workload={workload}", f"scale={scale}", "run_to_end=true", *arguments]
         if variant != BASE_VARIANT:
             full.append(f"variant={variant}")

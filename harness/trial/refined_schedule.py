@@ -78,6 +78,7 @@ class _RecordingContext(WrappedContext):
         self.recorder = recorder
 
     def backward(self) -> Tensor:
+        # Before clipping, which follows backward().
         loss = self.ctx.backward()
         gradients = [p.grad for p in self.ctx.parameters if p.grad is not None]
         # The norm of the vector of norms is the norm of all parameters together.
