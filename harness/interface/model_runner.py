@@ -59,7 +59,7 @@ class StepBatch:
         pieces_each = -(-at_least // self.count)
         if pieces_each <= 1:
             return self
-        # Only the last micro-batch can be smaller, and may have fewer examples than pieces.
+        # Of the workload's micro-batches only the last can be smaller; it may have fewer examples than pieces.
         sizes = [min(self.micro, self.size - k * self.micro) for k in range(self.count)]
         shares = tuple(
             sum(min(pieces_each, sizes[k]) for k in ranks.share(self.count, rank)) for rank in range(ranks.size)
