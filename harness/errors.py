@@ -1,4 +1,4 @@
-"""Every error that Pacemark raises on purpose, below one base class, and how a script reports them.
+"""All errors that Pacemark raises on purpose, with one base class, and how a script reports them.
 
     PacemarkError
         UserError           bad input; lists every problem with its remedy (exit status 2)
@@ -9,7 +9,7 @@
         LeaseLost           another process has taken over the folder of a trial
         CheckFailed         a conformance check of a submission failed
 
-Whoever uses Pacemark as a library catches `PacemarkError`.
+Code that uses Pacemark as a library catches `PacemarkError`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PreparationError(PacemarkError):
 class UndeclaredNeed(PacemarkError):
     """A submission used a capability that it did not declare.
 
-    asked: what it asked for, in words. need: the name and the value of the missing `harness.interface.Need`.
+    asked: the capability, in words. need: the name and the value of the missing `harness.interface.Need`.
     """
 
     def __init__(self, asked: str, need: tuple[str, str], submission: str) -> None:

@@ -16,14 +16,17 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     The content is on the disk before the rename. If the body raises, `path` stays as it was and no temporary file is
     left; a process that is killed leaves `.<name>.<pid>`, see `remove_leftovers`. Raises OSError.
     """
+    # In the same folder, since a rename is atomic only within one file system. The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
+            # Without it a crash of the machine could leave the new name with an empty file.
             os.fsync(file.fileno())
         # os.replace: the standard library's warning-free name for a rename over an existing file on every system.
         os.replace(temporary, path)  # noqa: PTH105
+    # BaseException: Ctrl-C must not leave the temporary file behind either.
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -36,7 +39,11 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
 
 def remove_leftovers(folder: Path, names: tuple[str, ...] = ("",)) -> None:
-    """Delete the temporary files of processes that were killed while they wrote one of `names` (prefixes)."""
+    """Delete the temporary files of processes that were killed while they wrote a file of `folder`.
+
+    names: prefixes of the names of the files that were written (default: any file). To be called only while no other
+    process writes these files.
+    """
     for path in folder.glob(".*.[0-9]*"):
         if path.name.startswith(tuple(f".{name}" for name in names)):
             path.unlink(missing_ok=True)

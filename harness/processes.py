@@ -1,4 +1,4 @@
-"""Processes: which machine this is, whether a process is alive, and what a launcher such as torchrun started."""
+"""Processes: the identity of this machine, whether a process is alive, and the ranks that a launcher started."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def host_id() -> str:
-    """An identifier of this machine, different wherever process ids mean something else (reboots, containers)."""
+    """An identifier of this machine. It differs between reboots and containers, where process ids differ too."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -29,7 +29,9 @@ def process_start_time(pid: int) -> str | None:
     except OSError:
         if Path("/proc/self/stat").exists():
             return None
+        # No /proc on this system: only whether the process exists can be found out.
         return "" if _answers_signals(pid) else None
+    # Fields 3 and 22 of proc(5); the first two, process id and name, are cut off above.
     state, start_time = fields[0], fields[19]
     return None if state == "Z" else start_time
 
@@ -39,6 +41,7 @@ def _answers_signals(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    # The process exists and belongs to another user.
     except PermissionError:
         pass
     return True

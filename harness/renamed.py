@@ -1,7 +1,6 @@
-"""What an earlier version called otherwise: code written for it gets an error that names the new way.
+"""Names of an earlier version: code that uses one gets an error with the new name.
 
-Modules moved into rooms, and a few names of the interface changed with them. Nothing here keeps the former names
-working; it only answers who still uses them.
+Modules moved into packages, and a few names of the interface changed. Nothing here keeps the former names working.
 """
 
 from __future__ import annotations
@@ -91,6 +90,7 @@ class _MovedModules:
     def find_spec(
         fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Raise ModuleNotFoundError for a module that moved; None for any other, as for a finder that finds nothing."""
         package, _, name = fullname.rpartition(".")
         if package == "harness" and name in MODULES:
             raise ModuleNotFoundError(f"harness.{name} is now harness.{MODULES[name]}", name=fullname)
@@ -100,6 +100,7 @@ class _MovedModules:
 def install_import_hook() -> None:
     """Let the import of a moved module fail with a message that names the new one."""
     if _MovedModules not in sys.meta_path:
+        # Appended, so that every real module is found before this hook is asked.
         sys.meta_path.append(_MovedModules)
 
 

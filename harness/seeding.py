@@ -1,6 +1,6 @@
 """All randomness of a trial: a pure function of the trial's seed and of its purpose.
 
-Nothing in a trial draws from a generator whose state depends on what ran before. Each purpose has its own key, derived
+Nothing in a trial draws from a generator whose state depends on earlier work. Each purpose has its own key, derived
 from the trial's seed by a stable hash. So two submissions with one seed see the same initial weights, the same examples
 in the same order, the same augmentation and the same dropout masks; and a resumed trial needs no generator state but
 the submission's own.
@@ -16,6 +16,7 @@ from harness.hashing import stable_hash
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
     """Vectorised 64-bit mixer (Steele, Lea & Flood 2014, SplitMix); uint64 in, uint64 out, shape kept."""
+    # Arrays of uint64 wrap around silently, as the algorithm needs; NumPy scalars would warn of an overflow.
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -35,6 +36,7 @@ class TrialSeeds:
     def seed_model_randomness(self, step: int, micro_batch: int) -> None:
         """Seed torch's global generators, which dropout draws from, for one forward pass."""
         # A cheap mixer instead of the hash, since this is called for every micro-batch on the clock.
+        # step * 65_537 keeps (step, micro_batch) apart for up to 65_537 micro-batches a step.
         seed = int(splitmix64(np.array([self._dropout_base ^ (step * 65_537 + micro_batch)], dtype=np.uint64))[0] >> 1)
         # torch.manual_seed would visit every kind of accelerator: 0.1 ms, on the clock of every step.
         torch.default_generator.manual_seed(seed)
@@ -47,6 +49,7 @@ class TrialSeeds:
 
     @property
     def _dropout_base(self) -> int:
+        # Hashed once, since it is used for every micro-batch on the clock.
         if not hasattr(self, "_dropout"):
             self._dropout = self.key("dropout")
         return self._dropout

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Type checkers and editors do not run __getattr__; `as` marks the names as re-exported.
 if TYPE_CHECKING:
     from harness.errors import WorkloadError as WorkloadError
     from harness.interface.data_order import ExampleStream as ExampleStream

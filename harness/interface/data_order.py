@@ -33,6 +33,7 @@ class ExampleStream:
         self._seeds = seeds
         self._size = train_size
         self._key_base = np.uint64(seeds.key("augmentation"))
+        # The permutation of one epoch is kept, since making it takes time in proportion to the training set.
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
         self.position = 0
@@ -48,6 +49,7 @@ class ExampleStream:
         return Selection(self._indices(position, count), self._keys(position, count))
 
     def _indices(self, position: int, count: int) -> Tensor:
+        # One batch may span several epochs: the end of one, or all of a small training set.
         pieces = []
         while count:
             epoch, offset = divmod(position, self._size)
@@ -62,6 +64,7 @@ class ExampleStream:
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
+            # A generator per epoch: any position can be read without drawing the epochs before it.
             generator = torch.Generator().manual_seed(self._seeds.key("order", epoch))
             self._order, self._epoch = torch.randperm(self._size, generator=generator), epoch
         return self._order

@@ -2,7 +2,7 @@
 
 The nominal batch is cut into micro-batches, so that it does not matter how many ranks share it. BatchNorm statistics
 and dropout masks belong to a micro-batch. Only the first forward of a step moves the model's buffers: each micro-batch
-starts from the step's initial buffers, and the step ends with the mean of what the micro-batches left, in their order.
+starts from the step's initial buffers, and the step ends with the mean of the buffers after each, in their order.
 """
 
 from __future__ import annotations
@@ -52,10 +52,14 @@ class StepBatch:
         return sum(self.shares)
 
     def split_further(self, at_least: int, ranks: Ranks) -> StepBatch:
-        """The same examples in `at_least` micro-batches or more, as far as there are examples."""
+        """The same examples in `at_least` micro-batches or more (over all ranks), as far as there are examples.
+
+        Each rank splits the micro-batches that it has; no example moves to another rank.
+        """
         pieces_each = -(-at_least // self.count)
         if pieces_each <= 1:
             return self
+        # Of the workload's micro-batches only the last can be smaller; it may have fewer examples than pieces.
         sizes = [min(self.micro, self.size - k * self.micro) for k in range(self.count)]
         shares = tuple(
             sum(min(pieces_each, sizes[k]) for k in ranks.share(self.count, rank)) for rank in range(ranks.size)
@@ -63,6 +67,7 @@ class StepBatch:
         micro_batches: dict[int, Batch] = {}
         for k, batch in self.micro_batches.items():
             parts = {name: tensor.tensor_split(pieces_each) for name, tensor in batch.items()}
+            # tensor_split puts the empty pieces last; they are left out.
             for j in range(min(pieces_each, sizes[k])):
                 micro_batches[k * pieces_each + j] = {name: part[j] for name, part in parts.items()}
         return StepBatch(micro_batches, shares, -(-self.micro // pieces_each), self.size, self.idle)
@@ -89,6 +94,7 @@ class ModelRunner:
         self.ranks = ranks
         self.counters = Counters()
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # Without those that have no elements: there is nothing to average.
         self.buffers = [buffer for buffer in model.buffers() if buffer.numel()]
         self.packed_buffers = PackedBuffers(self.buffers)
         self._label_generator: torch.Generator | None = None
@@ -100,6 +106,7 @@ class ModelRunner:
         count = -(-size // micro)
         batch = self.workload.batch(selection.indices[local], selection.keys[local])
         pieces = {name: tensor.split(micro) for name, tensor in batch.items()}
+        # Micro-batches keep their number in the step, which seeds dropout, whatever rank runs them.
         first = local.start // micro
         micro_batches = {
             first + i: {name: parts[i] for name, parts in pieces.items()} for i in range(len(pieces["labels"]))
@@ -109,6 +116,7 @@ class ModelRunner:
     def local_slice(self, size: int) -> slice:
         """Which of a step's `size` examples this rank loads; the first micro-batch if it has none of its own."""
         micro = self.workload.spec.micro_batch
+        # A rank without a share loads micro-batch 0; see StepBatch.idle.
         share = self.ranks.share(-(-size // micro)) or range(1)
         return slice(share.start * micro, share.stop * micro)
 
@@ -116,10 +124,11 @@ class ModelRunner:
     def averaged_buffers(self, batch: StepBatch, *, update: bool) -> Iterator[Callable[[], None]]:
         """Manage the buffers over the micro-batches of one pass; yields a function to call after each micro-batch.
 
-        update: leave the mean over the micro-batches of all ranks in the buffers, else what they held before.
+        update: leave the mean over the micro-batches of all ranks in the buffers; else restore their former values.
         """
         packed = self.packed_buffers
-        # A single micro-batch whose statistics are wanted leaves them by itself.
+        # A single micro-batch leaves its statistics in the buffers, which is their mean already.
+        # batch.count, and not this rank's number: either all ranks take part in the gather at the end or none.
         managed = bool(self.buffers) and (batch.count > 1 or not update)
         initial = packed.unpack(packed.read()) if managed else []
         after_each: list[list[Tensor]] = []
@@ -127,6 +136,7 @@ class ModelRunner:
         def end_micro_batch() -> None:
             if managed:
                 after_each.append(packed.read())
+                # Each micro-batch starts from the same buffers, so that it does not matter which rank runs it.
                 packed.write(initial)
 
         yield end_micro_batch
@@ -134,6 +144,7 @@ class ModelRunner:
             self._write_mean_buffers(batch, after_each)
 
     def _write_mean_buffers(self, batch: StepBatch, after_each: Sequence[Sequence[Tensor]]) -> None:
+        # An idle rank sends no row: micro-batch 0 comes from the rank that it belongs to.
         local = [torch.stack(rows)[: 0 if batch.idle else None] for rows in zip(*after_each, strict=True)]
         # Counters (each advanced once from the same start) agree, so the largest is the one.
         means = [
@@ -144,7 +155,7 @@ class ModelRunner:
 
     @property
     def label_generator(self) -> torch.Generator:
-        """A generator on the model's device for sampled labels; every use seeds it first."""
+        """A generator on the model's device for sampled labels. Every use seeds it, so it is not in the checkpoint."""
         if self._label_generator is None:
             self._label_generator = torch.Generator(self.parameters[0].device)
         return self._label_generator
@@ -164,7 +175,7 @@ class PackedBuffers:
         return [torch.cat([buffer.reshape(-1) for buffer in buffers]) for buffers in self._by_dtype]
 
     def unpack(self, packed: Sequence[Tensor]) -> list[list[Tensor]]:
-        """What `read` returned, shaped like the buffers, for `write`."""
+        """The result of `read` as views in the shapes of the buffers, for `write`."""
         return [
             [piece.view(b.shape) for piece, b in zip(flat.split([b.numel() for b in buffers]), buffers, strict=True)]
             for flat, buffers in zip(packed, self._by_dtype, strict=True)

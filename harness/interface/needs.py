@@ -12,7 +12,7 @@ from harness.errors import UndeclaredNeed
 
 
 class Need(StrEnum):
-    """A capability; the comment below each says which algorithms use it and what the harness arranges."""
+    """A capability. Below each: which algorithms use it, and what the harness arranges for it."""
 
     LOSS = "loss"
     """The value of the loss without a gradient: line searches, zeroth-order methods."""
@@ -46,6 +46,9 @@ class Need(StrEnum):
 
 
 def require(need: Need, declared: frozenset[Need], asked: str, submission: str) -> None:
-    """Raise UndeclaredNeed unless `need` is among those `declared`. asked: what for, in words, for the message."""
+    """Raise UndeclaredNeed unless `need` is in `declared`.
+
+    asked: the capability in words, for the message. submission: its name, for the message.
+    """
     if need not in declared:
         raise UndeclaredNeed(asked, (need.name, need.value), submission)

@@ -45,6 +45,7 @@ class Ranks:
         """torch's process group of all ranks (of this process alone without a launcher), for submissions that exchange
         tensors themselves."""
         if not dist.is_initialized():
+            # HashStore: one process needs no address or port to meet others at.
             dist.init_process_group(communication_backend(), store=dist.HashStore(), rank=0, world_size=1)
         return dist.group.WORLD
 
@@ -60,12 +61,17 @@ class Ranks:
     # ---- collectives on tensors ------------------------------------------------------------------------------------
 
     def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the ranks, in place; one message per dtype."""
+        """Replace each tensor by its sum over the ranks, in place; one message per dtype.
+
+        Every rank must pass tensors of the same shapes and dtypes in the same order.
+        """
         if self.size == 1 or not tensors:
             return
+        # dict.fromkeys and not set(): every rank must send the dtypes in the same order.
         with torch.no_grad():
             for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
                 same_dtype = [tensor for tensor in tensors if tensor.dtype == dtype]
+                # One message for many small tensors: each message costs a latency.
                 flat = torch.cat([tensor.reshape(-1) for tensor in same_dtype])
                 dist.all_reduce(flat)
                 pieces = flat.split([tensor.numel() for tensor in same_dtype])
@@ -80,6 +86,7 @@ class Ranks:
         if self.size == 1:
             return list(tensors)
         gathered = list(tensors)
+        # In the order of the tensors, the same on every rank.
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             positions = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
             shapes = [tensors[i].shape[1:] for i in positions]
@@ -120,10 +127,12 @@ class Ranks:
     def run_on_all(self, action: Callable[[], T]) -> T:
         """Run `action()` on every rank. Where it raises a UserError on any of them, raise one with all messages on
         each, so that the ranks stay together."""
+        # Ranks without an error gather too: a rank that left the collective out would block the others.
         messages: list[str] = []
         try:
             result = action()
         except UserError as error:
+            # Alone, the original error keeps its cause and traceback.
             if self.size == 1:
                 raise
             messages = error.messages
@@ -138,6 +147,6 @@ SINGLE_RANK = Ranks()
 
 
 def communication_backend() -> str:
-    """The name that torch.distributed calls them by: NCCL for tensors on GPUs, gloo for all on the CPU."""
-    # Decisions and objects always travel between the hosts, whatever the tensors' device.
+    """The backend for torch.distributed: NCCL for tensors on GPUs, gloo for everything on the CPU."""
+    # gloo beside NCCL: decisions and objects are exchanged on the CPU, where they need not wait for the GPU.
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -1,4 +1,4 @@
-"""Parameter roles: what a parameter is for, so that a submission can treat matrices, norms and biases differently."""
+"""Parameter roles, by which a submission can treat matrices, norms and biases differently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Role(StrEnum):
-    """What a parameter is for."""
+    """The purpose of a parameter."""
 
     EMBEDDING = "embedding"
     """Token, position and patch embeddings, class tokens; a head tied to an embedding counts as embedding."""
@@ -27,7 +27,7 @@ class Role(StrEnum):
     CONVOLUTION = "convolution"
     """A convolution's filters [out, in, ...]."""
     OTHER = "other"
-    """Whatever none of these describes."""
+    """Any other parameter."""
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -42,6 +42,7 @@ def parameter_roles(model: nn.Module, patterns: Mapping[str, str] | None = None)
     for an unknown role: each would silently change a method.
     """
     claims = {pattern: Role(role) for pattern, role in (patterns or {}).items()}
+    # The module that holds each parameter itself, since its type gives the role.
     owners: dict[str, nn.Module] = {
         (f"{prefix}.{name}" if prefix else name): module
         for prefix, module in model.named_modules()
@@ -50,6 +51,7 @@ def parameter_roles(model: nn.Module, patterns: Mapping[str, str] | None = None)
     roles: dict[str, Role] = {}
     unused = set(claims)
     for name, parameter in model.named_parameters():
+        # fnmatchcase: fnmatch ignores case on some systems.
         matching = [pattern for pattern in claims if fnmatchcase(name, pattern)]
         unused -= set(matching)
         if len({claims[pattern] for pattern in matching}) > 1:
@@ -61,6 +63,7 @@ def parameter_roles(model: nn.Module, patterns: Mapping[str, str] | None = None)
 
 
 def _role_by_type(name: str, owner: nn.Module, ndim: int) -> Role:
+    # Before the norms: the shift of a normalisation layer counts as a bias.
     if name.rpartition(".")[2] == "bias":
         return Role.BIAS
     if isinstance(owner, _NORMS):
@@ -69,4 +72,5 @@ def _role_by_type(name: str, owner: nn.Module, ndim: int) -> Role:
         return Role.EMBEDDING
     if isinstance(owner, _CONVOLUTIONS):
         return Role.CONVOLUTION
+    # HEAD and STEM cannot be seen from the type; workloads name them by patterns.
     return Role.HIDDEN_MATRIX if ndim == 2 else Role.OTHER

@@ -59,6 +59,8 @@ class Schedule(BaseModel):
             )
         return self
 
+    # Options that do not apply are left out, so that an option added to one shape leaves the identity of records with
+    # another shape as it is.
     @model_serializer(mode="wrap")
     def _serialize_used_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         unused = [name for shape, names in _OPTIONS_OF_SHAPE.items() if shape != self.shape for name in names]
@@ -69,17 +71,20 @@ class Schedule(BaseModel):
         horizon = self.horizon_fraction * total_steps
         warmup = self.warmup_fraction * horizon
         if step < warmup:
+            # step + 1: a factor of 0 would waste the first update. min: warmup need not be a whole number of steps.
             return min(1.0, (step + 1) / warmup)
         if self.shape == "constant":
             return 1.0
         if step >= horizon:
             return self.final_fraction
         start = horizon * (1 - self.decay_fraction) if self.shape == "wsd" else warmup
+        # max: wsd is still before its decay.
         progress = max(0.0, (step - start) / (horizon - start))
         if self.shape == "step":
             return self.step_factor ** int(progress * self.step_count)
         if self.shape == "table":
             position = progress * (len(self.table) - 1)
+            # min: a progress that rounds to 1 belongs to the last interval.
             left = min(int(position), len(self.table) - 2)
             return self.table[left] + (position - left) * (self.table[left + 1] - self.table[left])
         if self.shape == "restarts":
@@ -96,5 +101,6 @@ class Schedule(BaseModel):
         for length in lengths:
             if position < length:
                 return position / length
+            # Rounding may leave `position` behind the last cycle, hence the 1.0 below.
             position -= length
         return 1.0

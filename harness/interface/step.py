@@ -1,7 +1,7 @@
-"""The step context: what a submission may compute on the batch of one step.
+"""The step context: losses and derivatives that a submission may compute on the batch of one step.
 
 Every forward of a step sees the same examples with the same randomness. Losses and gradients are means over the whole
-batch, added up in the order of the micro-batches. What the ranks compute is reduced here, so that a submission sees the
+batch, added up in the order of the micro-batches. Results of the ranks are reduced here, so that a submission sees the
 same numbers on each, unless it declares Need.COMMUNICATION. How the passes run: harness/interface/model_runner.py.
 """
 
@@ -27,6 +27,7 @@ Labels = Literal["true", "sampled"]
 @contextmanager
 def swapped(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
     """Within it the parameters hold `values` (copied); afterwards their own values are back to the bit."""
+    # Values are copied in place: the compiled model, and optimizers that hold views of a parameter, keep its storage.
     own_values = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
         torch._foreach_copy_(list(parameters), list(values))
@@ -38,7 +39,7 @@ def swapped(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[
 
 
 class StepContext:
-    """The batch of one step, and what may be computed on it. Made by the harness, handed to ``Submission.step``.
+    """The batch of one step, with its losses and derivatives. Made by the harness, handed to ``Submission.step``.
 
     step: nominal steps done before this one (a float when the batch size changes). first_loss: the mean loss of the
     step's first pass, a scalar without a graph; None before it.
@@ -83,10 +84,12 @@ class StepContext:
         Parameters that the loss does not depend on keep ``grad=None``.
         """
         self._begin_pass("another gradient on the same batch")
+        # None and not zero: update rules skip parameters without a gradient.
         for parameter in self._parameters:
             parameter.grad = None
 
         def accumulate(loss: Tensor, weight: float) -> None:
+            # A step of one micro-batch saves the multiplication and its backward.
             (loss if weight == 1 else loss * weight).backward()
 
         loss = self._run_micro_batches(accumulate, "true")
@@ -129,6 +132,7 @@ class StepContext:
         """
         self._require(Need.SECOND_DERIVATIVES, "a Hessian-vector product")
         self._begin_pass("another evaluation of the same batch", allowed_by=Need.SECOND_DERIVATIVES)
+        # Zeros remain for parameters that the loss does not depend on.
         product = [torch.zeros_like(parameter) for parameter in self._parameters]
 
         def accumulate(loss: Tensor, weight: float) -> None:
@@ -162,9 +166,11 @@ class StepContext:
             parameter.grad = None
 
         def accumulate(loss: Tensor, weight: float) -> None:
+            # allow_unused: .grad of a parameter that the loss does not depend on stays None, as after backward().
             gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 if gradient is not None:
+                    # gradient * weight is a new tensor also for weight 1: add_ must not change the one that is kept.
                     total = parameter.grad
                     parameter.grad = gradient * weight if total is None else total.add_(gradient, alpha=weight)
             gradient_lists.append(
@@ -177,6 +183,7 @@ class StepContext:
         if ranks.size == 1:
             return gradient_lists
         if batch.idle:
+            # Its gradients are those of micro-batch 0, which another rank sends.
             gradient_lists = []
         # One parameter at a time: all gradients of all micro-batches are large.
         gathered = [
@@ -190,6 +197,8 @@ class StepContext:
     def _loss_and_gradients(
         self, params: Sequence[Tensor] | None, labels: Labels, create_graph: bool
     ) -> tuple[Tensor, list[Tensor]]:
+        """The mean loss and its gradient over all ranks. Raises UndeclaredNeed, and RuntimeError for create_graph on
+        several ranks."""
         self._begin_pass("another gradient on the same batch")
         if labels == "sampled":
             self._require(Need.SAMPLED_LABELS, "sampled labels")
@@ -210,7 +219,7 @@ class StepContext:
             elif not total:
                 total = [piece * weight for piece in pieces]
             elif create_graph:
-                # In-place addition would destroy what the graph of the second derivative needs.
+                # In-place addition would overwrite tensors that the graph of the second derivative needs.
                 total = [sum_ + piece * weight for sum_, piece in zip(total, pieces, strict=True)]
             else:
                 torch._foreach_add_(total, pieces, alpha=weight)
@@ -228,9 +237,11 @@ class StepContext:
         # Under Need.COMMUNICATION gradients are means over this rank's examples; the submission averages over ranks.
         divisor = batch.size / self._runner.ranks.size if Need.COMMUNICATION in self._needs else batch.size
         total: Tensor | None = None
+        # Only the first pass moves the buffers: BatchNorm statistics do not depend on how many passes a step takes.
         with self._runner.averaged_buffers(batch, update=self._passes == 1) as end_micro_batch:
             for number, micro_batch in batch.micro_batches.items():
                 loss = self._micro_batch_loss(number, micro_batch, labels)
+                # A weight by size makes the sum the mean over all examples where the last micro-batch is smaller.
                 weight = 0.0 if batch.idle else len(micro_batch["labels"]) / divisor
                 if use_loss is not None:
                     use_loss(loss, weight)
@@ -239,6 +250,7 @@ class StepContext:
                 # Frees the graph and with it the logits, which are large, before the next forward needs the room.
                 del loss
                 end_micro_batch()
+            # Of all ranks, so that the counters do not depend on how many share the step.
             counters.forward_examples += batch.size
             counters.backward_examples += backward_passes * batch.size * (use_loss is not None)
         assert total is not None
@@ -246,6 +258,7 @@ class StepContext:
 
     def _micro_batch_loss(self, number: int, micro_batch: Batch, labels: Labels) -> Tensor:
         runner = self._runner
+        # By step and number, and not by pass: every pass of a step sees the same dropout masks.
         runner.seeds.seed_model_randomness(runner.counters.update_steps, number)
         with runner.precision_context():
             outputs = runner.workload.forward(runner.forward_model, micro_batch)
@@ -255,6 +268,7 @@ class StepContext:
 
     def _sample_labels(self, outputs: Tensor, number: int) -> Tensor:
         runner, generator = self._runner, self._runner.label_generator
+        # By pass as well: each pass draws labels of its own.
         runner.seeds.seed_labels(generator, runner.counters.update_steps, self._passes, number)
         return runner.workload.sample_labels(outputs, generator)
 
@@ -264,6 +278,7 @@ class StepContext:
         own_communication = Need.COMMUNICATION in self._needs
         if ranks.size > 1:
             loss = loss.clone()
+            # Under Need.COMMUNICATION the submission reduces the gradients itself.
             ranks.all_reduce_sum_([loss] if own_communication else [loss, *gradients])
             if own_communication:
                 loss /= ranks.size
@@ -289,15 +304,16 @@ class StepContext:
 
 
 class WrappedContext:
-    """A step context with another gradient: what a wrapper hands to the submission inside it.
+    """A step context with another gradient, which a wrapper hands to the submission inside it.
 
     A subclass defines `backward`, on `self.ctx`. Gradients at given parameters, on sampled labels and of micro-batches
-    stay what they were.
+    are those of `self.ctx`.
     """
 
     def __init__(self, ctx: StepContext) -> None:
         self.ctx = ctx
 
+    # Everything that is not overridden is the wrapped context's, including what later versions add.
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ctx, name)
 

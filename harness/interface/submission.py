@@ -33,7 +33,7 @@ from harness.interface.step import StepContext
 
 @dataclass(frozen=True)
 class Setup:
-    """What a submission is built on: the trainable parameters, and what it may know of the trial."""
+    """The arguments of a submission: the trainable parameters, and those facts of the trial that it may know."""
 
     named_parameters: dict[str, nn.Parameter]
     """Trainable parameters in the model's order."""
@@ -50,7 +50,7 @@ class Setup:
     no_decay: frozenset[Role]
     """Roles that get no weight decay (option of the default step)."""
     needs: frozenset[Need]
-    """What the submission and its wrappers declare."""
+    """Needs that the submission and its wrappers declare."""
     _roles: dict[str, Role]
     _max_steps: int
     _model: nn.Module
@@ -69,8 +69,11 @@ class Setup:
         return [buffer for buffer in self._model.buffers() if buffer.is_floating_point() and buffer.numel()]
 
     def recalibrate(self, steps: int) -> None:
-        """Recompute the BatchNorm statistics from the examples of the last `steps` nominal steps; to be called within
-        `evaluation_weights`. On the clock: one forward for each example, nothing without BatchNorm."""
+        """Recompute the BatchNorm statistics from the examples of the last `steps` nominal steps, in the default order.
+
+        To be called within `evaluation_weights`. On the clock: one forward for each example; nothing for a model
+        without BatchNorm, or for 0 steps. Needs Need.EVALUATION_WEIGHTS.
+        """
         self._require(Need.EVALUATION_WEIGHTS, "new BatchNorm statistics")
         if self._recalibrate is not None and steps:
             self._recalibrate(steps)
@@ -101,13 +104,15 @@ class Setup:
         return self._ranks
 
     def learning_rate_factor(self, step: float) -> float:
-        """The schedule's factor on the learning rate for the update made after `step` nominal steps."""
+        """The schedule's factor on the learning rate for the update made after `step` nominal steps, from 0 to 1 (a
+        table of factors may exceed 1)."""
         return self.schedule.factor(step, self._max_steps)
 
     def decay_groups(self, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer, of the parameters `names` (default: all): one with the submission's
         weight decay, and one without for the roles in `no_decay`. Empty groups are left out."""
         names = list(self.named_parameters) if names is None else list(names)
+        # _roles and not roles: exempting roles is an option of the recipe and takes no Need.
         decayed = [self.named_parameters[name] for name in names if self._roles[name] not in self.no_decay]
         exempt = [self.named_parameters[name] for name in names if self._roles[name] in self.no_decay]
         groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
@@ -127,7 +132,10 @@ class Submission:
         self.setup = setup
 
     def select(self, stream: ExampleStream) -> Selection:
-        """The examples of the next step; by default the next nominal batch. Overriding it needs Need.SELECTION."""
+        """The examples of the next step; by default the next nominal batch. Overriding it needs Need.SELECTION.
+
+        It is on the clock. Every rank calls it, and all must return the same.
+        """
         return stream.take(self.setup.nominal_batch)
 
     def step(self, ctx: StepContext) -> None:
@@ -145,7 +153,7 @@ class Submission:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned. Raises ValueError where a subclass overrides only `state_dict`."""
         if state:
             raise ValueError(f"{type(self).__name__} saved a state but does not define load_state_dict")
 
@@ -156,6 +164,7 @@ class Submission:
     def state_bytes(self) -> int:
         """Bytes held between steps besides the parameters; a storage that several tensors share counts once."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.state_tensors()}
+        # Tensors without elements have the address 0.
         storages.pop(0, None)
         return sum(storages.values())
 
@@ -164,10 +173,15 @@ class OptimizerSubmission(Submission):
     """The default step: one gradient, clipped if asked, learning rates from the schedule, one update."""
 
     def __init__(self, setup: Setup, optimizers: Sequence[torch.optim.Optimizer], *, closure: bool = False) -> None:
+        """closure: hand the gradient to the optimizers as a closure, as LBFGS needs it.
+
+        Raises ValueError unless the optimizers hold each parameter once, and where a schedule finds no `lr` to act on.
+        """
         super().__init__(setup)
         self.optimizers = list(optimizers)
         self.closure = closure
         self._check_each_parameter_is_claimed_once()
+        # Before a resume loads the groups: their lr is then one that the schedule has scaled already.
         self._initial_rates = [[group.get("lr") for group in optimizer.param_groups] for optimizer in self.optimizers]
         scheduled = setup.schedule.shape != "constant" or setup.schedule.warmup_fraction > 0
         if scheduled and any(lr is None for lrs in self._initial_rates for lr in lrs):
@@ -209,8 +223,7 @@ class OptimizerSubmission(Submission):
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
         """As `Submission.evaluation_weights`; optimizers with the `eval()`/`train()` convention of Schedule-Free are
-        switched. Their own way back rounds, which would make the result depend on how often one evaluates, so the
-        trained weights are restored from a copy."""
+        switched."""
         switching: list[Any] = [o for o in self.optimizers if hasattr(o, "eval") and hasattr(o, "train")]
         if not switching:
             yield
@@ -224,6 +237,7 @@ class OptimizerSubmission(Submission):
         finally:
             for optimizer in switching:
                 optimizer.train()
+            # train() rounds on the way back, so without the copy the result would depend on the number of evaluations.
             with torch.no_grad():
                 torch._foreach_copy_(parameters, trained)
 
@@ -252,6 +266,7 @@ class OptimizerSubmission(Submission):
         addresses = {p.data_ptr() for p in claimed}
         parameters = self.setup.parameters
         complete = addresses >= {p.data_ptr() for p in parameters}
+        # The sum of elements finds parameters that are claimed twice, which a set of addresses does not.
         if not complete or sum(p.numel() for p in claimed) != sum(p.numel() for p in parameters):
             raise ValueError(
                 f"the optimizers of {type(self).__name__} claim {len(claimed)} parameters, "
@@ -295,18 +310,23 @@ class Wrapper(Submission):
 
     @override
     def state_tensors(self) -> list[Tensor]:
+        # The inner submission may hold tensors that are not in its state_dict, so it is asked itself.
         wrapper_state = {key: value for key, value in self.state_dict().items() if key != "inner"}
         return self.inner.state_tensors() + collect_tensors(wrapper_state)
 
 
 def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Undo that Optimizer.load_state_dict casts state to the dtype of its parameter, where it was saved wider."""
+    """Undo that Optimizer.load_state_dict casts state to the dtype of its parameter.
+
+    NAdam's mu_product, for example, does not survive bfloat16.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     indices = [index for group in saved["param_groups"] for index in group["params"]]
     for index, parameter in zip(indices, parameters, strict=True):
         state = optimizer.state.get(parameter, {})
         for name, value in saved["state"].get(index, {}).items():
             if isinstance(value, Tensor) and isinstance(state.get(name), Tensor) and state[name].dtype != value.dtype:
+                # copy: the optimizer updates its state in place, and `saved` belongs to the caller.
                 state[name] = value.to(state[name].device, copy=True)
 
 

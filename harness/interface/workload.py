@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness import renamed
 
 Batch = dict[str, Tensor]
-"""What one forward needs, first dimension = examples. The key ``labels`` holds what the loss compares with."""
+"""Inputs of one forward by name, first dimension = examples. The key ``labels`` holds the targets of the loss."""
 
 Split = Literal["validation", "test"]
 
@@ -42,12 +42,13 @@ class WorkloadSpec(BaseModel):
     version: int = Field(ge=1)
     """Raised whenever anything that can move a result changes; no table mixes versions."""
     metric: str
-    """Key of the target metric in what evaluation returns."""
+    """Key of the target metric in the results of an evaluation."""
     direction: Literal["min", "max"]
     """Whether the metric is better smaller or larger."""
     target: float
     """Value of the validation metric to reach."""
     target_version: int = Field(ge=1)
+    """Raised whenever `target` changes."""
     target_provenance: Any = None
     """How the target was measured: command, seeds, winner. Documentation only; changes no result."""
     nominal_batch: int = Field(ge=1)
@@ -61,6 +62,7 @@ class WorkloadSpec(BaseModel):
     max_seconds: float = Field(gt=0)
     """Safety net on the training clock, far above any sensible trial."""
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    """Memory format of the model's parameters."""
     model: dict[str, Any]
     """Options of the model, checked by the workload's own ``Model`` schema."""
     data: dict[str, Any]
@@ -103,16 +105,18 @@ class Workload(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        # A method under a former name would be ignored without an error.
         renamed.refuse_overrides(cls, {"lacks": "missing_data"})
 
     def __init__(self, spec: WorkloadSpec) -> None:
         self.spec = spec
+        # Here and not in the spec: only the subclass knows the schemas.
         self.model_options: Any = self.Model(**spec.model)
         self.data_options: Any = self.Data(**spec.data)
 
     @property
     def facts(self) -> NoReturn:
-        """The former name of `spec`."""
+        """The former name of `spec`; raises AttributeError with the new one."""
         raise AttributeError("Workload.facts is now Workload.spec")
 
     @abstractmethod
@@ -139,7 +143,7 @@ class Workload(ABC):
     @property
     @abstractmethod
     def train_size(self) -> int:
-        """Number of training examples."""
+        """Number of training examples; known after `load`."""
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -167,7 +171,7 @@ class Workload(ABC):
         """Announce that `batch(indices, keys)` will probably be called soon. Returns at once and changes no result."""
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Outputs of the model, for example logits [n, classes]."""
+        """Outputs of the model, for example logits [n, classes]. model: as built, or compiled."""
         return model(batch["inputs"])
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Many trials: the ledger of what is planned, workers and executors that run it, pruning, targets, timing runs.
+"""Many trials: the ledger of planned trials, workers and executors that run it, pruning, targets, timing runs.
 
 It may import trial, scoring, records, config and interface.
 """

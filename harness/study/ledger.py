@@ -1,4 +1,4 @@
-"""The ledger: which trials are planned in a folder of records, and how far each is.
+"""The ledger: the planned trials of a folder of records, and the state of each.
 
 The records are the truth. A plan beside them (`RecordPath.plan`) lists the trials of a study before they have begun.
 Everything else is read off the trials' folders: a manifest gives the status, a live lease shows that a process is at
@@ -35,7 +35,7 @@ class Phase(StrEnum):
     PLANNED = "planned"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
-    """Begun, and no process is at it."""
+    """Begun, and no process is running it."""
     TO_RETRY = "to retry"
     """It crashed, and the ruleset allows another try."""
     OVER = "over"
@@ -67,7 +67,7 @@ class PlannedTrial:
 
 @dataclass(frozen=True)
 class TrialState:
-    """What the ledger knows of a trial at one moment."""
+    """The state of a trial at one moment."""
 
     phase: Phase
     manifest: Manifest | None
@@ -82,7 +82,7 @@ class TrialState:
 
     @property
     def final(self) -> FinalFigures:
-        """What came of the trial so far."""
+        """The final figures of the trial; empty while it has none."""
         return self.manifest.final if self.manifest is not None and self.manifest.final is not None else FinalFigures()
 
     @property
@@ -97,7 +97,7 @@ class TrialState:
 
 
 def read_state(trial: PlannedTrial) -> TrialState:
-    """Where the trial stands at this moment; raises UserError if its manifest cannot be read."""
+    """The present state of the trial; raises UserError if its manifest cannot be read."""
     try:
         manifest = Manifest.read(trial.path.manifest)
     except ManifestError as error:
@@ -110,6 +110,7 @@ def read_state(trial: PlannedTrial) -> TrialState:
     )
     if is_finished and not can_retry:
         return TrialState(Phase.OVER, manifest)
+    # A trial that ends between the two looks appears as interrupted; a worker reads the state again with the lease.
     holder = current_holder(trial.path.folder)
     if holder is not None:
         worker = f"{holder.executor} {holder.host.split(' ')[0]} {holder.pid}".strip()
@@ -137,6 +138,7 @@ def enumerate_trials(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
                 )
         for seed, number in list_trials(run):
             trial = PlannedTrial(run, first.sibling(seed, number))
+            # By folder: runs of a sweep may ask for the same trial twice.
             trials[trial.path.folder] = trial
     if messages:
         raise UserError(messages)
@@ -146,12 +148,13 @@ def enumerate_trials(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
 
 
 def plan(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
-    """Write the trials that `runs` ask for into their plans, beside what is planned already; otherwise as
+    """Write the trials that `runs` ask for into their plans, beside the trials already planned; otherwise as
     `enumerate_trials`.
 
     With overwrite=true a study's former trials are discarded first.
     """
     runs = list(runs)
+    # Of all runs, so that a problem of the last one is found before anything is written.
     trials = enumerate_trials(runs, machine)
     for run in runs:
         path = RecordPath.of_run(run, machine)
@@ -178,6 +181,7 @@ def list_all_trials(records: Path) -> tuple[list[PlannedTrial], list[str]]:
                 of_submission |= {trial.path.folder: trial for trial in _planned_trials(plan_path)}
             except UserError as error:
                 messages += error.messages
+        # One manifest for each workload: the trials of a submission on it share the configuration of their study.
         studies: dict[str, Run] = {}
         for path in list_trials_of_submission(folder):
             if path.folder in of_submission:
@@ -186,7 +190,7 @@ def list_all_trials(records: Path) -> tuple[list[PlannedTrial], list[str]]:
                 if path.workload not in studies:
                     manifest = Manifest.read(path.manifest)
                     if manifest is None:
-                        continue  # a worker has made the folder this moment
+                        continue  # a worker has just made the folder
                     studies[path.workload] = _study_from_config(manifest.config, folder)
                 of_submission[path.folder] = PlannedTrial(studies[path.workload], path)
             except (ManifestError, ValueError, TypeError) as error:
@@ -204,6 +208,7 @@ def record_crash(trial: PlannedTrial, reason: str) -> None:
     manifest = Manifest.read(trial.path.manifest)
     if manifest is None:
         raise FileNotFoundError(trial.path.manifest)
+    # With retries left the status stays as it is, unfinished, so that a worker takes the trial again.
     if len(manifest.failures) >= trial.study.ruleset.retries:
         manifest.status = Status.FAILED
         manifest.final = FinalFigures(stop_reason=None, traceback=reason)
@@ -217,12 +222,14 @@ def record_crash(trial: PlannedTrial, reason: str) -> None:
 
 def _study_identity(run: Run) -> dict[str, Any]:
     identity = run.identity()
+    # A study may grow by further seeds and trials.
     del identity["seed"], identity["trial"]
     # As it comes back from JSON, where tuples are lists.
     return dict(json.loads(json.dumps(identity)))
 
 
 def _write_plan(path: Path, run: Run, trials: list[PlannedTrial]) -> None:
+    """Write the plan at `path` unless it says the same. Raises UserError where it cannot be written."""
     content = {
         "format": PLAN_FORMAT,
         "format_version": PLAN_FORMAT_VERSION,
@@ -234,8 +241,8 @@ def _write_plan(path: Path, run: Run, trials: list[PlannedTrial]) -> None:
     text = json.dumps(content, indent=1) + "\n"
     try:
         if path.exists():
-            # What else may differ is documentation, such as the provenance of a target. A plan that says the same is
-            # left alone, so that a mere look at committed records changes no file.
+            # Other keys that may differ are documentation, such as the provenance of a target. A plan with the same
+            # content is left alone, so that a command that only reads committed records changes no file.
             written = _read_plan(path)
             if all(written.get(key) == json.loads(text)[key] for key in ("identity", "trials", "overridden")):
                 return
@@ -278,7 +285,8 @@ def _study_from_config(config: dict[str, Any], folder: Path) -> Run:
 
 
 def _discard(trials: Iterable[PlannedTrial]) -> None:
-    """Delete what is recorded of the trials; all or, where another process writes one of them, none."""
+    """Delete the records of the trials: of all, or of none where another process writes one of them (UserError)."""
+    # All leases before the first file is deleted, so that nothing is lost where one of them is held.
     leases = []
     try:
         for trial in trials:

@@ -1,4 +1,4 @@
-"""What the user sees of a pool of trials: a line for each that ends, and a table of the studies at the end."""
+"""The display of a pool of trials: a line for each that ends, and a table of the studies at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.study.ledger import PlannedTrial, TrialState, read_state
 
 
 class PoolProgress:
-    """While open, prints a line for every trial that ends, whoever ran it: it watches the ledger, off any clock."""
+    """While open, prints a line for every trial that ends, in this process or another, by watching the ledger."""
 
     POLL_SECONDS = 1.0
 
@@ -27,6 +27,7 @@ class PoolProgress:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> PoolProgress:
+        # Before the thread starts, and in __exit__ after it has ended: _pending has no lock.
         self._drop_finished(report=False)
         finished = self._total - len(self._pending)
         self._console.print(f"{self._total} trials" + (f", {finished} of them finished already" if finished else ""))
@@ -36,6 +37,7 @@ class PoolProgress:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        # Trials that ended after the last poll.
         self._drop_finished(report=True)
 
     def _watch(self) -> None:
@@ -43,6 +45,7 @@ class PoolProgress:
             self._drop_finished(report=True)
 
     def _drop_finished(self, report: bool) -> None:
+        # A copy, since trials are removed within the loop.
         for trial in list(self._pending):
             try:
                 state = read_state(trial)
@@ -68,7 +71,7 @@ def _describe_end(state: TrialState) -> str:
 
 
 def print_studies(console: Console, trials: Sequence[PlannedTrial]) -> list[TrialState]:
-    """Print what came of each submission on each workload; returns the states of the trials."""
+    """Print the results of each submission on each workload; returns the states of the trials, in their order."""
     states = [read_state(trial) for trial in trials]
     cells: dict[tuple[str, str], dict[int, list[TrialState]]] = defaultdict(lambda: defaultdict(list))
     for trial, state in zip(trials, states, strict=True):
@@ -89,6 +92,7 @@ def _cell_texts(studies: Sequence[Sequence[TrialState]]) -> tuple[str, str, str]
         for of_study in studies
     ]
     reached = sum(steps < float("inf") for steps in best)
+    # A missed study counts as infinite, so the median is finite only if most studies reached the target.
     median = statistics.median(best)
     summary = f"median {median:,g}" if median < float("inf") else "missed"
     listed = ", ".join("missed" if steps == float("inf") else f"{steps:,g}" for steps in best)

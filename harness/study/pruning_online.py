@@ -1,8 +1,7 @@
-"""The stopping rule of a running trial: reads what the finished trials around it recorded, and asks pruning_rules.
+"""The stopping rule of a running trial: reads the records of finished trials, and asks pruning_rules.
 
-Siblings are looked up again at every evaluation, the other submissions' trials once. Only finished trials count. With
-several workers it depends on timing which siblings those are, so a study under pruning cannot be repeated exactly: that
-is why it is off unless asked for, and never used for a committed board.
+Only finished trials count. With several workers it depends on timing which siblings those are, so a study under pruning
+cannot be repeated exactly. Pruning is therefore off by default and never used for a committed board.
 """
 
 from __future__ import annotations
@@ -42,6 +41,8 @@ class OnlinePruner:
         return pruning_rules.stop_reason(self._policy, trial, self._finished_siblings(), self._other_submissions())
 
     def _finished_siblings(self) -> list[Curve]:
+        # At every evaluation, since siblings finish while this trial runs. Curves of finished trials do not change and
+        # are read once.
         for path in self._path.trials_of_study():
             if path != self._path and path not in self._siblings and _read_finished(path, self._spec) is not None:
                 curve = _read_curve(path, self._spec)
@@ -50,8 +51,10 @@ class OnlinePruner:
         return list(self._siblings.values())
 
     def _other_submissions(self) -> References:
+        # Only futility compares with other submissions; the others save reading their records.
         if self._policy != "futility":
             return pruning_rules.NO_REFERENCES
+        # Read once: these are many files, and a trial should not wait for them at every evaluation.
         if self._references is None:
             self._references = References.from_trials(self._trials_of_others())
         return self._references
@@ -70,6 +73,7 @@ class OnlinePruner:
 
 def _read_finished(path: RecordPath, spec: WorkloadSpec) -> Manifest | None:
     """The manifest of a finished trial of this version of the workload; None for any other."""
+    # A damaged manifest of another trial must not end this one.
     try:
         manifest = Manifest.read(path.manifest)
     except ManifestError:

@@ -1,4 +1,4 @@
-"""Replaying recorded trials through a stopping policy: what it would have saved, and what it would have changed.
+"""Replaying recorded trials through a stopping policy: the compute that it saves, and the scores that it changes.
 
 The trials of a study start in their order, one after the other or `parallel` at a time, each as soon as a slot is free;
 time is the training clock of the records. When a trial ends, those that run know it from their next evaluation on. The
@@ -26,10 +26,10 @@ SAME_TIME = 1e-9
 
 @dataclass(frozen=True)
 class Replay:
-    """What a policy does to recorded trials."""
+    """The effect of a policy on recorded trials."""
 
     seconds_share: float
-    """The share that is left of the seconds which the trials that it could stop had used."""
+    """Seconds used under the policy, as a share of those recorded, over the trials that it could stop."""
     steps_share: float
     """The same of nominal steps."""
     stopped: int
@@ -82,9 +82,11 @@ def make_curves(records: Records) -> dict[int, Curve]:
     columns = (trials["workload"], trials["trial"], trials["status"], longest)
     for i, workload, number, status, budget in zip(trials.index.tolist(), *(c.tolist() for c in columns), strict=True):
         of_trial = rows.rows_of(i)
+        # Trials without rows have no curve, and are left as they are.
         if of_trial.start == of_trial.stop or status in UNUSABLE:
             continue
         target = records.targets.targets[workload]
+        # Positive while the target is not met, whatever the direction.
         sign = 1.0 if target.direction == "min" else -1.0
         seconds, steps = rows.seconds[of_trial], rows.steps[of_trial]
         max_steps = records.manifests[i].max_steps if i in records.manifests else None
@@ -122,6 +124,7 @@ def replay(
         for name, of_submission in of_workload.groupby("submission"):
             if name not in stop:
                 continue
+            # One for all studies of the submission: references do not depend on its own trials.
             references = pruning_rules.NO_REFERENCES
             if policy == "futility":
                 others = of_workload[of_workload["submission"].isin(look_at - {name})]
@@ -130,6 +133,7 @@ def replay(
             for _, study in of_submission.sort_values("trial").groupby("study"):
                 members = [curves[i] for i in study.index]
                 ends |= zip(study.index, replay_study(policy, members, references, rule, parallel), strict=True)
+    # An end at the last evaluation is the end that the trial had anyway.
     cut = {i: end for i, end in ends.items() if end < len(curves[i].seconds)}
     return _compare(records, curves, cut, stop)
 
@@ -171,7 +175,7 @@ def _end_time(trial: Curve, started: float, end: int) -> float:
 
 
 def _compare(records: Records, curves: dict[int, Curve], cut: dict[int, int], stop: set[str]) -> Replay:
-    """What cutting trials changes. cut: number of evaluations that are left, by row label of `records.trials`."""
+    """The effect of cutting trials. cut: number of evaluations that are left, by row label of `records.trials`."""
     before = records.trials[records.trials["status"] != "duplicate"]
     # A policy never stops a trial at or after its target, so a trial that was cut did not meet it.
     lost = before.index.isin(cut)
@@ -188,6 +192,7 @@ def _compare(records: Records, curves: dict[int, Curve], cut: dict[int, int], st
             worth[f"{unit}{when}"] = counted < np.inf
     frame = pd.DataFrame(scores)
     for when in ("", "_before"):
+        # Rounded, since the last bits of equal scores may differ and would make two ranks.
         frame[f"rank{when}"] = frame[f"score{when}"].round(9).rank(ascending=False, method="min").astype(int)
     cells = pd.DataFrame({c: times[c].stack(future_stack=True) for c in ("seconds", "seconds_before")}).dropna()
     scored = worth["seconds_before"].stack(future_stack=True).reindex(cells.index)
@@ -199,6 +204,8 @@ def _compare(records: Records, curves: dict[int, Curve], cut: dict[int, int], st
         clock = np.array([curves[i].seconds, curves[i].steps])
         if clock.shape[1]:
             total += clock[:, -1]
+            # Index -1, the last evaluation, for a trial that was not cut.
             used += clock[:, cut.get(i, 0) - 1]
+    # Without stoppable trials both are 0.
     shares = used / np.maximum(total, 1e-9)
     return Replay(float(shares[0]), float(shares[1]), len(cut), len(stoppable), frame, cells[changed].reset_index())

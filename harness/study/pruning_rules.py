@@ -46,9 +46,10 @@ class Futility:
     earliest: float = 0.05
     """Fraction of the deadline before which nothing is stopped."""
     trials: int = 10
-    """Successful trials of other submissions that it takes; of ten, one is the worst of all by chance."""
+    """Smallest number of successful trials of other submissions; with fewer, nothing is stopped by distance. Of ten,
+    one is the worst of all by chance."""
     submissions: int = 2
-    """Number of submissions that those must come from."""
+    """Smallest number of submissions that they come from."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Curve:
         no progress."""
         usable = np.isfinite(seconds) & np.isfinite(steps)
         seconds, steps, progress = (np.maximum.accumulate(a[usable]) for a in (seconds, steps, progress))
+        # fmin ignores NaN. The leading infinity is the distance of evaluations before the first number.
         return cls(name, seconds, steps, progress, np.fmin.accumulate(np.append(np.inf, distance[usable]))[1:])
 
     @property
@@ -91,7 +93,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class References:
-    """What the other submissions' trials on a workload show."""
+    """A summary of the other submissions' trials on a workload."""
 
     trials: int
     """How many met the target."""
@@ -123,6 +125,7 @@ class References:
                 largest = np.maximum(largest, distance[np.minimum(last, curve.reached)])
                 count += 1
                 successful.add(submission)
+            # The best trial counts for a study, and the median over studies for a submission, as in scores.
             best[submission][study] = np.minimum(best[submission].get(study, np.inf), at_target)
         medians = [np.median(list(studies.values()), axis=0) for studies in best.values()]
         fastest = np.min(medians, axis=0) if medians else np.full(2, np.inf)
@@ -154,6 +157,7 @@ def stops(
         verdict |= _too_slow(trial, references)
         share, tolerated = _tolerance(trial, siblings, references, rule)
         verdict |= (share >= rule.earliest) & (trial.distance > tolerated)
+    # A trial that met its target has a result that no policy may take away.
     verdict[trial.reached :] = False
     return verdict
 
@@ -207,15 +211,19 @@ def _too_slow(trial: Curve, references: References) -> Mask:
 def _tolerance(trial: Curve, siblings: Sequence[Curve], references: References, rule: Futility) -> tuple[Array, Array]:
     """The fraction of its deadline that the trial has used, and the distance that is tolerated there; both float
     [evaluations]."""
+    # Too few to tell: everything is tolerated.
     if references.trials < rule.trials or references.submissions < rule.submissions:
         return trial.progress, np.full(len(trial.progress), np.inf)
     bounds = [(TAU_MAX * references.fastest_progress, TAU_MAX * references.fastest_seconds)]
     bounds += [(s.progress[s.reached], s.seconds[s.reached]) for s in siblings if s.has_reached]
+    # Bounds are in steps and in seconds; the trial's own pace turns seconds into a share of the budget. The first
+    # evaluation may have a time of 0.
     pace = trial.progress / np.maximum(trial.seconds, 1e-9)
     deadline = np.ones(len(trial.progress))
     for progress, seconds in bounds:
         # A trial is late only in steps and in seconds, not where it needs more of one and less of the other.
         deadline = np.minimum(deadline, np.maximum(progress, seconds * pace))
     share = np.clip(trial.progress / np.maximum(deadline, 1e-9), 0.0, 1.0)
+    # Rounded down: the reference is earlier on its way, where the distance is larger, so the rule is more lenient.
     largest = references.distance[(share * RESOLUTION).astype(int)]
     return share, rule.margin * (1 - share / 2) * largest

@@ -1,4 +1,4 @@
-"""What a folder of records holds at this moment: planned, running and finished trials, and the time left."""
+"""The present state of a folder of records: planned, running and finished trials, and the time left."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def survey_records(records: Path) -> tuple[list[TrialProgress], list[str]]:
         else:
             progress = _share_done(trial)
             scale, workload, label = _kind(trial)
+            # Of the same submission if one has finished, else of any submission on the workload.
             duration = expected.get((scale, workload, label), expected.get((scale, workload)))
             left = None if duration is None else duration * (1 - progress)
         surveyed.append(TrialProgress(trial, state, progress, left))
@@ -69,7 +70,7 @@ def _mean_seconds(states: Sequence[tuple[PlannedTrial, TrialState]]) -> dict[tup
 
 
 def _wall_seconds(state: TrialState) -> float:
-    """Of a whole trial with its evaluations; 0 where the manifest does not tell."""
+    """Wall time of a whole trial with its evaluations, in seconds; 0 where the manifest does not tell."""
     seconds, evaluation_share = state.final.submission_seconds, state.final.evaluation_share or 0.0
     return seconds / (1 - evaluation_share) if seconds and evaluation_share < 1 else 0.0
 
@@ -87,6 +88,7 @@ def seconds_left(trials: Sequence[TrialProgress]) -> tuple[float, int]:
     unfinished = [trial for trial in trials if not trial.state.is_over]
     workers = max(1, sum(trial.state.phase is Phase.RUNNING for trial in unfinished))
     known = [trial.expected_seconds for trial in unfinished if trial.expected_seconds is not None]
+    # A single trial is never shared by workers, so the longest one is a lower bound.
     return max(sum(known) / workers, max(known, default=0.0)), len(unfinished) - len(known)
 
 

@@ -7,8 +7,7 @@ target can be reached well before its end.
 2. finalists  the two best points on five other seeds; the target is the median of the better one's final values
 3. confirm    the baseline, which is the better of AdamW's two best points on those five seeds, over the full budget, on
               thirty further seeds. The target is rejected unless at least 90% reach it. The workload is an instrument
-              only if all reach it, with a coefficient of variation of their steps-to-target of at most 5%. (From ten
-              seeds, that figure would be uncertain by a quarter.)
+              only if all reach it, with a coefficient of variation of their steps-to-target of at most 5%.
 
 A held-out variant takes the finalists of its base workload through step 2 alone, on seeds of its own, so that it is
 judged by points that were chosen without it.
@@ -40,7 +39,8 @@ from harness.study.executors import Report
 from harness.study.ledger import PlannedTrial
 
 SHORT_BUDGET = 0.75
-"""Share of the budget over which points are compared and the target is taken."""
+"""Share of the budget over which points are compared and the target is taken, so that the target can be reached well
+before the end of the budget."""
 GRID_POINTS = 8
 """Of each submission."""
 SUBMISSIONS: dict[str, list[str]] = {
@@ -54,6 +54,7 @@ FINALISTS = 2
 # All in TARGET_SEEDS of harness/config/study_trials.py. 900000 to 900119 served the targets of version 1, and those
 # from 910200 and 910400 on earlier baselines.
 GRID_SEED, FINALIST_SEED, CONFIRM_SEED, VARIANT_SEED = 910_000, 910_100, 910_500, 910_300
+# From ten confirmation runs the coefficient of variation would be uncertain by a quarter.
 FINALIST_RUNS, CONFIRM_RUNS = 5, 30
 HITS_NEEDED, LARGEST_VARIATION = 0.9, 0.05
 GRID = ["ruleset=external", "ruleset.studies=1", f"ruleset.trials={GRID_POINTS}", f"seed={GRID_SEED}"]
@@ -65,6 +66,7 @@ class Point:
     """A point of the grid: the trial that tried it."""
 
     submission: str
+    """Key of SUBMISSIONS."""
     run: Run
 
     @property
@@ -81,7 +83,7 @@ class Point:
 
 @dataclass(frozen=True)
 class MeasuredTarget:
-    """What the procedure found."""
+    """The result of the procedure."""
 
     target: float
     accepted: bool
@@ -89,6 +91,7 @@ class MeasuredTarget:
     quiet: bool | None
     """Whether the workload is an instrument; None for a held-out variant, which need not be one."""
     provenance: dict[str, Any]
+    """`target_provenance` of the workload's YAML."""
 
     @property
     def verdict(self) -> str:
@@ -116,14 +119,17 @@ class _Job:
     def make(
         cls, workload: str, scale: str, variant: str, arguments: Sequence[str], machine: str, report: Report
     ) -> _Job:
+        """The job of a workload or variant. arguments: further ones for every run."""
         full = [f"workload={workload}", f"scale={scale}", "run_to_end=true", *arguments]
         if variant != BASE_VARIANT:
             full.append(f"variant={variant}")
+        # Any optimizer and any target make the configuration complete: the file may have no target yet.
         spec = load_run([*full, "optimizer=adamw", "workload.target=0"]).spec
-        # No target is known while it is being measured: one that no run can meet, so that the records do not depend
-        # on it.
+        # A target that no run can meet, so that the records do not depend on it: losses are at least 0, accuracies at
+        # most 1. For the same reason its version is fixed.
         full += [f"workload.target={-1.0 if spec.direction == 'min' else 2.0}", "workload.target_version=1"]
         steps = round(SHORT_BUDGET * spec.max_steps)
+        # The schedule ends with the shortened budget, so that final values are those after the decay.
         short = [*full, f"workload.max_steps={steps}", "schedule.horizon_fraction=1.0"]
         return cls(spec, full, short, machine, report)
 
@@ -134,6 +140,7 @@ class _Job:
 
     def rank(self, value: float) -> float:
         """A number by which smaller is better; a trial that diverged (NaN) is the worst."""
+        # NaN differs from itself.
         return self.sign * value if value == value else float("inf")
 
     def median_rank(self, values: Sequence[float]) -> float:
@@ -141,11 +148,12 @@ class _Job:
         return statistics.median(map(self.rank, values))
 
     def report_step(self, step: str, text: str) -> None:
+        """Report a line of a step of the procedure."""
         self.report(f"{self.spec.full_name} {step:10} {text}")
 
 
 def measure_target(workload: str, scale: str, arguments: Sequence[str], machine: str, report: Report) -> MeasuredTarget:
-    """Run what is not finished of the procedure, and read the target off the records.
+    """Run the unfinished part of the procedure, and read the target off the records.
 
     arguments: further ones for every run, such as records= and executor.workers=. machine: the machine's folder name.
     Raises UserError where a trial breaks down or no finalist trains.
@@ -155,6 +163,7 @@ def measure_target(workload: str, scale: str, arguments: Sequence[str], machine:
     points = [point for point, _ in grid]
     finalists = points[:FINALISTS]
     baselines = [point for point in points if point.submission == BASELINE][:FINALISTS]
+    # By name, since a point that is both finalist and baseline runs once.
     finals = _final_values(job, {point.name: point for point in [*finalists, *baselines]}, FINALIST_SEED)
     target, target_provenance = _target_of_finalists(job, finalists, finals, FINALIST_SEED)
     # One seed can flatter a point, so the baseline too is the better of two on five seeds.
@@ -197,6 +206,7 @@ def _run_grid(job: _Job) -> list[tuple[Point, float]]:
         load_run([*job.short_budget, *GRID, *arguments, f"label={name}"]) for name, arguments in SUBMISSIONS.items()
     ]
     grid = [
+        # The label is the key of SUBMISSIONS, given above.
         (Point(trial.path.label, trial.run), _final_value(trial, job.spec))
         for trial in _run_all(runs, job.machine, job.report)
     ]
@@ -225,6 +235,7 @@ def _target_of_finalists(
     """The median of the better finalist, and its provenance."""
     winner = min(finalists, key=lambda point: job.median_rank(finals[point.name])).name
     median = job.median_rank(finals[winner])
+    # More than half of the seeds diverged.
     if median == float("inf"):
         raise UserError(
             f"{job.spec.full_name}: no finalist trains on most of the seeds {seed} to {seed + FINALIST_RUNS - 1}, so "
@@ -248,18 +259,22 @@ class _Confirmation:
 
     @property
     def hits(self) -> list[int]:
+        """Steps-to-target of the seeds that reached the target."""
         return [step for step in self.steps if step is not None]
 
     @property
     def accepted(self) -> bool:
+        """Whether enough seeds reached the target for it to be written."""
         return len(self.hits) >= HITS_NEEDED * len(self.steps)
 
     @property
     def quiet(self) -> bool:
+        """Whether the workload is an instrument: all seeds reach the target, with little variation."""
         variation, _ = _coefficient_of_variation(self.hits)
         return len(self.hits) == len(self.steps) and variation <= LARGEST_VARIATION
 
     def provenance(self, spec: WorkloadSpec) -> dict[str, Any]:
+        """The part of `target_provenance` that the confirmation adds."""
         hits = self.hits
         variation, interval = _coefficient_of_variation(hits)
         return {
@@ -273,7 +288,9 @@ class _Confirmation:
 
 
 def _confirm(job: _Job, baseline: Point, target: float) -> _Confirmation:
+    """Run the baseline over the full budget on fresh seeds, and report how many reach `target`."""
     study = load_run([*job.full_budget, *GRID, *SUBMISSIONS[BASELINE], f"label={BASELINE}"])
+    # The same point of the search space, but in a study over the full budget.
     point = Point(BASELINE, configure_trial(study, GRID_SEED, baseline.run.trial))
     trials = _run_all([_on_fresh_seeds(point, CONFIRM_SEED, CONFIRM_RUNS)], job.machine, job.report)
     rows = [_read_rows(trial, job.spec) for trial in sorted(trials, key=lambda trial: trial.path.study)]
@@ -292,6 +309,8 @@ def _confirm(job: _Job, baseline: Point, target: float) -> _Confirmation:
 
 
 def _finalists_of_base(job: _Job, workload: str, scale: str) -> list[Point]:
+    """The finalists that the provenance of the workload names, as points of the variant. Raises UserError if it names
+    none, or if a search space has changed."""
     base = load_run([f"workload={workload}", f"scale={scale}", "optimizer=adamw", "workload.target=0"])
     provenance = base.spec.target_provenance
     procedure = f"python scripts/set_targets.py {workload} --scale {scale} --write"
@@ -308,6 +327,7 @@ def _finalists_of_base(job: _Job, workload: str, scale: str) -> list[Point]:
         submission, _, trial = name.rpartition(" ")
         study = load_run([*job.short_budget, *GRID, *SUBMISSIONS[submission], f"label={submission}"])
         point = Point(submission, configure_trial(study, seed, int(trial)))
+        # The provenance has the values to four digits; the point itself comes from the present search space.
         if changed := differences(hyperparameters, point.hyperparameters):
             raise UserError(
                 f"the finalist {name} of workload={workload} is another point now ({'; '.join(changed)}): the search "
@@ -332,7 +352,7 @@ def _describe_points(job: _Job, points: Sequence[Point], finals: Mapping[str, li
 
 
 def _run_all(runs: Sequence[Run], machine: str, report: Report) -> list[PlannedTrial]:
-    """Run what is not finished of the trials that `runs` ask for; raises UserError where one breaks down."""
+    """Run the unfinished ones of the trials that `runs` ask for; raises UserError where one breaks down."""
     trials = ledger.plan(runs, machine)
     executors.execute(trials, report)
     for trial in trials:
@@ -346,6 +366,8 @@ def _on_fresh_seeds(point: Point, seed: int, number: int) -> Run:
     """The run of `point` on `number` seeds from `seed` on."""
     run = point.run
     ruleset = run.ruleset.model_copy(update={"studies": number, "trials": 1, "points": "recipe"})
+    # A label for each point gives it a folder of its own. overridden is emptied, since with `trial` in it only that
+    # trial would be listed; points="recipe", since the run holds the point already.
     label = f"{point.submission}-{run.trial}"
     return run.model_copy(update={"ruleset": ruleset, "seed": seed, "trial": 1, "label": label, "overridden": ()})
 
@@ -367,6 +389,7 @@ def _final_value(trial: PlannedTrial, spec: WorkloadSpec) -> float:
 
 def _steps_to_target(rows: Evaluations, spec: WorkloadSpec, target: float) -> int | None:
     meets = spec.model_copy(update={"target": target}).meets_target
+    # Recorded runs have a target that none meets, so the rows are compared with the measured one.
     steps_and_values = zip(rows.steps.tolist(), rows.value.tolist(), strict=True)
     return next((int(step) for step, value in steps_and_values if meets(value)), None)
 
@@ -394,6 +417,7 @@ def _listed(values: dict[str, Any]) -> str:
 def write_target(path: Path, measured: MeasuredTarget) -> None:
     """Write target and provenance into the workload's YAML at `path`; everything else in it stays as it is. Raises
     UserError where it has no lines for them."""
+    # By lines and not through YAML, which would drop the comments. The provenance is the last key of the file.
     text = path.read_text().split("target_provenance:")[0].rstrip() + "\n"
     version = re.search(r"^target_version: (\d+)$", text, re.MULTILINE)
     before = re.search(r"^target: (.*)$", text, re.MULTILINE)

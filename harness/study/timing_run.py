@@ -1,7 +1,7 @@
 """A timing run: all submissions alternate on one machine, to measure seconds per step that can be compared.
 
-Within a round every submission trains one short segment, in random order, so that whatever slows the machine slows all
-of them. What is made of the measurements: harness/scoring/timings.py.
+Within a round every submission trains one short segment, in random order, so that a slow phase of the machine affects
+all of them. Their evaluation: harness/scoring/timings.py.
 """
 
 from __future__ import annotations
@@ -53,13 +53,17 @@ def measure_timings(
         training = trainings[label] = Training(run, workload, device, ranks)
         with private_compiler_cache(Need.OWN_COMPILATION in training.needs):
             training.build()
+            # The first segment also compiles and allocates; its compilation is the submission's one-off cost.
             _time_segment(training, 2)
         elapsed = training.clock.elapsed
         one_off[label] = {"build_seconds": elapsed.build, "compile_seconds": elapsed.compile}
         seconds_per_step = _time_segment(training, 2) / 2
+        # The fastest submission decides, so that no segment is shorter than asked.
         steps = max(steps, math.ceil(seconds_per_segment / max(seconds_per_step, 1e-6)))
-    # All rounds together must fit into the budget, since the schedule ends there.
+    # All rounds together must fit into the budget, since the schedule ends there. Broadcast, since every rank has
+    # measured other seconds.
     steps = ranks.broadcast(min(steps, max(2, max_steps // (rounds + 1))))
+    # The same seed on every rank: they train the same submission at the same time.
     order, shuffle = list(runs), random.Random(seed)
     rows = []
     for number in range(1, rounds + 1):
@@ -76,6 +80,7 @@ def _time_segment(training: Training, steps: int) -> float:
     """Seconds on the training clock of so many nominal steps, without compilation."""
     elapsed, counters = training.clock.elapsed, training.runner.counters
     seconds, compiling = elapsed.submission, elapsed.compile
+    # Charged, so that compilation is counted, and subtracted below.
     training.segment(counters.examples + steps * training.spec.nominal_batch, charge_compile=True)
     return elapsed.submission - seconds - (elapsed.compile - compiling)
 

@@ -1,6 +1,6 @@
-"""A trial in a process of its own: the same environment under every executor, whatever ran before in the parent.
+"""A trial in a process of its own: the same environment under every executor, independent of the parent's.
 
-The parent holds the trial's lease and keeps the child's standard input open. When the parent dies, however it dies, the
+The parent holds the trial's lease and keeps the child's standard input open. When the parent dies, even by SIGKILL, the
 child sees the end of its input and ends too. Threads, cores and GPU are set before torch is loaded.
 """
 
@@ -26,7 +26,7 @@ SOURCE_ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Slot:
-    """What a worker's trials run on. None: whatever the process has."""
+    """The cores or the GPU of a worker's trials. None: all that the process may use."""
 
     cores: tuple[int, ...] | None = None
     gpu: str | None = None
@@ -37,7 +37,9 @@ class TrialProcess:
     """The running process of one trial."""
 
     def __init__(self, run: Run, lease: Lease, slot: Slot) -> None:
+        """Start the process. lease: of the trial's folder, which this process holds and lends to the child."""
         environment = os.environ | {
+            # Before the child starts: thread pools are sized when torch is imported.
             "OMP_NUM_THREADS": str(run.threads),
             "PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
@@ -47,6 +49,7 @@ class TrialProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "harness.study.trial_process"],
             stdin=subprocess.PIPE,
+            # Nobody reads it, and a full pipe would block the child.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -65,18 +68,22 @@ class TrialProcess:
     def wait(self) -> str | None:
         """Wait for the end. None when the trial ended in its record or was stopped, otherwise how its process ended.
 
-        Raises UserError for what the user has to correct.
+        Raises UserError for errors that the user has to correct.
         """
         assert self._process.stderr is not None and self._process.stdin is not None
+        # To its end before wait(): a child that fills the pipe would never end.
         errors = self._process.stderr.read()
         code = self._process.wait()
+        # Not earlier: the end of its input tells the child that the parent is gone.
         self._process.stdin.close()
         if code == 2:
             lines = errors.splitlines()
             messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
             raise UserError(messages or errors)
+        # 0: the status is in the record, a crash included. 130: stopped, to be continued.
         if code in (0, 130):
             return None
+        # Popen gives the number of the signal as a negative status.
         cause = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
         return f"the process of the trial ended {cause}\n{errors[-4000:]}".rstrip()
 
@@ -101,7 +108,9 @@ def main() -> int:
     """Run in the child: read the request, run the trial, and return the exit status."""
     request: dict[str, Any] = json.loads(sys.stdin.readline())
     if request["cores"] is not None:
+        # Before torch is imported, so that all its threads inherit the cores.
         os.sched_setaffinity(0, request["cores"])
+    # A scheduler's stop is like Ctrl-C: the trial ends as stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # From here on torch is loaded, whose thread pools are sized on import.
@@ -129,6 +138,7 @@ def main() -> int:
 
 def _end_with_parent() -> None:
     sys.stdin.read()
+    # sys.exit would end this thread alone.
     os._exit(1)
 
 

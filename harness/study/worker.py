@@ -29,11 +29,12 @@ class Worker:
         self._process: TrialProcess | None = None
 
     def work(self) -> None:
-        """Run trials until every one is over, or `stop` is called. Raises UserError for what the user has to correct;
-        the remaining trials wait."""
+        """Run trials until every one is over, or `stop` is called. Raises UserError for errors that the user has
+        to correct; the remaining trials stay as they are."""
         while self._pending and not self._stopping.is_set():
             claimed = self._claim_next()
             if claimed is None:
+                # Not sleep(): stop() must end it at once.
                 self._stopping.wait(POLL_SECONDS)
                 continue
             trial, lease = claimed
@@ -44,12 +45,14 @@ class Worker:
 
     def stop(self) -> None:
         """Interrupt the trial that is running; `work` returns when it has stopped."""
+        # Set before the process is looked at: see _run.
         self._stopping.set()
         if self._process is not None:
             self._process.interrupt()
 
     def _claim_next(self) -> tuple[PlannedTrial, Lease] | None:
         """The first trial that is free, with its lease; trials that are over are dropped."""
+        # A copy, since trials are removed within the loop.
         for trial in list(self._pending):
             state = read_state(trial)
             if state.is_over:
@@ -63,8 +66,11 @@ class Worker:
         return None
 
     def _run(self, trial: PlannedTrial, lease: Lease) -> None:
+        """Run a trial in a process and wait for it; note a crash in its manifest. Raises UserError."""
         self._process = process = TrialProcess(trial.run, lease, self._slot)
+        # A child whose lease is lost must not write again.
         lease.start_heartbeat(when_lost=process.kill)
+        # After _process is set: stop() sets the flag and then reads _process, so that one of the two sees the other.
         if self._stopping.is_set():
             process.interrupt()
         try:
@@ -74,6 +80,7 @@ class Worker:
             raise
         finally:
             self._process = None
+        # A lost lease is no crash: the process was killed for it, and another one has the folder.
         if crash is None or not lease.is_owned():
             return
         try:

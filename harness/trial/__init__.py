@@ -1,6 +1,7 @@
 """One trial: training, clock, record, ranks, hardware, trackers, and the conformance checks of a submission.
 
-It may import records, config and interface. It does not know studies: what may stop a trial early is handed to it.
+It may import records, config and interface. It does not know studies: the rule that may stop a trial early
+is passed to it.
 """
 
 from harness import renamed

@@ -26,10 +26,14 @@ def batch_norm_statistics(model: nn.Module) -> list[Tensor]:
 @torch.no_grad()
 def recompute_statistics(runner: ModelRunner, selections: Iterable[Selection]) -> None:
     """Set the BatchNorm statistics to those of the model's present weights on the examples of `selections`, one forward
-    each. Other buffers stay as they are; a model without such statistics is left alone."""
+    each. Other buffers stay as they are; a model without such statistics is left alone.
+
+    The model must be in training mode. Every rank must call it with the same selections.
+    """
     statistics = batch_norm_statistics(runner.model)
     if not statistics:
         return
+    # Forward passes also move the other buffers, for example the number of batches tracked.
     buffers_before = [buffer.clone() for buffer in runner.buffers]
     means_of_steps: list[list[Tensor]] = []
     try:
@@ -49,10 +53,12 @@ def _measure(runner: ModelRunner, batch: StepBatch, statistics: Sequence[Tensor]
     for number, micro_batch in batch.micro_batches.items():
         runner.seeds.seed_model_randomness(runner.counters.update_steps, number)
         with runner.precision_context():
+            # Not the compiled model: a changed momentum could make it compile again, on the clock.
             runner.workload.forward(runner.model, micro_batch)
         for values, tensor in zip(measured, statistics, strict=True):
             values.append(tensor.clone())
     rows = [
+        # An idle rank sends no row: micro-batch 0 comes from the rank that it belongs to.
         torch.stack(values) if not batch.idle else tensor.new_empty(0, *tensor.shape)
         for values, tensor in zip(measured, statistics, strict=True)
     ]
@@ -62,10 +68,11 @@ def _measure(runner: ModelRunner, batch: StepBatch, statistics: Sequence[Tensor]
 
 @contextmanager
 def _keep_last_measurement(model: nn.Module) -> Iterator[None]:
-    """Within it the running statistics after a forward pass are what that pass measured."""
+    """Within it the running statistics after a forward pass are those of that pass alone."""
     layers = _batch_norms(model)
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
+        # With momentum 1 the running value is replaced by the measured one.
         layer.momentum = 1.0
     try:
         yield

@@ -1,12 +1,11 @@
-"""The clock: what a trial is charged for.
+"""The clock: the seconds that a trial is charged for.
 
 On the clock: building the submission, waiting for the training batch, forward, backward, the update and its
-compilation, preparing the weights for an evaluation, whatever a submission does to choose data. Off the clock: building
+compilation, preparing the weights for an evaluation, and the choice of data by a submission. Off the clock: building
 model and data, warming up the fixed model, evaluation, logging, checkpoints.
 
 The device is synchronised where a segment starts and where it ends and nowhere inside, so that the clock does not slow
-what it measures. It is not synchronised after an exception: the device may be waiting for a rank that is lost. Time is
-monotonic (time.perf_counter).
+what it measures.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Elapsed:
     logging: float = 0.0
     """Rows, tracker and checkpoints."""
     energy: float | None = None
-    """Joules used while the training clock ran (harness/energy.py); None where they cannot be read."""
+    """Joules used while the training clock ran (harness/trial/energy.py); None where they cannot be read."""
     total: float = 0.0
     """Wall time since the trial began, without the pauses between a kill and its resume."""
 
@@ -61,7 +60,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.elapsed = Elapsed()
-        # What measures energy; None where nothing can.
+        # None where no energy counter can be read.
         self.meter = make_meter(device)
         if self.meter is not None:
             self.elapsed.energy = 0.0
@@ -70,19 +69,23 @@ class Clock:
 
     @contextmanager
     def submission(self, column: str | None = None, *, charge_compile: bool = True) -> Iterator[None]:
-        """Run the training clock, and the column `column` beside it if given.
+        """Run the training clock, and the column `column` of `Elapsed` beside it if given.
 
         charge_compile=False does not charge compilation: compiling again after a resume is not the submission's fault.
+        Segments must not be nested.
         """
         synchronize(self.device)
         compile_before = self._compile.seconds
         if self.meter is not None:
             self.meter.start()
+        # Read last, so that reading the energy counters is not charged. perf_counter is monotonic.
         cpu, start = time.process_time(), time.perf_counter()
         try:
             yield
+            # Not in `finally`: after an exception the device may be waiting for a lost rank.
             synchronize(self.device)
         finally:
+            # First, so that the bookkeeping below is not charged.
             seconds = time.perf_counter() - start
             compiling = self._compile.seconds - compile_before
             if charge_compile:
@@ -129,6 +132,7 @@ class Clock:
         if self.meter is None:
             # Energy of only a part of the trial would be read as that of the whole.
             self.elapsed.energy = None
+        # The time between the kill and the resume does not count.
         self._total_mark = time.perf_counter()
 
     def _add(self, column: str, seconds: float) -> None:
@@ -145,6 +149,9 @@ class _CompileTime:
 
     @property
     def seconds(self) -> float:
+        """Seconds of compilation so far."""
+        # Importing the compiler takes long, and a trial that compiles nothing does without it. private_compiler_cache
+        # has imported it wherever the submission compiles.
         if not self._installed and "torch._dynamo" in sys.modules:
             from torch._dynamo.callback import callback_handler
 
@@ -157,13 +164,14 @@ class _CompileTime:
         self._start = time.perf_counter()
 
     def _on_end(self, _: object) -> None:
+        # Callbacks registered during a compilation hear its end but not its start.
         if self._start is not None:
             self._total += time.perf_counter() - self._start
             self._start = None
 
 
 class Disturbance:
-    """Whether the machine was visibly busy with something else while a trial's clock ran. Either of two signs flags it.
+    """Whether other load visibly disturbed a trial while its clock ran. Either of two signs is enough.
 
     On a CPU: the process got less than `MIN_CPU_SHARE` of the CPU time that its wall time allows. On any device: the
     slowest tenth of the training segments took more than `MAX_SLOW_RATIO` times the median per step.
@@ -176,15 +184,18 @@ class Disturbance:
         self.seconds_per_step: list[float] = []
 
     def add_segment(self, seconds: float, steps: float) -> None:
-        """Note how long a training segment took."""
+        """Note how long a training segment took. steps: nominal steps, which may be a fraction."""
         if steps:
             self.seconds_per_step.append(seconds / steps)
 
     def summary(self, elapsed: Elapsed, device: torch.device) -> dict[str, float | bool | None]:
-        """The figures for the manifest; None where there is too little to tell."""
+        """The figures of `FinalFigures` for the manifest: two ratios and the verdict; None where there is too little to
+        tell."""
         # The first segment holds one-off costs (allocation, compilation of the update) and says nothing about noise.
         times = sorted(self.seconds_per_step[1:])
+        # Fewer than ten segments have no slowest tenth.
         slow_ratio = times[int(0.9 * (len(times) - 1))] / times[len(times) // 2] if len(times) >= 10 else None
+        # On a GPU the host waits most of the time, and its CPU time says nothing.
         cpu_share = elapsed.cpu / elapsed.submission if device.type == "cpu" and elapsed.submission > 0 else None
         return {
             "cpu_seconds_per_second": cpu_share,

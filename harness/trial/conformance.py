@@ -1,4 +1,4 @@
-"""Conformance: what every submission must do, whatever it is, checked on a small problem before any training.
+"""Conformance: requirements on every submission, checked on a small problem before any training.
 
 Each check is a function of a `Subject` that returns, or raises CheckFailed with a message that says what to do. The
 problem: harness/trial/conformance_problem.py.
@@ -42,11 +42,11 @@ class Subject:
 
     @cached_property
     def short_run(self) -> Training:
-        """After `SHORT_RUN` steps: what other runs are compared with. Not to be trained any further."""
+        """A run of `SHORT_RUN` steps, with which other runs are compared. Not to be trained any further."""
         return self.train(SHORT_RUN)
 
     def build(self, dtype: str = "float32") -> Training:
-        """Built and not trained. dtype: of the parameters."""
+        """A training that is built and not trained. dtype: of the parameters."""
         problem = make_problem(dtype)
         run = self.run.model_copy(update={"workload": problem.spec.model_dump()})
         training = Training(run, problem, torch.device("cpu"))
@@ -54,7 +54,7 @@ class Subject:
         return training
 
     def train(self, steps: int, dtype: str = "float32", evaluate_after: Sequence[int] = ()) -> Training:
-        """After `steps` steps, with the evaluation weights entered and left after the steps in `evaluate_after`."""
+        """A training after `steps` steps. evaluate_after: steps after which evaluation weights are entered and left."""
         training = self.build(dtype)
         for step in evaluate_after:
             train_until(training, step)
@@ -149,6 +149,7 @@ def evaluates(subject: Subject) -> None:
     before = _bits(training)
     with training.submission.evaluation_weights():
         pass
+    # Also checked at once: a trace may vanish in the steps that follow.
     if _bits(training) != before:
         raise CheckFailed("the weights after an evaluation are not those before it; see harness.interface.swapped")
     _check_same_bits(
@@ -164,6 +165,7 @@ def counts_state(subject: Subject) -> None:
     training = subject.short_run
     runner = training.runner
     of_the_model = {_address(p) for p in runner.model.parameters()} | {_address(b) for b in runner.model.buffers()}
+    # Gradients belong to the harness; `frees` checks that a submission lets go of them.
     of_the_model |= {_address(p.grad) for p in runner.parameters if p.grad is not None}
     held = {
         _address(tensor): tensor.untyped_storage().nbytes()
@@ -190,6 +192,7 @@ def frees(subject: Subject) -> None:
         raise CheckFailed("it holds on to gradients after its step; copy what the next step needs, drop the rest")
     model = weakref.ref(training.runner.model)
     weights = [weakref.ref(p) for p in training.runner.parameters]
+    # `parameter` still refers to the last parameter of the loop above.
     del training, parameter
     if model() is not None:
         # It may be part of a cycle, which is allowed. Collecting takes as long as many steps.
@@ -215,8 +218,10 @@ def refuses(subject: Subject) -> None:
     signatures = (hyperparameters.signature_hyperparameters(cls) for cls in classes)
     for name, parameter in (item for signature in signatures for item in signature.items()):
         default = values.get(name, parameter.default)
+        # bool is a subclass of int.
         if isinstance(default, bool) or not isinstance(default, int | float | list | tuple):
             continue
+        # NaN is in no range; -1 is only wrong where a range is annotated.
         bad_values = (math.nan, -1.0) if hyperparameters.range_name(name) else (math.nan,)
         for value in bad_values:
             expect_refusal(name, [value] * len(default) if isinstance(default, list | tuple) else value)
@@ -231,6 +236,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 
 def make_subject(name: str, *arguments: str) -> Subject:
     """The submission of configs/optimizer/<name>.yaml; `arguments` as for run.py."""
+    # Any workload makes a configuration complete; Subject.build replaces it.
     run = load_run([f"workload={list_choices('workload')[0]}", f"optimizer={name}", *arguments])
     configure_torch(run, torch.device("cpu"))
     return Subject(run)
@@ -244,6 +250,7 @@ def run_checks(subject: Subject) -> dict[str, str]:
             check(subject)
         except CheckFailed as failed:
             failures[name] = str(failed)
+        # A submission under test may raise anything, and the other checks must still run.
         except Exception as error:
             failures[name] = f"it raised {type(error).__name__}: {error}"
     return failures
@@ -254,6 +261,7 @@ def run_checks(subject: Subject) -> dict[str, str]:
 
 def _train_interrupted(subject: Subject, dtype: str = "float32") -> Training:
     """As `Subject.train(SHORT_RUN)`, but saved after some steps, and loaded into a new training."""
+    # Through bytes, as a real checkpoint: shared memory would hide state that state_dict forgets.
     buffer = io.BytesIO()
     torch.save(subject.train(INTERRUPTED_AFTER, dtype).state_dict(), buffer)
     buffer.seek(0)
@@ -264,6 +272,7 @@ def _train_interrupted(subject: Subject, dtype: str = "float32") -> Training:
 
 
 def _bits(training: Training) -> dict[str, bytes]:
+    # Bytes, since torch.equal takes NaN for different from itself and -0.0 for equal to 0.0.
     return {
         name: value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         for name, value in training.runner.model.state_dict().items()
@@ -282,7 +291,8 @@ def _address(tensor: Tensor) -> int:
 
 
 def _reachable_tensors(submission: Submission) -> list[Tensor]:
-    """Every tensor that can be reached from the submission, except through what the harness handed it."""
+    """Every tensor that can be reached from the submission, except through objects of the harness."""
+    # A stack and `seen`, since objects refer to each other in cycles.
     tensors, seen, pending = [], set(), [submission]
     while pending:
         value: Any = pending.pop()
@@ -299,6 +309,7 @@ def _reachable_tensors(submission: Submission) -> list[Tensor]:
             pending += [cell.cell_contents for cell in value.__closure__ or ()]
         else:
             pending += getattr(value, "__dict__", {}).values()
+            # Objects may keep attributes in __dict__, in the __slots__ of any base class, or in both.
             slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
             pending += [getattr(value, name) for name in slots if hasattr(value, name)]
     return tensors

@@ -1,6 +1,6 @@
 """The small workload on which the conformance checks train.
 
-Its model has what real models have and update rules forget: a scalar, an empty and a non-contiguous parameter, one
+Its model has kinds of parameters that update rules often forget: a scalar, an empty and a non-contiguous parameter, one
 without gradient, a frozen one, a convolution, an embedding, BatchNorm statistics.
 """
 
@@ -33,6 +33,8 @@ class _DataOptions(BaseModel):
 
 
 class _Model(nn.Module):
+    """Tokens [n, 4] to logits [n, 3]."""
+
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(6, 8)
@@ -40,6 +42,7 @@ class _Model(nn.Module):
         self.batch_norm = nn.BatchNorm1d(8)
         self.norm = nn.LayerNorm(8)
         self.hidden = nn.Linear(8, 8)
+        # The transpose makes it non-contiguous.
         self.transposed = nn.Parameter((torch.randn(4, 8) / 8**0.5).t())
         self.head = nn.Linear(4, 3)
         self.scalar = nn.Parameter(torch.tensor(1.0))
@@ -50,6 +53,7 @@ class _Model(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.batch_norm(self.convolution(self.embedding(tokens).transpose(1, 2))).mean(2)
         x = torch.tanh(self.hidden(self.norm(x) * self.frozen)) @ self.transposed
+        # empty.sum() is 0 and gives the empty parameter a gradient.
         return self.head(x) * self.scalar + self.empty.sum()
 
 
@@ -62,6 +66,7 @@ class Problem(Workload):
     @override
     def load(self, source: str, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
+        # On the CPU, where all checks run.
         self._tokens = torch.randint(6, (256, 4), generator=generator)
         total = self._tokens.sum(1)
         self._classes = (total > 8) * 1 + (total > 11) * 1

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from harness.interface.ranks import SINGLE_RANK, Ranks, communication_backend
 from harness.processes import host_id, is_launched, local_rank, process_start_time
 
-# Keys of the launcher's store: the first exists once any rank has ended before its time, the second says how.
+# Keys of the launcher's store: the first exists once any rank has ended early, the second says how.
 _ANY_EXIT_KEY = "pacemark/exited"
 _EXIT_KEY = "pacemark/exit/{rank}"
 
@@ -37,10 +37,12 @@ leave by itself. Together far below the 30 seconds after which torchrun kills.""
 
 
 class RankExit(NamedTuple):
-    """How a rank said that it ends before its time."""
+    """The announcement of a rank that ends early."""
 
     status: str
+    """A `harness.records.status.Status`."""
     traceback: str
+    """Empty where there is none."""
 
 
 def init_distributed() -> Ranks:
@@ -51,6 +53,7 @@ def init_distributed() -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group(communication_backend())
     rank, size = dist.get_rank(), dist.get_world_size()
+    # Gathered before anything can fail: a lost rank can no longer say which process it was.
     processes = Ranks(rank, size, local_rank()).all_gather((host_id(), os.getpid()))
     return Ranks(rank, size, local_rank(), tuple(processes))
 
@@ -65,10 +68,10 @@ def shutdown(code: int, *, wait: bool = True) -> int:
             dist.barrier()
         dist.destroy_process_group()
     if is_launched():
+        # os._exit flushes nothing.
         sys.stdout.flush()
         sys.stderr.flush()
-        # The interpreter's own way out takes down what threads of the communication may still hold, and now and then
-        # aborts.
+        # A normal exit destroys objects that threads of the communication may still use, and sometimes aborts.
         os._exit(code)
     return code
 
@@ -79,9 +82,9 @@ def is_initialized() -> bool:
 
 
 def announce_exit(ranks: Ranks, status: str, error: str) -> dict[int, RankExit | None]:
-    """Tell the other ranks that this one ends before its time, and learn for a few seconds how they end.
+    """Tell the other ranks that this one ends early, and wait a few seconds for their announcements.
 
-    Returns how by rank: None for a process of this machine that died without a word. Ranks still at work are absent.
+    Returns the announcement of each rank that has ended; None for a process of this machine that died without one.
     The launcher's signals are ignored from here on: this process is ending already.
     """
     with suppress(ValueError):  # not the main thread, which alone receives signals
@@ -92,12 +95,14 @@ def announce_exit(ranks: Ranks, status: str, error: str) -> dict[int, RankExit |
     deadline = time.monotonic() + _PATIENCE_SECONDS
     with suppress(RuntimeError):  # the launcher's store is gone
         store = _launcher_store()
+        # This key first: a rank that sees _ANY_EXIT_KEY looks for it.
         store.set(_EXIT_KEY.format(rank=ranks.rank), json.dumps([status, error]))
         store.set(_ANY_EXIT_KEY, "")
         while waiting and time.monotonic() < deadline:
             for rank in sorted(waiting):
                 # Looked up first: a process may announce its exit and die between the two looks.
                 died = _has_died(ranks, rank)
+                # check() first, since get() blocks while the key is absent.
                 if store.check([_EXIT_KEY.format(rank=rank)]):
                     exits[rank] = RankExit(*json.loads(store.get(_EXIT_KEY.format(rank=rank))))
                 elif died:
@@ -121,13 +126,14 @@ def watchdog(ranks: Ranks, give_up: Callable[[], int]) -> Iterator[None]:
         yield
         return
     body_left = threading.Event()
-    # Whoever takes this lock first decides: the thread that ends the process, or the body that was in time.
+    # The first to take this lock decides: the thread that ends the process, or the body that was in time.
     ending = threading.Lock()
     # A store serves one caller at a time, and the communication may be waiting for an answer of the original.
     store = _launcher_store().clone()
 
     def watch() -> None:
         while not _any_rank_lost(ranks, store):
+            # The pause between two looks, which ends at once when the body is left.
             if body_left.wait(_POLL_SECONDS):
                 return
         if body_left.wait(_PATIENCE_SECONDS) or not ending.acquire(blocking=False):
@@ -136,6 +142,7 @@ def watchdog(ranks: Ranks, give_up: Callable[[], int]) -> Iterator[None]:
         try:
             code = give_up()
         except Exception:
+            # Printed, since nothing above this thread would report it, and the process ends all the same.
             traceback.print_exc()
         finally:
             shutdown(code, wait=False)
@@ -145,7 +152,7 @@ def watchdog(ranks: Ranks, give_up: Callable[[], int]) -> Iterator[None]:
         yield
     finally:
         body_left.set()
-        # Blocks for good if the thread has begun to end this process.
+        # Blocks until the process ends if the thread has begun to end it.
         ending.acquire()
 
 

@@ -34,9 +34,10 @@ class Meter:
         self._last = [read() for read, _ in self._counters]
 
     def stop(self) -> float:
-        """Joules since `start`."""
+        """Joules since `start`, summed over the counters. Each may have wrapped around once."""
         now = [read() for read, _ in self._counters]
         limits = [limit for _, limit in self._counters]
+        # Modulo corrects for one wrap-around; an infinite limit leaves the difference as it is.
         return sum((b - a) % limit for a, b, limit in zip(self._last, now, limits, strict=True))
 
 
@@ -71,6 +72,7 @@ def _nvml(device: torch.device) -> tuple[Any, Any]:
     try:
         nvml: Any = importlib.import_module("pynvml")
         nvml.nvmlInit()
+        # By UUID: NVML ignores CUDA_VISIBLE_DEVICES, so its indices differ from those of torch.
         return nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     except Exception:
         # Not installed, no driver, a GPU that NVML does not know: all mean that there is no figure.
@@ -78,11 +80,13 @@ def _nvml(device: torch.device) -> tuple[Any, Any]:
 
 
 def _nvml_meter(device: torch.device) -> Meter | None:
+    """A meter of one GPU; None where NVML or its energy counter is missing."""
     nvml, handle = _nvml(device)
     if nvml is None:
         return None
 
     def read() -> float:
+        # NVML counts millijoules since the driver was loaded, and does not wrap around.
         return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
 
     try:
@@ -95,10 +99,12 @@ def _nvml_meter(device: torch.device) -> Meter | None:
 def _rapl_meter(powercap: Path) -> Meter | None:
     counters: list[tuple[Callable[[], float], float]] = []
     try:
+        # The pattern also finds parts of packages and the whole platform; adding them would count energy twice.
         for zone in sorted(powercap.glob("intel-rapl:*")):
             if (zone / "name").read_text().startswith("package"):
                 file, limit = zone / "energy_uj", int((zone / "max_energy_range_uj").read_text()) / 1e6
                 counters.append((lambda file=file: int(file.read_text()) / 1e6, limit))  # type: ignore[misc]
+                # Read once now, to find out whether this process may.
                 counters[-1][0]()
     except (OSError, ValueError):  # readable by root alone on most systems
         return None

@@ -42,15 +42,16 @@ def select_device(run: Run) -> torch.device:
                 f"device={run.device}: GPU {index} was asked for, but there are {torch.cuda.device_count()}, counted "
                 "from 0"
             )
+        # Current, since allocations and NCCL use the current device where none is named.
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device(name)
 
 
 def configure_torch(run: Run, device: torch.device) -> None:
-    """Set threads, determinism and precision of this process, whatever torch's defaults are."""
+    """Set threads, determinism and precision of this process, independent of torch's defaults."""
     torch.set_num_threads(run.threads)
-    # Deterministic cuBLAS asks for a workspace of fixed size.
+    # Deterministic cuBLAS asks for a workspace of fixed size. cuBLAS reads it when it starts, so before any product.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(run.deterministic)
     # Deterministic mode fills fresh memory with NaN, a debugging aid that would be charged to the submission.
@@ -59,6 +60,7 @@ def configure_torch(run: Run, device: torch.device) -> None:
     products = "tf32" if run.precision == "tf32" else "ieee"
     cudnn: Any = torch.backends.cudnn
     torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = products
+    # Benchmarking picks algorithms by their time, so it may pick others in the next run.
     torch.backends.cudnn.benchmark = not run.deterministic
 
 
@@ -70,11 +72,12 @@ def private_compiler_cache(wanted: bool) -> Iterator[None]:
         return
     import torch._dynamo
 
-    # What an earlier trial of this process compiled must be paid for again.
+    # Code that an earlier trial of this process compiled must be paid for again.
     torch._dynamo.reset()
     with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, ExitStack() as stack:
         before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        # Before the folder is deleted, so that nothing compiles into a folder that is gone.
         stack.callback(_restore_environment, "TORCHINDUCTOR_CACHE_DIR", before)
         yield
 

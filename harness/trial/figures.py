@@ -1,4 +1,4 @@
-"""The figures of a trial: a row of eval_measurements.csv, and what its manifest says at the start and at the end."""
+"""The figures of a trial: rows of eval_measurements.csv, and contents of its manifest at the start and at the end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ def row_values(
     peak_memory_bytes: int,
     state_bytes: int,
 ) -> Row:
-    """A row of eval_measurements.csv: AlgoPerf's columns first, ours after them."""
+    """A row of eval_measurements.csv: AlgoPerf's columns first, ours after them.
+
+    train_loss: mean over the steps since the last row. metrics: of the validation split. Times are in seconds, and
+    accumulated since the trial began.
+    """
+    # Brings total_duration up to date.
     training.clock.tick()
     elapsed = training.clock.elapsed
     return {
@@ -37,6 +42,7 @@ def row_values(
         "accumulated_eval_time": elapsed.evaluation,
         "accumulated_logging_time": elapsed.logging,
         "global_step": training.nominal_step,
+        # AlgoPerf scores by this column.
         "score": elapsed.submission,
         "total_duration": elapsed.total,
         "preemption_count": preemption_count,
@@ -62,7 +68,7 @@ def split_columns(split: Split, metrics: dict[str, float]) -> Row:
 
 
 def manifest_values(training: Training) -> dict[str, Any]:
-    """What `harness.records.manifest.Manifest` says of a trial when it starts, besides its configuration and status."""
+    """The keys of `harness.records.manifest.Manifest` for a trial that starts, without its configuration and status."""
     run, needs, spec = training.run, training.needs, training.spec
     return {
         "submission": run.submission_label,
@@ -90,17 +96,21 @@ def manifest_values(training: Training) -> dict[str, Any]:
 def final_values(
     training: Training, rows: list[Row], reached_row: int | None, state_bytes: int, outcome: Outcome
 ) -> dict[str, Any]:
-    """What `harness.records.manifest.FinalFigures` says of a trial. reached_row: index of the row that met the
-    target."""
+    """The keys of `harness.records.manifest.FinalFigures` for a trial that has ended.
+
+    reached_row: index of the row that met the target first. state_bytes: peak size of the submission's state.
+    """
     final: dict[str, Any] = {"stop_reason": outcome.stop_reason}
     if outcome.lost_ranks:
         final["lost_ranks"] = outcome.lost_ranks
     if outcome.traceback is not None:
         final["traceback"] = outcome.traceback
+    # A trial that ended before its first evaluation has no figures.
     if not rows or not training.is_built:
         return final
     spec, elapsed, last = training.spec, training.clock.elapsed, rows[-1]
     metric = f"validation/{spec.metric}"
+    # The last value of a diverged trial is NaN, with which min and max depend on the order.
     values = [row[metric] for row in rows if math.isfinite(row[metric])]
     best = min if spec.direction == "min" else max
     parameters = sum(parameter.numel() for parameter in training.runner.parameters)
@@ -122,12 +132,14 @@ def final_values(
     # Otherwise the weights are of no whole step, and the device may never answer.
     if outcome.status.is_finished and not outcome.status.is_crash:
         final["weights_sha256"] = _weights_hash(training.runner.model)
+    # The index is set before the row is appended, which an exception may have prevented.
     if reached_row is not None and reached_row < len(rows):
         final |= _at_target(rows, reached_row, spec.metric)
     return final
 
 
 def _at_target(rows: list[Row], reached_row: int, metric: str) -> dict[str, Any]:
+    """The figures at the target. resolution_*: how long before this row the target may have been met."""
     reached = rows[reached_row]
     before = rows[reached_row - 1] if reached_row else {}
     seconds, steps = "accumulated_submission_time", "global_step"
@@ -148,5 +160,6 @@ def _weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
+        # As bytes, since NumPy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

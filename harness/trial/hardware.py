@@ -1,4 +1,4 @@
-"""What a trial ran on: enough to decide which seconds may be compared, and to rebuild the environment."""
+"""The machine and the software of a trial: enough to decide which seconds may be compared, and to rebuild both."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _ROOT = Path(__file__).parents[2]
 
 
 def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
-    """Processor, memory, device, threads and number of ranks; of a GPU also its name, driver, clocks and memory."""
+    """Processor, memory in bytes, device, threads and number of ranks; of a GPU also its name, its memory in bytes, and
+    what `describe_gpu` returns."""
     description: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -38,6 +39,7 @@ def describe_machine(device: torch.device, threads: int) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         description |= {
             "gpu": properties.name,
+            # Each rank has one GPU.
             "gpu_count": world_size(),
             "gpu_memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
@@ -65,6 +67,7 @@ def package_versions() -> dict[str, str]:
 def code_version() -> dict[str, Any]:
     """Git commit of Pacemark and whether its files differ from it; empty outside a checkout."""
     try:
+        # Untracked files are not counted: records and data may lie in the checkout.
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "modified": bool(_git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError):
@@ -79,7 +82,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            # On Linux this resets the high-water mark of what ran before in this process.
+            # On Linux this resets the high-water mark of earlier work in this process.
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 
@@ -87,12 +90,14 @@ class PeakMemory:
         """The peak since this object was made."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
+        # VmHWM is what clear_refs resets.
         try:
             high_water_mark = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         except OSError:
             high_water_mark = None
         if high_water_mark:
             return int(high_water_mark.group(1)) * 1024
+        # ru_maxrss is in bytes on macOS and in KiB on Linux.
         unit = 1 if platform.system() == "Darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

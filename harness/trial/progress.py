@@ -1,4 +1,4 @@
-"""What the user sees of a single trial: a live line, or plain lines where there is no terminal, and a summary."""
+"""The display of a single trial: a live line, or plain lines where there is no terminal, and a summary."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class ProgressLine:
         if self._console.is_terminal:
             # A description alone fits 80 columns.
             columns = (TextColumn("{task.description}"),)
+            # auto_refresh would start a thread that draws while the clock runs.
             self._live = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
             self._task = self._live.add_task("starting", total=self._spec.max_steps, completed=int(first_step))
             self._live.start()
@@ -51,6 +52,7 @@ class ProgressLine:
         value = row[f"validation/{spec.metric}"]
         distance = spec.distance(value)
         share_done = row["global_step"] / spec.max_steps
+        # From the whole budget: an upper bound, since the target may be met before its end.
         seconds_left = row["total_duration"] * (1 - share_done) / share_done
         text = (
             f"step {row['global_step']:g}/{spec.max_steps}  {row['accumulated_submission_time']:.1f} s  "
@@ -89,6 +91,7 @@ def print_summary(console: Console, record: Record) -> None:
 
 
 def _summary_lines(manifest: Manifest) -> list[tuple[str, str]]:
+    """(name, text) of each line, as markup of rich."""
     final, status, metric = manifest.final, manifest.status, manifest.metric
     assert final is not None
     reason = f" ({escape(final.stop_reason)})" if final.stop_reason else ""
@@ -100,6 +103,7 @@ def _summary_lines(manifest: Manifest) -> list[tuple[str, str]]:
         test = final.of_metric(f"test/{manifest.metric_name}_at_target")
         if test is not None:
             lines.append(("test at target", f"{manifest.metric_name} {test:.4f} (reported only)"))
+    # Absent where the trial ended before its first evaluation.
     if final.parameters is not None:
         best = final.of_metric(f"best_{metric}")
         found_best = "none finite" if best is None else f"{best:.4f}"

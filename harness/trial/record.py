@@ -63,9 +63,10 @@ class Record:
 
     @classmethod
     def load(cls, run: Run, path: RecordPath) -> Record:
-        """Read what the trial's folder holds and change nothing; raises UserError if it cannot be this trial's."""
+        """Read the trial's folder and change nothing; raises UserError if it cannot be this trial's."""
         record = cls(run, path)
         try:
+            # Before any data are loaded or anything is trained.
             check_writable(path.folder)
         except OSError as error:
             raise UserError(
@@ -76,16 +77,18 @@ class Record:
         return record
 
     def start(self, values: dict[str, Any], lease_token: str | None = None) -> None:
-        """Take the folder, discard or continue what is there, and write the manifest.
+        """Take the folder, discard or continue the trial in it, and write the manifest.
 
-        values: what `Manifest` says of the trial besides its configuration and status. lease_token: of the folder's
+        values: keys of `Manifest` without configuration and status. lease_token: of the folder's
         lease if the parent process holds it. Raises UserError where another process writes the folder, where it was
         begun on other data, and where it cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._acquire(lease_token)
+            # Only with the lease: another process might be about to rename its temporary file.
             remove_leftovers(self.folder, (EVALUATIONS, MANIFEST, CHECKPOINT))
+            # Decided anew, since _acquire has read the manifest again.
             if self.run.overwrite:
                 self.manifest = None
             if self.manifest is None:
@@ -118,23 +121,25 @@ class Record:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
+        # As late as possible, so that a lease lost in the meantime is noticed.
         self._check_lease()
         write_atomically(self.path.evaluations, text.getvalue())
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write `state` and the rows so far as the checkpoint. Raises LeaseLost and OSError."""
         buffer = io.BytesIO()
+        # Into memory, so that the lease is checked after the serialisation, which may take long.
         torch.save(state | {"rows": self.rows}, buffer)
         self._check_lease()
         write_atomically(self.path.checkpoint, buffer.getbuffer())
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """The last checkpoint's state, and its rows as `rows`; None if there is none. Raises UserError if it is
-        corrupt."""
+        """The last checkpoint's state, with tensors on `device`; None if there is none. Sets `rows` to the rows of the
+        checkpoint. Raises UserError if it is corrupt."""
         if not self.path.checkpoint.exists():
             return None
         try:
-            # Checksums, since torch.load reads flipped bits without a word.
+            # Checksums, since torch.load reads flipped bits without an error.
             with zipfile.ZipFile(self.path.checkpoint) as archive:
                 damaged = archive.testzip()
             if damaged:
@@ -152,7 +157,8 @@ class Record:
         assert self.manifest is not None
         self.manifest.status, self.manifest.final = status, FinalFigures(**final)
         self.write_manifest()
-        # A crashed trial can be tried again from its last checkpoint.
+        # After the manifest: a process killed in between must find the checkpoint to resume from. A crashed trial is
+        # retried from its last checkpoint.
         if status.is_finished and not status.is_crash:
             self.path.checkpoint.unlink(missing_ok=True)
 
@@ -177,6 +183,7 @@ class Record:
                 "or label=NAME to write another"
             ) from error
         if manifest is not None and not self.run.overwrite:
+            # Through JSON, where tuples become lists, as in the manifest.
             differing = differences(manifest.identity, json.loads(json.dumps(self.run.identity())))
             if differing:
                 raise UserError(
@@ -195,6 +202,7 @@ class Record:
         status_before = self.status
         # Read again, now that nobody else writes.
         self._read_manifest()
+        # `load` saw it unfinished: the caller has decided to run it, and would repeat a finished trial.
         if self.status is not None and self.status is not status_before and self.status.is_finished:
             raise UserError(f"{self.folder} was finished by another process this moment; run the command again")
 
@@ -208,6 +216,7 @@ class Record:
             if former.status.is_crash:
                 traceback = former.final.traceback if former.final is not None else None
                 counts["failures"] = [*former.failures, traceback]
+            # An interruption before the first row or checkpoint is not counted: nothing that was recorded is lost.
             elif self.path.checkpoint.exists() or self.path.evaluations.exists():
                 counts["preemption_count"] = former.preemption_count + 1
         return Manifest(
@@ -240,7 +249,7 @@ class Record:
 
 
 class ReadOnlyRecord(Record):
-    """The record as the ranks other than 0 have it: they read what is there and write nothing."""
+    """The record of the ranks other than 0: they read what is there, and write nothing."""
 
     def start(self, values: dict[str, Any], lease_token: str | None = None) -> None:
         """As `Record.start`, in memory alone."""
@@ -249,13 +258,13 @@ class ReadOnlyRecord(Record):
         self.manifest = self._next_manifest(values)
 
     def write_manifest(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def write_rows(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def finish(self, status: Status, final: dict[str, Any]) -> None:
         """As `Record.finish`, in memory alone."""

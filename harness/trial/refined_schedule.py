@@ -49,10 +49,12 @@ def refine_schedule(norms: list[float], kind: Kind, smoothing: float = 0.1, poin
     measured = np.asarray(norms)
     if len(measured) < 2 or not (np.isfinite(measured).all() and (measured > 0).all()):
         raise ValueError(f"{len(measured)} gradient norms, all of which must be positive numbers; did the run diverge?")
+    # Half the window: 2 * half + 1 is odd, so that the window is centred on its step.
     half = max(1, round(smoothing * len(measured))) // 2
     padded = np.pad(np.pad(measured, (half, 0), mode="edge"), (0, half), mode="reflect")
     smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
     weights = smooth ** (-2.0 if kind == "sgd" else -1.0)
+    # The total less the sum up to t is the sum over p > t.
     rate = weights * (weights.sum() - weights.cumsum())
     positions = np.linspace(0, len(rate) - 1, points)
     return [round(float(x), 4) for x in np.interp(positions, np.arange(len(rate)), rate / rate.max())]
@@ -65,6 +67,7 @@ class _NormRecorder(Wrapper):
         self.norms: list[Tensor] = []
 
     def step(self, ctx: StepContext) -> None:
+        # Any: a WrappedContext behaves like a StepContext and is no subclass.
         context: Any = _RecordingContext(ctx, self)
         self.inner.step(context)
 
@@ -75,8 +78,10 @@ class _RecordingContext(WrappedContext):
         self.recorder = recorder
 
     def backward(self) -> Tensor:
+        # Before clipping, which follows backward().
         loss = self.ctx.backward()
         gradients = [p.grad for p in self.ctx.parameters if p.grad is not None]
+        # The norm of the vector of norms is the norm of all parameters together.
         norms = torch.stack(torch._foreach_norm(gradients, self.recorder.order)).float()
         self.recorder.norms.append(torch.linalg.vector_norm(norms, self.recorder.order))
         return loss

@@ -12,7 +12,7 @@ from harness.trial.training import Training
 from harness.trial.trial import load_workload
 
 STEPS = 3
-"""After so many, every submission holds all that it will hold."""
+"""Steps after which the state of every submission has its full size."""
 # State does not depend on the batch.
 _ARGUMENTS = ["workload=gpt2", "workload.nominal_batch=8", "workload.micro_batch=8"]
 
@@ -22,6 +22,7 @@ def count_state(names: Iterable[str]) -> Iterator[tuple[Run, float]]:
     workload = None
     for name in names:
         run = load_run([*_ARGUMENTS, f"optimizer={name}"])
+        # Loaded once: the arguments of the workload are the same for all.
         if workload is None:
             workload = load_workload(run, torch.device("cpu"))
         training = Training(run, workload, torch.device("cpu"))

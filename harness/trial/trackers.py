@@ -1,4 +1,4 @@
-"""Optional trackers, which mirror the rows of a record. The local files stay the truth."""
+"""Optional trackers, which mirror the rows of a record. The files of the record remain authoritative."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def make_tracker(run: Run) -> WandbTracker | TensorBoardTracker | None:
 
 
 def _finite_numbers(row: Row) -> dict[str, float]:
+    """The cells to mirror: not the empty ones of the test split, nor the NaN of a diverged trial."""
     return {k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
 
 
@@ -34,6 +35,7 @@ class WandbTracker:
     run."""
 
     def __init__(self, run: Run) -> None:
+        # Here, since it is an optional dependency; make_tracker reports where it is missing.
         import wandb
 
         self._wandb, self._options = wandb, run.tracker
@@ -47,6 +49,7 @@ class WandbTracker:
             project=self._options.project,
             mode=self._options.mode,
             dir=str(folder),
+            # Without the root folder, which may be moved between the kill and the resume.
             id=short_hash([str(record.folder.relative_to(run.records)), manifest.config_hash]),
             resume="allow",
             name=f"{run.submission_label} {run.spec.full_name} trial {run.trial}",
@@ -78,6 +81,7 @@ class TensorBoardTracker:
     def begin(self, record: Record, first_step: float) -> None:
         """As `harness.trial.trial.Observer.begin`."""
         folder: Path = self._folder or record.folder / "tensorboard"
+        # The checkpoint's own step was logged, so events are dropped from the step after it on.
         self._writer = self._writer_class(str(folder), purge_step=int(first_step) + 1 if first_step else None)
 
     def evaluation(self, row: Row) -> None:

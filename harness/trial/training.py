@@ -1,6 +1,6 @@
 """Training itself: a model, a submission built on it, and segments of steps on the clock. No records, no evaluations.
 
-A trial evaluates between the segments and records what came of it (harness/trial/trial.py); a timing run alternates the
+A trial evaluates between the segments and records the results (harness/trial/trial.py); a timing run alternates the
 segments of several submissions (harness/study/timing_run.py).
 """
 
@@ -31,6 +31,7 @@ from harness.seeding import TrialSeeds
 from harness.trial.batch_norm import recompute_statistics
 from harness.trial.clock import Clock, Disturbance
 
+# A compiled model has no second derivatives, and a hook set after compilation would never fire.
 UNCOMPILED_NEEDS = frozenset({Need.SECOND_DERIVATIVES, Need.LAYERS})
 """Needs under which the model is not compiled."""
 
@@ -75,6 +76,7 @@ class Training:
         charge_compile: whether compilation of the submission's own code is charged (see `Clock.submission`).
         """
         torch.manual_seed(self.seeds.key("initial weights"))
+        # Built on the CPU, so that the initial weights do not depend on the device.
         model = self.workload.build_model().to(self.device)
         if self.spec.memory_format == "channels_last":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -82,6 +84,7 @@ class Training:
         roles = parameter_roles(model, self.workload.role_patterns())
         forward_model: Any = torch.compile(model) if self.compiles_model else model
         self.runner = ModelRunner(self.workload, model, self.seeds, self._precision, forward_model, self.ranks)
+        # Off the clock: model and compilation belong to the workload, and are the same for every submission.
         self._warm_up()
         generator = torch.Generator().manual_seed(self.seeds.key("submission"))
         device_generator = generator
@@ -94,6 +97,7 @@ class Training:
     def _make_setup(
         self, model: nn.Module, roles: dict[str, Role], generator: torch.Generator, device_generator: torch.Generator
     ) -> Setup:
+        """The trial as the submission may see it."""
         options = self.run.optimizer
         return Setup(
             named_parameters={name: p for name, p in model.named_parameters() if p.requires_grad},
@@ -112,6 +116,7 @@ class Training:
         )
 
     def _build_submission(self, setup: Setup) -> Submission:
+        """The submission in its wrappers; the last one that the configuration names is the outermost."""
         values = self.run.optimizer.effective_hyperparameters
         arguments = hyperparameters.select_arguments(self.cls, values)
         submission: Submission
@@ -130,6 +135,7 @@ class Training:
     def _recalibrate(self, steps: int) -> None:
         """Recompute the BatchNorm statistics from the examples of the last `steps` nominal steps."""
         nominal, examples = self.spec.nominal_batch, self.runner.counters.examples
+        # max(nominal, ...): before the first step there is one batch all the same.
         starts = range(max(0, examples - steps * nominal), max(nominal, examples), nominal)
         stream = ExampleStream(self.seeds, self.workload.train_size)
         recompute_statistics(self.runner, (stream.peek(start, nominal) for start in starts))
@@ -140,6 +146,7 @@ class Training:
         buffers_before = [buffer.detach().clone() for buffer in runner.buffers]
         batch = runner.load_batch(self.stream.peek(0, self.spec.nominal_batch))
         for _ in range(2):
+            # All needs: what the submission declares must not decide what is warmed up.
             StepContext(runner, batch, 0, frozenset(Need), "warm-up").backward()
         for buffer, value in zip(runner.buffers, buffers_before, strict=True):
             buffer.copy_(value)
@@ -150,17 +157,20 @@ class Training:
     # ---- training --------------------------------------------------------------------------------------------------
 
     def segment(self, goal: int, charge_compile: bool) -> Tensor:
-        """Train until `goal` examples are done; the mean of the steps' losses, a scalar on the device.
+        """Train until `goal` examples are done (counted from the start of training); the mean of the steps' losses, a
+        scalar on the device.
 
         Nothing between the start and the end of a segment waits for the device.
         """
         counters, nominal = self.runner.counters, self.spec.nominal_batch
         seconds_before = self.clock.elapsed.submission
         steps_before, examples_before = counters.update_steps, counters.examples
+        # Added up on the device: reading a loss would wait for the device at every step.
         total_loss = torch.zeros((), device=self.device)
         with self.clock.submission(charge_compile=charge_compile):
             while counters.examples < goal:
                 loss = self._step()
+                # A step without a pass has no loss.
                 if loss is not None:
                     total_loss += loss
         nominal_steps = (counters.examples - examples_before) / nominal
@@ -172,12 +182,15 @@ class Training:
         counters = self.runner.counters
         start = perf_counter()
         selection = self.submission.select(self.stream)
+        # After select(), which has moved the stream to the next batch; before load_batch(), which may wait, so that the
+        # next batches are read meanwhile.
         self._prefetch()
         batch = self.runner.load_batch(selection)
         self.clock.data_wait(perf_counter() - start)
         position = counters.examples / self.spec.nominal_batch
         ctx = StepContext(self.runner, batch, position, self.needs, self.run.optimizer.name)
         self.submission.step(ctx)
+        # After the step: update_steps seeds the step's dropout masks and sampled labels.
         counters.update_steps += 1
         counters.examples += len(selection.indices)
         return ctx.first_loss
@@ -212,12 +225,13 @@ class Training:
         return {"of_ranks": self.ranks.all_gather(state)} if Need.COMMUNICATION in self.needs else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from what `state_dict` returned, on as many ranks if their states are in it."""
         if "of_ranks" in state:
             state = state["of_ranks"][self.ranks.rank]
         setup = self.submission.setup
         self.runner.model.load_state_dict(state["model"])
         self.submission.load_state_dict(state["submission"])
+        # cpu(): loading has moved all tensors to the device, and set_state takes a CPU tensor.
         setup.generator.set_state(state["generator"].cpu())
         setup.device_generator.set_state(state["device_generator"].cpu())
         self.stream.position = state["position"]

@@ -69,30 +69,35 @@ def run_trial(
     make_should_stop: makes the rule that `run.pruning` names. retry: run a trial that crashed again, from its last
     checkpoint. lease_token: of the lease of its folder, if the parent process holds it.
 
-    Returns the record and whether anything was done. Raises UserError, before anything is written, for what the user
-    can correct; every later failure is a status in the record.
+    Returns the record and whether anything was done. Raises UserError, before anything is written, for errors that
+    the user can correct; every later failure is a status in the record.
     """
     if run.pruning != "none" and make_should_stop is None:
         raise ValueError(f"pruning={run.pruning} takes a make_should_stop (harness.study.stop_rule)")
     device = select_device(run)
     configure_torch(run, device)
+    # Before the ranks connect: a mistake that each can see alone must not make them wait for each other.
     check_ranks(run)
     ranks = init_distributed()
     path = RecordPath.of_run(run, machine_folder(device, run.threads))
     record = ranks.run_on_all(lambda: (Record if ranks.is_main else ReadOnlyRecord).load(run, path))
     is_done = record.is_over and not (retry and record.status is not None and record.status.is_crash)
+    # Rank 0 decides: the others may read an older manifest from a shared file system.
     if ranks.broadcast(is_done and not run.overwrite):
         return record, False
     declared_needs(run)  # raises its errors before data are loaded
     workload = ranks.run_on_all(lambda: load_workload(run, device))
     with ExitStack() as stack:
+        # Registered before the folder is taken, so that the lease is released whatever fails.
         stack.callback(record.close)
         observers = make_observers() if ranks.is_main else []
+        # Before the folder is taken: a corrupt checkpoint is refused, and nothing is changed.
         checkpoint = None if run.overwrite else ranks.run_on_all(lambda: record.load_checkpoint(device))
         _check_checkpoint(checkpoint, record, ranks)
         training = Training(run, workload, device, ranks)
         ranks.run_on_all(lambda: record.start(figures.manifest_values(training), lease_token))
         if checkpoint is not None:
+            # Drops the rows after the checkpoint, whose steps are made again.
             record.write_rows()
         should_stop = make_should_stop(run, path) if make_should_stop is not None and ranks.is_main else None
         trial = _Trial(training, record, observers, should_stop)
@@ -178,12 +183,14 @@ class _Trial:
             with watchdog(self.ranks, self._give_up), private_compiler_cache(own_compilation):
                 self._build(checkpoint)
                 outcome = self._train(resumed=checkpoint is not None)
+        # Here and for a lost lease there is no outcome: it could not be written into the record.
         except _RecordNotWritten as caught:
             raise caught.error from caught
         except LeaseLost:
             raise
         except (KeyboardInterrupt, Exception) as caught:
             outcome = self._outcome_of(caught)
+        # The cause may be the failure of another rank.
         if self.ranks.size > 1 and (outcome.status.is_crash or outcome.status is Status.STOPPED):
             outcome = self._agree_with_other_ranks(outcome)
         return outcome
@@ -238,6 +245,7 @@ class _Trial:
         outcome = self._outcome_after(row)
         reaches_target = self.reached_row is None and self.spec.meets_target(row[f"validation/{self.spec.metric}"])
         if reaches_target:
+            # The index that the row gets when it is appended below.
             self.reached_row = len(self.record.rows)
         # The test split is for the report alone: where the target is met, and at the end.
         if reaches_target or outcome is not None:
@@ -252,19 +260,22 @@ class _Trial:
         """Metrics of the weights that the submission wants evaluated. Preparing those is on the clock, the rest off."""
         runner, model = self.training.runner, self.training.runner.model
         weights = self.training.submission.evaluation_weights()
+        # Entered and left by hand, so that each is timed by itself. Entered before model.eval(), since recomputing
+        # BatchNorm statistics takes the training mode.
         with self.clock.submission("averaging"):
             weights.__enter__()
         try:
             with self.clock.off("evaluation"), torch.no_grad():
                 model.eval()
                 sums: dict[str, Tensor] = {}
-                # The ranks share the batches.
+                # The ranks share the batches, each taking every size-th.
                 part = slice(self.ranks.rank, None, self.ranks.size)
                 for batch in self.workload.evaluation_batches(split, part):
                     with runner.precision_context():
                         outputs = self.workload.forward(runner.forward_model, batch)
                     for key, value in self.workload.evaluation_sums(outputs, batch).items():
                         sums[key] = sums[key] + value if key in sums else value
+                # In the order of the ranks, on the host: every rank adds up the same numbers in the same order.
                 total: dict[str, float] = {}
                 for of_rank in self.ranks.all_gather({key: float(value) for key, value in sums.items()}):
                     total |= {key: total.get(key, 0.0) + value for key, value in of_rank.items()}
@@ -279,14 +290,16 @@ class _Trial:
     # ---- how it ends -----------------------------------------------------------------------------------------------
 
     def _outcome_after(self, row: Row) -> Outcome | None:
-        """How the trial ends after `row`; None to go on."""
+        """How the trial ends after `row`; None to go on. All ranks get the same row, and so the same outcome."""
         value = row[f"validation/{self.spec.metric}"]
+        # First: NaN meets no target, and would exhaust the budget.
         if not (math.isfinite(row["train/loss"]) and math.isfinite(value)):
             reason = f"train/loss={row['train/loss']}, validation/{self.spec.metric}={value}"
             return Outcome(Status.DIVERGED, reason)
         reached = self.reached_row is not None or self.spec.meets_target(value)
         if reached and not self.run_config.run_to_end:
             return Outcome(Status.REACHED)
+        # With run_to_end the budget is used up also after the target was met.
         status = Status.REACHED if reached else Status.EXHAUSTED
         if row["global_step"] >= self.spec.max_steps:
             return Outcome(status)
@@ -295,7 +308,7 @@ class _Trial:
         return None
 
     def _pruned(self) -> Outcome | None:
-        """What the stopping rule says of the rows so far; a trial that met its target is never stopped."""
+        """The outcome if the stopping rule ends the trial here, else None; one that met its target is never stopped."""
         if self.should_stop is None or self.reached_row is not None:
             return None
         reason = self.should_stop(self.record.rows)
@@ -303,6 +316,7 @@ class _Trial:
 
     def _outcome_of(self, caught: BaseException) -> Outcome:
         """How a trial ends that raised an exception."""
+        # format_exc reads the exception that is being handled, so this method is called within `except`.
         text = traceback.format_exc()
         if isinstance(caught, KeyboardInterrupt):
             return Outcome(Status.STOPPED, INTERRUPTED)
@@ -325,7 +339,7 @@ class _Trial:
         return "; ".join(hints)
 
     def _agree_with_other_ranks(self, outcome: Outcome) -> Outcome:
-        """How the trial ended, with what the other ranks announce: the launcher stops all when one of them ends."""
+        """How the trial ended, by the announcements of all ranks: the launcher stops all when one of them ends."""
         exits = announce_exit(self.ranks, str(outcome.status), outcome.traceback or "")
         for rank, rank_exit in sorted(exits.items()):
             if rank_exit is not None and Status(rank_exit.status).is_crash:
@@ -345,6 +359,7 @@ class _Trial:
         self.record.close()
         if self.ranks.is_main:
             print(f"{outcome.status}: {outcome.stop_reason or outcome.traceback}", file=sys.stderr)
+        # As for a trial in one process: 1 for a failure, 130 for an interruption.
         return int(outcome.status.is_crash) or 130
 
     # ---- what is recorded ------------------------------------------------------------------------------------------
@@ -376,10 +391,11 @@ class _Trial:
         return combined
 
     def _resume_energy(self) -> None:
-        """After a resume, what all ranks used goes on as rank 0's: the checkpoint's clock is that of rank 0 alone."""
+        """After a resume, rank 0 continues the energy of all ranks: the checkpoint has the clock of rank 0 alone."""
         elapsed = self.clock.elapsed
         if self.ranks.size > 1 and self.clock.meter is not None:
             used_by_all = self.record.rows[-1].get("accumulated_energy_joules")
+            # The other ranks go on from 0, since the sum over the ranks is taken at every row.
             elapsed.energy = used_by_all if self.ranks.is_main or used_by_all is None else 0.0
 
     def _checkpoint(self) -> dict[str, Any]:
