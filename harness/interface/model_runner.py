@@ -54,7 +54,8 @@ class StepBatch:
     def split_further(self, at_least: int, ranks: Ranks) -> StepBatch:
         """The same examples in `at_least` micro-batches or more (over all ranks), as far as there are examples.
 
-        Each rank splits the micro-batches that it has; no example moves to another rank.
+        Of a batch as the workload splits it: all micro-batches but the last must be of one size. Each rank splits the
+        micro-batches that it has; no example moves to another rank.
         """
         pieces_each = -(-at_least // self.count)
         if pieces_each <= 1:

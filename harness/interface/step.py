@@ -52,7 +52,8 @@ class StepContext:
         self.first_loss: Tensor | None = None
         self._runner = runner
         self._parameters = runner.parameters
-        self._batch = batch
+        # As the workload splits it: splitting further starts from here, whatever was asked for before.
+        self._workload_batch = self._batch = batch
         self._needs = needs
         self._submission = submission
         self._passes = 0
@@ -160,7 +161,8 @@ class StepContext:
         """
         self._require(Need.MICRO_BATCH_GRADIENTS, "micro-batch gradients")
         self._begin_pass("another evaluation of the same batch")
-        self._batch = self._batch.split_further(at_least, self._runner.ranks)
+        at_least = max(at_least, self._batch.count)
+        self._batch = self._workload_batch.split_further(at_least, self._runner.ranks)
         gradient_lists: list[list[Tensor]] = []
         for parameter in self._parameters:
             parameter.grad = None

@@ -24,6 +24,9 @@ SOURCE_ROOT = Path(__file__).parents[2]
 """The folder that holds the packages harness, workloads and submissions."""
 
 
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
 @dataclass(frozen=True)
 class Slot:
     """The cores or the GPU of a worker's trials. None: all that the process may use."""
@@ -46,7 +49,24 @@ class TrialProcess:
         if slot.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
         request = {"run": run.model_dump(mode="json"), "token": lease.holder.token, "cores": slot.cores}
-        self._process = subprocess.Popen(
+        # The child inherits the mask and unblocks the signals when torch is loaded (see main): an import swallows an
+        # interrupt, or dies of it with a status that looks like a crash.
+        former_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            self._process = self._start(environment)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former_mask)
+        assert self._process.stdin is not None
+        # Where the child has ended at once, `wait` tells why.
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    @staticmethod
+    def _start(environment: dict[str, str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-m", "harness.study.trial_process"],
             stdin=subprocess.PIPE,
             # Nobody reads it, and a full pipe would block the child.
@@ -57,13 +77,6 @@ class TrialProcess:
             # Ctrl-C reaches the parent alone, which passes it on.
             start_new_session=True,
         )
-        assert self._process.stdin is not None
-        # Where the child has ended at once, `wait` tells why.
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
 
     def wait(self) -> str | None:
         """Wait for the end. None when the trial ended in its record or was stopped, otherwise how its process ended.
@@ -110,8 +123,6 @@ def main() -> int:
     if request["cores"] is not None:
         # Before torch is imported, so that all its threads inherit the cores.
         os.sched_setaffinity(0, request["cores"])
-    # A scheduler's stop is like Ctrl-C: the trial ends as stopped.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # From here on torch is loaded, whose thread pools are sized on import.
     from harness.records.status import Status
@@ -120,6 +131,9 @@ def main() -> int:
     from harness.trial.trial import Observer, run_trial
 
     run = Run(**request["run"])
+    # A scheduler's stop is like Ctrl-C: the trial ends as stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
     def make_observers() -> list[Observer]:
         tracker = make_tracker(run)
@@ -143,4 +157,8 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        # Before the first step: the trial has not begun, or lies as it was left.
+        sys.exit(130)

@@ -70,7 +70,7 @@ def code_version() -> dict[str, Any]:
         # Untracked files are not counted: records and data may lie in the checkout.
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "modified": bool(_git("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
         return {}
 
 

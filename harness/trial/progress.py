@@ -64,7 +64,7 @@ class ProgressLine:
         if self._live is not None:
             self._live.update(self._task, completed=int(row["global_step"]), description=text)
             self._live.refresh()
-        elif self._evaluations % self._lines_every == 1:
+        elif (self._evaluations - 1) % self._lines_every == 0:
             self._console.print(text, highlight=False, soft_wrap=True)
 
     def end(self, record: Record) -> None:

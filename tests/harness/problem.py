@@ -25,13 +25,13 @@ class Nothing(BaseModel):
 class Net(nn.Module):
     def __init__(self, dropout: float = 0.5, norm: bool = True) -> None:
         super().__init__()
-        self.is_main = nn.Linear(5, 7)
+        self.first = nn.Linear(5, 7)
         self.norm = nn.BatchNorm1d(7) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Linear(7, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.dropout(torch.tanh(self.norm(self.is_main(x)))))
+        return self.last(self.dropout(torch.tanh(self.norm(self.first(x)))))
 
 
 class Vectors(Workload):

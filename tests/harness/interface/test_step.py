@@ -48,7 +48,7 @@ def test_buffers_of_micro_batches_are_combined_as_a_mean_of_independent_updates(
     evaluator, ctx = make(micro_batch=4)
     norm = evaluator.model.norm
     assert isinstance(norm, torch.nn.BatchNorm1d) and norm.running_mean is not None
-    inputs = evaluator.model.is_main(evaluator.workload.batch(torch.arange(16), torch.arange(16))["inputs"])  # type: ignore[operator]
+    inputs = evaluator.model.first(evaluator.workload.batch(torch.arange(16), torch.arange(16))["inputs"])  # type: ignore[operator]
     expected = torch.stack([0.1 * piece.mean(0) for piece in inputs.split(4)]).mean(0)
     ctx.backward()
     assert torch.allclose(norm.running_mean, expected, rtol=1e-10)
@@ -114,6 +114,15 @@ def test_micro_batches_can_be_cut_finer_than_the_workloads() -> None:
     assert len(few.micro_batch_gradients(at_least=8)) == 3
     _, enough = make(Need.MICRO_BATCH_GRADIENTS, micro_batch=4)
     assert len(enough.micro_batch_gradients(at_least=2)) == 4
+
+
+def test_finer_micro_batches_twice_in_a_step_hold_every_example() -> None:
+    _, ctx = make(Need.MICRO_BATCH_GRADIENTS, Need.RE_EVALUATE, micro_batch=8, model=Net(0.0, norm=False))
+    gradients = ctx.gradients()
+    for at_least, counted in ((6, 6), (18, 16), (2, 16)):
+        assert len(ctx.micro_batch_gradients(at_least=at_least)) == counted
+        for parameter, gradient in zip(ctx.parameters, gradients, strict=True):
+            assert parameter.grad is not None and torch.allclose(parameter.grad, gradient, rtol=1e-10, atol=1e-14)
 
 
 def test_the_terms_of_the_mean_loss_are_counted() -> None:

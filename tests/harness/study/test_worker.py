@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from harness.errors import UserError
 from harness.records.lease import Lease
 from harness.study import ledger
 from harness.study.ledger import PlannedTrial
-from harness.study.worker import Worker
+from harness.study.trial_process import Slot, TrialProcess
+from harness.study.worker import Worker, acquire_lease
 from tests import processes
 from tests.conftest import TINY_GPT2
 
@@ -100,6 +102,19 @@ def test_a_stopped_worker_leaves_a_trial_that_another_continues(tmp_path: Path) 
     assert manifest(entries[0])["status"] == "stopped"
     assert ledger.read_state(entries[0]).name == "interrupted"
     assert entries[0].path.checkpoint.exists()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_process_that_is_stopped_while_it_starts_is_no_crash(tmp_path: Path, seconds: float) -> None:
+    (entry,) = study(tmp_path, "optimizer=sgd", "workload.max_steps=1000000")
+    lease = acquire_lease(entry)
+    assert lease is not None
+    process = TrialProcess(entry.run, lease, Slot())
+    time.sleep(seconds)
+    process.interrupt()
+    assert process.wait() is None
+    lease.release()
+    assert ledger.read_state(entry).name in ("planned", "interrupted")
 
 
 def test_a_worker_whose_lease_was_taken_over_kills_its_process_and_writes_nothing(

@@ -19,7 +19,7 @@ def test_statistics_are_means_over_micro_batches_of_the_present_weights() -> Non
     before = norm.running_var.clone()
     recompute_statistics(evaluator, selections(0, 16))
     inputs = evaluator.workload.batch(torch.arange(32), torch.arange(32))["inputs"]
-    pieces = evaluator.model.is_main(inputs).detach().split(4)  # type: ignore[operator]
+    pieces = evaluator.model.first(inputs).detach().split(4)  # type: ignore[operator]
     torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(0) for x in pieces]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([x.var(0) for x in pieces]).mean(0))
     assert not torch.equal(norm.running_var, before)
