@@ -30,7 +30,7 @@ def listed(heading: str) -> set[str]:
 
 def generic(name: str) -> str:
     """A column or key with `<metric>` for the metric in its name."""
-    return re.sub(rf"/({'|'.join(METRICS)})(?=$|_at_target)", "/<metric>", name)
+    return re.sub(rf"((validation|test)/)({'|'.join(METRICS)})(?=$|_at_target)", r"\1<metric>", name)
 
 
 def columns_of_the_code() -> set[str]:
