@@ -2,9 +2,9 @@
 
     python scripts/build_site.py [--out FOLDER] [--without-boards]
 
-Repeats the command of each results/*/leaderboard/LEADERBOARD.md into build/boards, writes a list of the boards, runs
-`mkdocs build --strict`. Needs `pip install -e '.[site]'`. In the environment: REPOSITORY_URL, where links to source
-files lead (without it they are plain text), and SITE_URL. --out: default build/site.
+Repeats the command of each results/*/leaderboard/LEADERBOARD.md into build/boards, writes a list of the boards, and
+runs `mkdocs build --strict`. Needs `pip install -e '.[site]'`. In the environment: REPOSITORY_URL, where links to
+source files lead (without it they are plain text), and SITE_URL. --out: default build/site.
 """
 
 from __future__ import annotations
