@@ -74,11 +74,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(known)}" if known else "there are none"
 
 
-def run_script(main: Callable[[], int]) -> int:
-    """Run the `main` of a script and return its exit status: 2 with one line per problem after a UserError, 130 after
-    Ctrl-C."""
+def run_script(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run the `main` of a script with its arguments and return its exit status: 2 with one line per problem after a
+    UserError, 130 after Ctrl-C."""
     try:
-        return main()
+        return main(arguments)
     except UserError as error:
         for message in error.messages:
             print(f"error: {message}", file=sys.stderr)

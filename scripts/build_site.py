@@ -79,12 +79,12 @@ class Board:
         return f"| {' | '.join(cells)} | {links} |"
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
     parser.add_argument("--without-boards", action="store_true", help="the documents alone, in a few seconds")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if importlib.util.find_spec("mkdocs") is None:
         raise UserError("mkdocs is not installed; pip install -e '.[site]'")
     if BOARDS.exists():
@@ -126,4 +126,4 @@ def _is_records(argument: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -26,8 +26,8 @@ from harness.scoring.uncertainty import Uncertainty
 DEFAULT_RECORDS = (Path("results/records"), Path("results/untuned/records"), Path("results/external/records"))
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a")
     parser.add_argument("b")
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--ruleset")
     parser.add_argument("--timing", type=Path, help="a file of scripts/timing.py that holds both")
     parser.add_argument("--time", action="store_true", help="time both on this machine now")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not options.records:
         raise UserError(f"no records in {' or '.join(map(str, DEFAULT_RECORDS))}; give their folders with --records")
     # By identity: the default itself, so the user has named no folders. The committed records are of several rulesets.
@@ -138,4 +138,4 @@ def _verdict(row: pd.Series | None, options: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))
