@@ -104,6 +104,11 @@ def read_state(trial: PlannedTrial) -> TrialState:
         raise UserError(
             f"{trial.path.manifest} cannot be read ({error}); move the folder away to run the trial again"
         ) from error
+    return judge_state(trial, manifest)
+
+
+def judge_state(trial: PlannedTrial, manifest: Manifest | None) -> TrialState:
+    """The state of the trial by its manifest, which was just read or has not changed since, and its lease."""
     is_finished = manifest is not None and manifest.status.is_finished
     can_retry = (
         manifest is not None and manifest.status.is_crash and len(manifest.failures) < trial.study.ruleset.retries
