@@ -60,7 +60,7 @@ Keys that are often set (all of them: --show)
 
 Running a command again continues what was interrupted and leaves finished trials as they are. Running it twice at the
 same time, on this machine or on another that sees the same records, makes the two share the trials. scripts/status.py
-lists them; with --watch it shows them while they run. -v (what happens behind the display) and -vv (more) stand anywhere.
+lists them, and shows them while they run (--watch). -v or -vv, anywhere, logs what happens behind the display.
 Exit status: 0 the trial ended with a result, 1 it failed, 2 bad input, 130 interrupted.
 """
 

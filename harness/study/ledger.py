@@ -8,6 +8,7 @@ it. So any number of processes, on machines that share the file system, agree wi
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +25,8 @@ from harness.records.layout import RecordPath, list_submission_folders, list_tri
 from harness.records.lease import Lease, current_holder
 from harness.records.manifest import FinalFigures, Manifest
 from harness.records.status import Status
+
+logger = logging.getLogger(__name__)
 
 PLAN_FORMAT = "pacemark-plan"
 PLAN_FORMAT_VERSION = 1
@@ -169,6 +172,7 @@ def plan(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
             _discard({trial.path.folder: trial for trial in [*former, *of_run]}.values())
             former = []
         _write_plan(path.plan, run, [*former, *of_run])
+        logger.info("%s: %d trials asked for, %d planned before", path.plan, len(of_run), len(former))
     return trials
 
 
@@ -217,7 +221,9 @@ def record_crash(trial: PlannedTrial, reason: str) -> None:
     if len(manifest.failures) >= trial.study.ruleset.retries:
         manifest.status = Status.FAILED
         manifest.final = FinalFigures(stop_reason=None, traceback=reason)
+        logger.info("%s: failed, after %d retries", trial.name, len(manifest.failures))
     else:
+        logger.info("%s: retry %d of %d", trial.name, len(manifest.failures) + 1, trial.study.ruleset.retries)
         manifest.failures = [*manifest.failures, reason]
     manifest.write(trial.path.manifest)
 
@@ -302,6 +308,7 @@ def _discard(trials: Iterable[PlannedTrial]) -> None:
                 raise UserError(f"{trial.path.folder} is being written by another process; wait for it, or stop it")
             leases.append((lease, trial.path))
         for _, path in leases:
+            logger.info("%s: discarded, since overwrite=true", path.folder)
             for file in (path.manifest, path.evaluations, path.checkpoint):
                 file.unlink(missing_ok=True)
     finally:
