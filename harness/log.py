@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, did_you_mean
@@ -123,15 +124,24 @@ class _Display(logging.Handler):
 
     def _terminal(self) -> logging.Handler:
         # rich is imported at the first record: a quiet command need not wait for it.
-        from rich.console import Console
-        from rich.highlighter import NullHighlighter
         from rich.logging import RichHandler
+        from rich.text import Text
+
+        from harness.display import make_console
+
+        class Lines(RichHandler):
+            """A record as one line, which the terminal wraps itself: rich's own columns would break its paths."""
+
+            def render(self, *, record: logging.LogRecord, **_: Any) -> Text:
+                """As `RichHandler.render`."""
+                clock = (time.strftime("%H:%M:%S ", time.localtime(record.created)), "log.time")
+                return Text.assemble(clock, self.get_level_text(record), self.format(record))
 
         if self._on_terminal is None:
-            self._on_terminal = RichHandler(show_path=False, highlighter=NullHighlighter(), markup=False)
+            self._on_terminal = Lines()
             self._on_terminal.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         assert isinstance(self._on_terminal, RichHandler)
-        self._on_terminal.console = self.live_console or Console(stderr=True)
+        self._on_terminal.console = self.live_console or make_console(stderr=True)
         return self._on_terminal
 
 

@@ -82,7 +82,7 @@ class StudyDisplay:
                 if self._live is None or state.name in CRASHED:
                     self._print(f"[{number}/{len(trials)}] {trial.trial.name}: {_describe_end(state)}")
         if self._live is not None:
-            self._live.update(_live_tables(trials, self._console.height), refresh=True)
+            self._live.update(_live_tables(trials, self._console.width, self._console.height), refresh=True)
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False)
@@ -152,18 +152,18 @@ def watch_records(console: Console, records: Path, every: float = REFRESH_SECOND
             time.sleep(every)
 
 
-def _live_tables(trials: Sequence[TrialProgress], height: int) -> Group:
-    """What the live display shows, in at most `height` lines."""
+def _live_tables(trials: Sequence[TrialProgress], width: int, height: int) -> Group:
+    """What the live display shows, in at most `height` lines of at most `width` columns."""
     running = [trial for trial in trials if trial.state.phase is Phase.RUNNING]
-    summary = Text(describe_pool(trials), overflow="fold")
-    # Two lines of headings, an empty one below each table, and two of the summary.
-    room = max(2, height - 6)
+    summary = Text(describe_pool(trials))
+    # A heading and a line below it for each of two tables, and the summary, which is broken between words.
+    room = max(2, height - 4 - (1 + len(summary) * 10 // (9 * width)))
     shown = running[: max(1, room * 2 // 3)]
     parts: list[Table | Text] = []
     if running:
-        parts += [running_table(shown), Text(_further(running, shown))]
-    room -= len(shown)
-    return Group(*parts, _best_table(trials, room), Text(""), summary)
+        parts += [running_table(shown, width), Text(_further(running, shown))]
+    best, further = _best_table(trials, room - len(shown))
+    return Group(*parts, best, Text(further), summary)
 
 
 def _further(trials: Sequence[object], shown: Sequence[object]) -> str:
@@ -171,17 +171,26 @@ def _further(trials: Sequence[object], shown: Sequence[object]) -> str:
     return f"... and {number} more, which scripts/status.py lists" if number else ""
 
 
-def running_table(trials: Sequence[TrialProgress]) -> Table:
-    """A row for each running trial: where it is, and when it will end."""
+def running_table(trials: Sequence[TrialProgress], width: int | None = None) -> Table:
+    """A row for each running trial: where it is, and when it will end. width: columns of the terminal; what does not
+    fit is the worker, then the end of a submission's name."""
+    headings = ["running trial", "step", "validation", "to target", "steps/s", "time left", "worker"]
+    rows: list[tuple[str, ...]] = [(trial.trial.name, *_position_cells(trial), trial.worker) for trial in trials]
+    widths = [max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)]
+    if width is not None and sum(widths) > width:
+        headings, rows, widths = headings[:-1], [row[:-1] for row in rows], widths[:-1]
+    # Not left to rich, which would take from every column.
+    excess = 0 if width is None else max(0, sum(widths) - width)
     table = Table(box=None, pad_edge=False)
-    table.add_column("running trial", no_wrap=True, overflow="ellipsis")
-    table.add_column("step", justify="right", no_wrap=True)
-    table.add_column("validation", no_wrap=True)
-    for heading in ("to target", "steps/s", "time left"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("worker", no_wrap=True, overflow="ellipsis")
-    for trial in trials:
-        table.add_row(escape(trial.trial.name), *_position_cells(trial), escape(trial.worker))
+    for heading in headings:
+        is_number = heading in ("step", "to target", "steps/s", "time left")
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=True, overflow="ellipsis")
+    for trial, (name, *cells) in zip(trials, rows, strict=True):
+        label = trial.trial.path.label
+        # Every name fits the column once the longest one does.
+        cut = len(name) - (widths[0] - 2 - excess)
+        short = label[: max(1, len(label) - cut - 1)] + "…" if cut > 0 else label
+        table.add_row(*map(escape, (short + name.removeprefix(label), *cells)))
     return table
 
 
@@ -208,23 +217,22 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _best_table(trials: Sequence[TrialProgress], rows: int) -> Table:
-    """The best so far of each submission on each workload, in at most so many rows: those that run now first."""
+def _best_table(trials: Sequence[TrialProgress], rows: int) -> tuple[Table, str]:
+    """The best so far of each submission on each workload, in at most so many rows: those that run now first. And a
+    line about those that are left out."""
     cells: dict[tuple[str, str], list[TrialProgress]] = defaultdict(list)
     for trial in trials:
         cells[trial.trial.path.workload, trial.trial.path.label].append(trial)
     running = {cell for cell, members in cells.items() if any(t.state.phase is Phase.RUNNING for t in members)}
     ordered = sorted(cells, key=lambda cell: (cell not in running, cell))
-    shown = ordered if len(ordered) <= rows else ordered[: max(1, rows - 1)]
+    shown = ordered[: max(1, rows)]
     table = Table(box=None, pad_edge=False)
     for heading in ("workload", "submission", "over", "best so far"):
         table.add_column(heading, no_wrap=True, overflow="ellipsis")
     for workload, label in shown:
         members = cells[workload, label]
         table.add_row(workload, escape(label), _share_over(members), describe_best(members))
-    if len(shown) < len(ordered):
-        table.add_row("...", _further(ordered, shown).removeprefix("... and "))
-    return table
+    return table, _further(ordered, shown)
 
 
 # ---- texts that all displays share ---------------------------------------------------------------------------------
@@ -263,7 +271,7 @@ def _time_left(trials: Sequence[TrialProgress], running: int) -> str:
     workers = f"{running} at a time" if running else "one at a time"
     further = f", and {unknown} trials of workloads on which none has been evaluated yet" if unknown else ""
     bound = "at most " if any(trial.is_bound for trial in trials) else ""
-    return f"about {bound}{_duration(seconds)} left with {workers}{further}"
+    return f"{bound}about {_duration(seconds)} left with {workers}{further}"
 
 
 def _duration(seconds: float) -> str:
