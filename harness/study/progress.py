@@ -155,14 +155,17 @@ def watch_records(console: Console, records: Path, every: float = REFRESH_SECOND
 def _live_tables(trials: Sequence[TrialProgress], width: int, height: int) -> Group:
     """What the live display shows, in at most `height` lines of at most `width` columns."""
     running = [trial for trial in trials if trial.state.phase is Phase.RUNNING]
-    summary = Text(describe_pool(trials))
+    text = describe_pool(trials)
+    # In a table, where the console lets it be broken between words.
+    summary = Table.grid()
+    summary.add_row(text)
     # A heading and a line below it for each of two tables, and the summary, which is broken between words.
-    room = max(2, height - 4 - (1 + len(summary) * 10 // (9 * width)))
+    room = max(2, height - 4 - (1 + len(text) * 10 // (9 * width)))
     shown = running[: max(1, room * 2 // 3)]
     parts: list[Table | Text] = []
     if running:
         parts += [running_table(shown, width), Text(_further(running, shown))]
-    best, further = _best_table(trials, room - len(shown))
+    best, further = _best_table(trials, width, room - len(shown))
     return Group(*parts, best, Text(further), summary)
 
 
@@ -172,30 +175,44 @@ def _further(trials: Sequence[object], shown: Sequence[object]) -> str:
 
 
 def running_table(trials: Sequence[TrialProgress], width: int | None = None) -> Table:
-    """A row for each running trial: where it is, and when it will end. width: columns of the terminal; what does not
-    fit is the worker, then the end of a submission's name."""
-    headings = ["running trial", "step", "validation", "to target", "steps/s", "time left", "worker"]
-    rows: list[tuple[str, ...]] = [(trial.trial.name, *_position_cells(trial), trial.worker) for trial in trials]
-    widths = [max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)]
-    if width is not None and sum(widths) > width:
-        headings, rows, widths = headings[:-1], [row[:-1] for row in rows], widths[:-1]
-    # Not left to rich, which would take from every column.
-    excess = 0 if width is None else max(0, sum(widths) - width)
+    """A row for each running trial: where it is, and when it will end.
+
+    width: columns of the terminal. What does not fit is, in this order: worker, steps per second, value of the metric,
+    the end of the submission's name.
+    """
+    names = [trial.trial.name for trial in trials]
+    columns = {"running trial": names, **_position_columns(trials), "worker": [trial.worker for trial in trials]}
+    widths = {heading: max(map(len, (heading, *cells))) + 2 for heading, cells in columns.items()}
+    if width is None:
+        width = sum(widths.values())
+    # Not left to rich, which takes from every column. The name of a submission keeps eight letters.
+    labels = [trial.trial.path.label for trial in trials]
+    shortest = max(len(name) - max(0, len(label) - 8) for name, label in zip(names, labels, strict=True))
+    for heading in ("worker", "steps/s", "validation"):
+        # The last column needs no gap.
+        if sum(widths.values()) - 2 - (widths["running trial"] - 2 - shortest) > width:
+            del columns[heading], widths[heading]
+    room = width - sum(widths.values()) + widths["running trial"]
+    columns["running trial"] = [
+        _cut(label, room - len(name) + len(label)) + name[len(label) :]
+        for name, label in zip(names, labels, strict=True)
+    ]
     table = Table(box=None, pad_edge=False)
-    for heading in headings:
+    for heading in columns:
         is_number = heading in ("step", "to target", "steps/s", "time left")
         table.add_column(heading, justify="right" if is_number else "left", no_wrap=True, overflow="ellipsis")
-    for trial, (name, *cells) in zip(trials, rows, strict=True):
-        label = trial.trial.path.label
-        # Every name fits the column once the longest one does.
-        cut = len(name) - (widths[0] - 2 - excess)
-        short = label[: max(1, len(label) - cut - 1)] + "…" if cut > 0 else label
-        table.add_row(*map(escape, (short + name.removeprefix(label), *cells)))
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(escape, cells))
     return table
 
 
+def _position_columns(trials: Sequence[TrialProgress]) -> dict[str, list[str]]:
+    headings = ("step", "validation", "to target", "steps/s", "time left")
+    return dict(zip(headings, map(list, zip(*map(_position_cells, trials), strict=True)), strict=True))
+
+
 def _position_cells(trial: TrialProgress) -> tuple[str, str, str, str, str]:
-    """Step, value, distance to target, steps per second, time left."""
+    """The cells of `_position_columns`."""
     standing, spec = trial.standing, trial.spec
     left = "" if trial.expected_seconds is None else "<" * trial.is_bound + _clock(trial.expected_seconds)
     if standing is None:
@@ -217,7 +234,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _best_table(trials: Sequence[TrialProgress], rows: int) -> tuple[Table, str]:
+def _best_table(trials: Sequence[TrialProgress], width: int, rows: int) -> tuple[Table, str]:
     """The best so far of each submission on each workload, in at most so many rows: those that run now first. And a
     line about those that are left out."""
     cells: dict[tuple[str, str], list[TrialProgress]] = defaultdict(list)
@@ -226,13 +243,20 @@ def _best_table(trials: Sequence[TrialProgress], rows: int) -> tuple[Table, str]
     running = {cell for cell, members in cells.items() if any(t.state.phase is Phase.RUNNING for t in members)}
     ordered = sorted(cells, key=lambda cell: (cell not in running, cell))
     shown = ordered[: max(1, rows)]
+    headings = ("workload", "submission", "over", "best so far")
+    texts = [(*cell, _share_over(cells[cell]), describe_best(cells[cell])) for cell in shown]
+    others = sum(max(map(len, column)) + 2 for i, column in enumerate(zip(headings, *texts, strict=True)) if i != 1)
+    room = max(8, width - others)
     table = Table(box=None, pad_edge=False)
-    for heading in ("workload", "submission", "over", "best so far"):
+    for heading in headings:
         table.add_column(heading, no_wrap=True, overflow="ellipsis")
-    for workload, label in shown:
-        members = cells[workload, label]
-        table.add_row(workload, escape(label), _share_over(members), describe_best(members))
+    for workload, label, over, best in texts:
+        table.add_row(workload, escape(_cut(label, room)), over, best)
     return table, _further(ordered, shown)
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: max(1, room - 1)] + "…"
 
 
 # ---- texts that all displays share ---------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ def test_the_table_fits_a_small_terminal(tmp_path: Path, width: int, height: int
         assert len(lines) <= height and max(map(len, lines)) <= width
         assert sum("more, which scripts/status.py lists" in line for line in lines) == 2
         # The submission's name is cut, and nothing else.
-        (row,) = [line for line in lines if line.startswith("bb") and "study 0, trial 2" in line]
+        (row,) = [line for line in lines if line.startswith("aa") and "study 0, trial 2" in line]
         assert row.endswith("<0:45") and "… on gpt2, study 0, trial 2" in row
         assert lines[-1].endswith("at a time")
     for lease in leases:
