@@ -180,14 +180,21 @@ class _Followed:
 
     def __init__(self, trial: PlannedTrial) -> None:
         self._trial, self._spec = trial, trial.study.spec
+        # Made once: they take longer than the look itself.
+        self._folder, self._manifest, self._evaluations = (
+            trial.path.folder, trial.path.manifest, trial.path.evaluations,
+        )  # fmt: skip
         self._state: TrialState | None = None
         self._manifest_stamp: object = None
         self._rows_stamp: object = None
         self._standing: Standing | None = None
 
     def look(self) -> TrialProgress:
+        # Most trials of a large study have not begun, and one call tells so.
+        if self._state is not None and self._state.phase is Phase.PLANNED and _stamp(self._folder) is None:
+            return TrialProgress(self._trial, self._spec, self._state)
         # Before the file is read: a change in between is seen at the next look.
-        stamp = _stamp(self._trial.path.manifest)
+        stamp = _stamp(self._manifest)
         if self._state is None or stamp != self._manifest_stamp:
             self._state = read_state(self._trial)
             self._manifest_stamp = stamp
@@ -196,9 +203,9 @@ class _Followed:
             self._state = judge_state(self._trial, self._state.manifest)
         if self._state.is_over:
             return TrialProgress(self._trial, self._spec, self._state)
-        stamp = _stamp(self._trial.path.evaluations)
+        stamp = _stamp(self._evaluations)
         if stamp != self._rows_stamp:
-            rows = read_evaluations(self._trial.path.evaluations, f"validation/{self._spec.metric}", _FURTHER)
+            rows = read_evaluations(self._evaluations, f"validation/{self._spec.metric}", _FURTHER)
             self._standing = None if rows is None else Standing.from_rows(rows, self._spec)
             self._rows_stamp = stamp
         return TrialProgress(self._trial, self._spec, self._state, self._standing)
