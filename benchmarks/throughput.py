@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak", type=float, help="TFLOP/s of one GPU or CPU process")
-    options, further = parser.parse_known_args()
+    options, further = parser.parse_known_args(arguments)
     further += [argument for argument in options.workloads if "=" in argument]
     ranks = init_distributed()
     for name in (argument for argument in options.workloads if "=" not in argument):
