@@ -123,7 +123,8 @@ def simulate_each(name: str, log_medians: np.ndarray, replications: int) -> dict
 one_process = pytest.mark.xdist_group("simulated coverage")
 """Of tests that share these tables: each process of pytest-xdist would simulate them anew."""
 
-# So many replications that chance moves a coverage by 0.5 to 1 points, and so many times TIMES_MORE for the rates of docs/measuring.md.
+# So many replications that chance moves a coverage by 0.5 to 1 points, and so many times TIMES_MORE for the published
+# rates.
 # Seeds are fixed.
 
 
