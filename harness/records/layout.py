@@ -7,7 +7,7 @@
             eval_measurements.csv                           one row per evaluation
             manifest.json                                   all else
             checkpoint.pt                                   until the trial is finished
-    <records>/<scale>/<ruleset>/<machine>/<label>.tar.xz    instead of the folder <label>: its files, packed (archive.py)
+    <records>/<scale>/<ruleset>/<machine>/<label>.tar.xz    in the place of the folder: its files, packed (archive.py)
 
 <label> is the submission's name, plus a hash of its configuration where it is not the shipped one, or what `label=`
 says. <workload> has the name of the variant in it: gpt2, or gpt2_silu.

@@ -171,9 +171,7 @@ def load_records(
             f"trial_<j>/{EVALUATIONS}{listed}"
         )
     # The order gives the row labels of the table, and decides which of two folders of one trial is the duplicate.
-    trials.sort(
-        key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.packed is not None, t.shown)
-    )
+    trials.sort(key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.packed is not None, t.shown))
     return _tabulate(trials, targets, problems, trust_clock)
 
 
@@ -235,11 +233,12 @@ def _without_copies(packed: list[_TrialFolder], trials: list[_TrialFolder]) -> l
         folder = folders.get(trial.path)
         if folder is not None:
             try:
-                if all(name in folder.files and folder.read(name) == content for name, content in trial.packed.items()):
+                if all(name in folder.files and folder.read(name) == trial.read(name) for name in trial.files):
                     continue
             except OSError:
                 pass  # the folder's own problem, reported where its files are read
-            trial.shown = trial.shown.replace(f"{trial.submission}/", f"{trial.submission}{ARCHIVE_SUFFIX}/", 1)
+            submission, *rest = trial.shown.rsplit("/", 3)
+            trial.shown = "/".join([submission + ARCHIVE_SUFFIX, *rest])
         kept.append(trial)
     return kept
 
