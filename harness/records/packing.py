@@ -42,25 +42,27 @@ def pack(folder: Path) -> Path:
     """
     archive = archive_of_folder(folder)
     with _exclusively(folder) as lease:
+        if archive.exists() and not folder.exists():
+            return archive  # another process has just done it
         files = _read_folder(folder)
         _check_finished(folder, files)
         if archive.exists():
             # Of a process that was killed before it could remove the folder, or of somebody else.
             _check_contained(_read_whole(archive), folder, archive)
-        write_atomically(archive, archive_bytes(files))
+        fresh = lease.folder / archive.name
+        write_atomically(fresh, archive_bytes(files))
         # Read back from the disk, and compared with what lies in the folder now.
-        unchanged = _read_whole(archive) == files == _read_folder(folder)
+        if not _read_whole(fresh) == files == _read_folder(folder):
+            raise UserError(f"{folder} was changed while it was packed; wait for the process that writes there")
         lease.check()
+        fresh.replace(archive)
         retired = lease.folder / "retired"
-        if unchanged:
-            folder.rename(retired)
-            # Since the comparison a process may have begun a trial; once the folder has moved, none can.
-            unchanged = _list_files(retired) == files.keys()
-        if not unchanged:
-            if retired.exists():
-                _move_missing(retired, folder)
+        folder.rename(retired)
+        # Since the comparison a process may have begun a trial; once the folder has moved, none can.
+        if _list_files(retired) != files.keys():
+            _move_missing(retired, folder)
             archive.unlink()
-            raise UserError(f"{folder} was changed while it was packed and stays; wait for the process that writes it")
+            raise UserError(f"{folder} was changed while it was packed; wait for the process that writes there")
         shutil.rmtree(retired)
     return archive
 
@@ -121,7 +123,12 @@ def _exclusively(folder: Path) -> Iterator[Lease]:
         lease = _acquire(working).start_heartbeat()
         try:
             _remove_leftovers(working, folder)
-            yield lease
+            try:
+                yield lease
+            except UserError:
+                # Raised on purpose, with everything in its place. After any other error what is left stays.
+                _remove_leftovers(working, folder)
+                raise
             _remove_leftovers(working, folder)
         finally:
             lease.release()
@@ -156,9 +163,11 @@ def _remove_leftovers(working: Path, folder: Path) -> None:
     retired, archive = working / "retired", archive_of_folder(folder)
     if _list_files(retired) and not folder.exists() and not archive.exists():
         raise UserError(f"{retired} holds the only copy of the records; move it to {folder}")
-    for leftover in (retired, working / "fresh"):
-        if leftover.exists():
+    for leftover in working.iterdir():
+        if leftover.is_dir():
             shutil.rmtree(leftover)
+        elif not leftover.name.startswith((".lease.", ".now.")):
+            leftover.unlink()
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
