@@ -3,7 +3,8 @@
     python scripts/set_targets.py gpt2 resnet vit [--variant NAME] [--scale mini] [--workers 2] [--write]
 
 The procedure is in harness/study/target_procedure.py. It is a resumable job of the ledger: trials that are finished in
---records are not run again, and scripts/status.py shows how far it is. With --write, an accepted target is written into
+--records are not run again, and scripts/status.py shows how far it is. Records that lie packed there are unpacked;
+`python scripts/records.py pack results/targets` packs them again. With --write, an accepted target is written into
 the config of the workload, or of the variant, with its provenance and a new version. A variant needs the finalists of
 its workload, which is measured first. Exit status 1 if a target was rejected or a workload is not quiet.
 """

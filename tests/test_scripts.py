@@ -14,6 +14,7 @@ from harness.records.lease import Lease
 from harness.study import ledger
 from harness.trial.trial import run_trial
 from tests.conftest import TINY_GPT2
+from tests.harness.folders import own_trial
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -73,3 +74,81 @@ def test_conformance_prints_a_table_and_what_to_do() -> None:
     table = {words[0]: words[1:] for words in (line.split() for line in done.stdout.splitlines())}
     assert done.returncode == 1 and table["lion"] == ["failed"] * 2 + ["ok"] * 7, done.stdout
     assert "lion, trains: its loss after" in done.stdout and "the recipe's lr?" in done.stdout
+
+
+def test_records_are_packed_shown_and_unpacked(tmp_path: Path) -> None:
+    for submission in ("a", "b", "c"):
+        for study in (0, 1):
+            own_trial(tmp_path, [3.0, 2.5, 1.75], submission=submission, study=study, status="reached",
+                      final={"steps_to_target": 300}, hyperparameters={"lr": 0.25, "note": "\x1b[31m"})  # fmt: skip
+    machine = tmp_path / "mini/quick/machine"
+    (machine / "c/study_0/lm_pytorch/trial_1/checkpoint.pt").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = script("records.py", "pack", str(tmp_path))
+    assert done.returncode == 1 and done.stdout == "2 submissions packed\n"
+    assert "error: " in done.stderr and "c/study_0/lm_pytorch/trial_1/checkpoint.pt" in done.stderr
+    assert {path.name for path in machine.iterdir()} == {"a.tar.xz", "b.tar.xz", "c"}
+    shown = script("records.py", "show", str(machine / "a.tar.xz"))
+    assert shown.returncode == 0 and len(shown.stdout.splitlines()) == 2 * 5
+    first = shown.stdout.splitlines()[:5]
+    assert first[0].startswith("study_0/lm_pytorch/trial_1: reached, 300 steps to target, validation/loss 2, workload")
+    assert first[1] == "    hyperparameters lr 0.25, note \\x1b[31m" and "3 evaluations, sha256 " in first[2]
+    assert first[3].split() == "first global_step 100, accumulated_submission_time 10, validation/loss 3".split()
+    assert first[4].split() == "last global_step 300, accumulated_submission_time 30, validation/loss 1.75".split()
+    done = script("records.py", "unpack", str(tmp_path))
+    assert done.returncode == 0 and done.stdout == "2 submissions unpacked\n", done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_archive_is_shown_as_far_as_it_can_be_read(tmp_path: Path) -> None:
+    own_trial(tmp_path, [3.0, 1.0], status="reached")
+    script("records.py", "pack", str(tmp_path))
+    (archive,) = tmp_path.rglob("*.tar.xz")
+    archive.write_bytes(archive.read_bytes()[:-30])
+    shown = script("records.py", "show", str(archive))
+    assert shown.returncode == 0 and shown.stdout.startswith("PROBLEM ") and "damaged" in shown.stdout
+    done = script("records.py", "unpack", str(tmp_path))
+    assert done.returncode == 1 and "0 submissions unpacked" in done.stdout and "stays as it is" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pack", "."], "holds no folder study_<seed>"),
+        (["pack", "nothing"], "is not a folder"),
+        (["unpack", "."], "holds no archive <label>.tar.xz"),
+        (["show", "nothing"], "is no file"),
+    ],
+)
+def test_records_that_are_not_there_are_an_error(tmp_path: Path, arguments: list[str], message: str) -> None:
+    command, name = arguments
+    done = script("records.py", command, str(tmp_path / name))
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_git_shows_what_changed_in_an_archive(tmp_path: Path) -> None:
+    """With the lines of docs/sending_records.md."""
+    root = SCRIPTS.parent
+    page = (root / "docs" / "sending_records.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("git config diff.pacemark.textconv")]
+    assert line == 'git config diff.pacemark.textconv "python scripts/records.py show"'
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    git("init", "-q")
+    git("config", "diff.pacemark.textconv", f"{sys.executable} {SCRIPTS / 'records.py'} show")
+    (tmp_path / ".gitattributes").write_text((root / ".gitattributes").read_text())
+    folder = own_trial(tmp_path / "records", [3.0, 1.0], status="reached")
+    script("records.py", "pack", str(tmp_path / "records"))
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    script("records.py", "unpack", str(tmp_path / "records"))
+    csv = folder / "eval_measurements.csv"
+    csv.write_text(csv.read_text().replace(",1.0,64", ",1.5,64"))
+    script("records.py", "pack", str(tmp_path / "records"))
+    lines = [line for line in git("diff").splitlines() if line[0] in "+-" and line[1] not in "+-"]
+    assert len(lines) == 4 and "validation/loss 1.5" in lines[-1] and "sha256" in lines[0]

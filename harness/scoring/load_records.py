@@ -1,6 +1,7 @@
 """Records of many trials as one table: AlgoPerf's own, and ours.
 
     .../<submission>/study_<i>/<workload>_<jax|pytorch>/trial_<j>/eval_measurements.csv [+ manifest.json, ours]
+    .../<submission>.tar.xz     the same files in an archive (harness/records/archive.py)
 
 Tolerant of what real folders hold, and strict about reporting it: every trial folder ends in a status, and
 `Records.problems` lists what was missing, repaired or refused, and why. Nothing in a record is executed, and nothing is
@@ -19,11 +20,14 @@ import numpy as np
 import pandas as pd
 
 from harness.errors import ManifestError, UserError
+from harness.records.archive import LARGEST_MEMBER, read_archive
 from harness.records.evaluations import NO_ROWS, Evaluations, Parsed, parse_evaluations
 from harness.records.layout import (
+    ARCHIVE_SUFFIX,
     EVALUATIONS,
     FRAMEWORKS,
     MANIFEST,
+    folder_of_archive,
     split_workload_name,
     study_number,
     trial_number,
@@ -32,9 +36,6 @@ from harness.records.manifest import Manifest
 from harness.records.status import Status
 from harness.scoring.crossings import Crossings, find_crossings
 from harness.scoring.targets import Target, Targets
-
-LARGEST_FILE = 64 * 2**20
-"""Bytes of a CSV. A real record has a few hundred rows; a larger file is no record."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ class Records:
 
 @dataclass
 class _TrialFolder:
-    """A folder that is named like a trial's, with what was read of it."""
+    """A folder that is named like a trial's, on the disk or in an archive, with what was read of it."""
 
     path: Path
+    """In an archive: where the folder would be if it were unpacked."""
     shown: str
     """Its path below the folder of records."""
     submission: str
@@ -91,7 +93,17 @@ class _TrialFolder:
     study: int
     trial: int
     files: frozenset[str]
+    packed: dict[str, bytes] | None = None
+    """The contents of `files` where they lie in an archive."""
     manifest: Manifest | None = None
+
+    def read(self, name: str) -> bytes:
+        """The start of a file, to one byte more than a record can have. Raises OSError."""
+        if self.packed is not None:
+            return self.packed[name]
+        # A third of the time of Path.open, over thousands of files.
+        with open(self.path / name, "rb") as file:  # noqa: PTH123
+            return file.read(LARGEST_MEMBER + 1)
 
     @property
     def declared_status(self) -> Status | None:
@@ -133,7 +145,7 @@ def load_records(
     ruleset: str | None = None,
     trust_clock: bool = False,
 ) -> Records:
-    """Read every trial below `folders`. Without `targets`, those of the manifests count.
+    """Read every trial below `folders`, in folders and archives. Without `targets`, those of the manifests count.
 
     scale, ruleset: which of our records to take, where several are there (AlgoPerf's carry neither). trust_clock: keep
     trials whose clock runs backwards, as AlgoPerf does. Raises UserError if nothing can be scored or versions are
@@ -159,7 +171,7 @@ def load_records(
             f"trial_<j>/{EVALUATIONS}{listed}"
         )
     # The order gives the row labels of the table, and decides which of two folders of one trial is the duplicate.
-    trials.sort(key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.shown))
+    trials.sort(key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.packed is not None, t.shown))
     return _tabulate(trials, targets, problems, trust_clock)
 
 
@@ -167,17 +179,27 @@ def load_records(
 
 
 def _find_trials(root: Path, problems: list[Problem]) -> list[_TrialFolder]:
-    """Every folder below `root` that is named like a trial's, at any depth; raises UserError if it is no folder."""
+    """Every folder below `root` that is named like a trial's, at any depth, in archives too; raises UserError if it is
+    neither a folder nor an archive."""
+    if root.name.endswith(ARCHIVE_SUFFIX) and root.is_file():
+        archive = root.resolve()
+        return _find_packed_trials(archive, len(str(archive.parent)) + 1, problems)
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; give a folder of records, or a table ending in .csv")
+        raise UserError(f"{root} is not a folder; give a folder of records, an archive, or a table ending in .csv")
     trials: list[_TrialFolder] = []
+    archives: list[Path] = []
     pending = [str(root.resolve())]
     root_length = len(pending[0]) + 1
     while pending:
         folder = pending.pop()
         for entry in _list_folder(folder, problems):
+            # Folders of processes that pack or unpack have copies of records in them.
+            if entry.name.startswith("."):
+                continue
             # Links are not followed: one to a folder above would never end.
             if not entry.is_dir(follow_symlinks=False):
+                if entry.name.endswith(ARCHIVE_SUFFIX) and entry.is_file(follow_symlinks=False):
+                    archives.append(Path(entry.path))
                 continue
             study = study_number(entry.name)
             if study is None:
@@ -185,7 +207,40 @@ def _find_trials(root: Path, problems: list[Problem]) -> list[_TrialFolder]:
             else:
                 submission = os.path.basename(folder)  # noqa: PTH119
                 trials += _find_trials_of_study(entry.path, submission, study, root_length, problems)
+    packed = [trial for archive in archives for trial in _find_packed_trials(archive, root_length, problems)]
+    return trials + _without_copies(packed, trials)
+
+
+def _find_packed_trials(archive: Path, root_length: int, problems: list[Problem]) -> list[_TrialFolder]:
+    """The trials of an archive. root_length: of the prefix that messages leave out of a path."""
+    content = read_archive(archive)
+    problems += [Problem(str(archive)[root_length:], problem) for problem in content.problems]
+    folder = folder_of_archive(archive)
+    trials = []
+    for name, trial in sorted(content.trials.items()):
+        path = folder / name
+        parts = (folder.name, trial.workload, trial.framework, trial.study, trial.trial, frozenset(trial.files))
+        trials.append(_TrialFolder(path, str(path)[root_length:], *parts, packed=trial.files))
     return trials
+
+
+def _without_copies(packed: list[_TrialFolder], trials: list[_TrialFolder]) -> list[_TrialFolder]:
+    """The packed trials without those that lie beside the archive in a folder, to the byte; of such a trial that
+    differs, the folder counts, and the packed one becomes a duplicate with the archive in its path."""
+    folders = {trial.path: trial for trial in trials} if packed else {}
+    kept = []
+    for trial in packed:
+        folder = folders.get(trial.path)
+        if folder is not None:
+            try:
+                if all(name in folder.files and folder.read(name) == trial.read(name) for name in trial.files):
+                    continue
+            except OSError:
+                pass  # the folder's own problem, reported where its files are read
+            submission, *rest = trial.shown.rsplit("/", 3)
+            trial.shown = "/".join([submission + ARCHIVE_SUFFIX, *rest])
+        kept.append(trial)
+    return kept
 
 
 def _find_trials_of_study(
@@ -225,6 +280,8 @@ def _list_folder(path: str, problems: list[Problem]) -> list[os.DirEntry[str]]:
 
 def _read_manifest(trial: _TrialFolder, problems: list[Problem]) -> Manifest | None:
     try:
+        if trial.packed is not None:
+            return Manifest.parse(trial.packed[MANIFEST])
         return Manifest.read(trial.path / MANIFEST)
     except ManifestError as error:
         problems.append(Problem(trial.shown, f"{MANIFEST} ignored: {error}"))
@@ -392,13 +449,11 @@ def _read_csv(trial: _TrialFolder) -> bytes | str:
     if EVALUATIONS not in trial.files:
         return f"missing: no {EVALUATIONS}"
     try:
-        # A third of the time of Path.open, over thousands of files.
-        with open(trial.path / EVALUATIONS, "rb") as file:  # noqa: PTH123
-            content = file.read(LARGEST_FILE + 1)
+        content = trial.read(EVALUATIONS)
     except OSError as error:
         return f"missing: {EVALUATIONS} cannot be read ({error.strerror})"
-    if len(content) > LARGEST_FILE:
-        return f"refused: {EVALUATIONS} is larger than {LARGEST_FILE >> 20} MiB"
+    if len(content) > LARGEST_MEMBER:
+        return f"refused: {EVALUATIONS} is larger than {LARGEST_MEMBER >> 20} MiB"
     return content
 
 

@@ -24,6 +24,7 @@ from harness.records.differences import differences
 from harness.records.layout import CHECKPOINT, EVALUATIONS, MANIFEST, RecordPath
 from harness.records.lease import Lease
 from harness.records.manifest import FORMAT, FORMAT_VERSION, FinalFigures, Manifest
+from harness.records.packing import unpack_if_packed
 from harness.records.status import Status
 
 
@@ -199,6 +200,8 @@ class Record:
                 f"{self.folder} is being written by another process; wait for it, or give this run label=NAME"
             )
         self._lease = lease.start_heartbeat()
+        # It can have been packed since `load`. With the lease, since a folder in which a trial runs is not packed.
+        unpack_if_packed(self.path.submission_folder)
         status_before = self.status
         # Read again, now that nobody else writes.
         self._read_manifest()

@@ -26,6 +26,7 @@ from harness.interface.ranks import Ranks
 from harness.interface.workload import Split, Workload
 from harness.processes import world_size
 from harness.records.layout import RecordPath
+from harness.records.packing import unpack_if_packed
 from harness.records.status import Status
 from harness.trial import figures
 from harness.trial.distributed import announce_exit, init_distributed, watchdog
@@ -69,8 +70,8 @@ def run_trial(
     make_should_stop: makes the rule that `run.pruning` names. retry: run a trial that crashed again, from its last
     checkpoint. lease_token: of the lease of its folder, if the parent process holds it.
 
-    Returns the record and whether anything was done. Raises UserError, before anything is written, for errors that
-    the user can correct; every later failure is a status in the record.
+    A submission that is packed is unpacked first. Returns the record and whether anything was done. Raises UserError,
+    before anything is written, for errors that the user can correct; every later failure is a status in the record.
     """
     if run.pruning != "none" and make_should_stop is None:
         raise ValueError(f"pruning={run.pruning} takes a make_should_stop (harness.study.stop_rule)")
@@ -80,6 +81,8 @@ def run_trial(
     check_ranks(run)
     ranks = init_distributed()
     path = RecordPath.of_run(run, machine_folder(device, run.threads))
+    # Before any rank looks for its record. Rank 0 alone, and the others wait for it.
+    ranks.run_on_all(lambda: unpack_if_packed(path.submission_folder) if ranks.is_main else None)
     record = ranks.run_on_all(lambda: (Record if ranks.is_main else ReadOnlyRecord).load(run, path))
     is_done = record.is_over and not (retry and record.status is not None and record.status.is_crash)
     # Rank 0 decides: the others may read an older manifest from a shared file system.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from harness.errors import UserError
 from harness.records.evaluations import parse_evaluations
+from harness.records.layout import folder_of_archive, list_submission_folders
+from harness.records.packing import pack, unpack
 from harness.records.status import SCORED, UNUSABLE
 from harness.scoring.leaderboard import score
-from harness.scoring.load_records import load_records
+from harness.scoring.load_records import Records, load_records
 from harness.scoring.targets import Target, Targets, read_targets
 from tests.harness import algoperf
 from tests.harness.folders import HEADER, algoperf_trial, curve, folder, own_trial
@@ -227,3 +230,102 @@ def test_the_published_algoperf_scores_come_out_of_the_raw_records(tmp_path: Pat
     ours = records.trials[table.columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(ours, table, check_dtype=False)
     assert records.trials["status"].value_counts()["missing"] == 174
+
+
+# ---- archives ----------------------------------------------------------------------------------------------------
+
+
+def assert_same(a: Records, b: Records) -> None:
+    """To the last digit, with the same problems."""
+    pd.testing.assert_frame_equal(a.trials, b.trials, check_exact=True)
+    for name in ("trial", "seconds", "steps", "value"):
+        np.testing.assert_array_equal(getattr(a.rows, name), getattr(b.rows, name))
+    for name, column in a.rows.further.items():
+        np.testing.assert_array_equal(column, b.rows.further[name])
+    assert (a.problems, a.manifests, a.targets) == (b.problems, b.manifests, b.targets)
+
+
+def several_submissions(root: Path) -> Path:
+    for submission in ("a", "b", "c"):
+        for study in range(3):
+            own_trial(root, [3.0, 2.5, 1.9], submission=submission, study=study, status="reached")
+            own_trial(root, [3.0, np.nan], submission=submission, study=study, trial=2, status="diverged")
+    # What is repaired or refused in a folder is so in an archive too.
+    (own_trial(root, [3.0], study=7, status="failed") / "eval_measurements.csv").write_text("a,b\n1,2\n")
+    (own_trial(root, [3.0], study=8, status="failed") / "eval_measurements.csv").unlink()
+    return root
+
+
+def test_archives_are_read_as_the_folders_were(tmp_path: Path) -> None:
+    root = several_submissions(tmp_path / "records")
+    folders = load_records([root])
+    assert folders.problems
+    first, second, _ = [pack(folder) for folder in list_submission_folders(root)]
+    assert_same(load_records([root]), folders)
+    unpack(second)
+    assert_same(load_records([root]), folders)  # some of each
+    for below in (root / "mini/quick/machine", first):
+        assert load_records([below]).trials["submission"].iloc[0] == "a"
+    assert load_records([first]).trials["machine"].unique().tolist() == ["machine"]
+
+
+def test_the_committed_archives_are_read_as_folders_are(tmp_path: Path) -> None:
+    committed = Path(__file__).parents[3] / "results" / "untuned" / "records"
+    copy = tmp_path / "records"
+    shutil.copytree(committed, copy)
+    archives = sorted(copy.rglob("*.tar.xz"))
+    for archive in archives:
+        unpack(archive)
+    assert archives and not list(copy.rglob("*.tar.xz")) and list(copy.rglob("eval_measurements.csv"))
+    assert_same(load_records([committed]), load_records([copy]))
+
+
+def test_a_trial_in_the_folder_and_in_the_archive_counts_once(tmp_path: Path) -> None:
+    root = several_submissions(tmp_path / "records")
+    folders = load_records([root])
+    archive = pack(root / "mini/quick/machine/b")
+    content = archive.read_bytes()
+    unpack(archive)
+    archive.write_bytes(content)
+    assert_same(load_records([root]), folders)
+    # The folder counts, and it is reported.
+    path = root / "mini/quick/machine/b/study_1/lm_pytorch/trial_1/eval_measurements.csv"
+    path.write_text(curve([3.0, 1.0]))
+    records = load_records([root])
+    duplicates = records.trials[records.trials["status"] == "duplicate"]
+    assert duplicates["path"].tolist() == ["mini/quick/machine/b.tar.xz/study_1/lm_pytorch/trial_1"]
+    counted = records.trials[records.trials["status"] != "duplicate"]
+    assert len(counted) == len(folders.trials)
+    of_folder = counted[counted["path"] == "mini/quick/machine/b/study_1/lm_pytorch/trial_1"]
+    assert of_folder["steps"].tolist() == [200]
+    (problem,) = [problem for problem in records.problems if ".tar.xz" in problem.path]
+    assert problem.message == "left out: the same trial as mini/quick/machine/b/study_1/lm_pytorch/trial_1"
+
+
+def test_a_damaged_archive_is_reported_and_what_is_before_the_damage_counts(tmp_path: Path) -> None:
+    root = several_submissions(tmp_path / "records")
+    archive = pack(root / "mini/quick/machine/b")
+    content = archive.read_bytes()
+    lengths = set()
+    for tenth in range(10):
+        archive.write_bytes(content[: len(content) * tenth // 10])
+        records = load_records([root])
+        (problem,) = [problem for problem in records.problems if problem.path.endswith("b.tar.xz")]
+        assert problem.path == "mini/quick/machine/b.tar.xz" and "damaged (it is cut off)" in problem.message
+        assert (records.trials["submission"] != "b").sum() == 14
+        lengths.add(len(records.trials))
+    assert 14 in lengths and len(lengths) > 2
+
+
+def test_other_files_beside_records_are_no_archives(tmp_path: Path) -> None:
+    root = several_submissions(tmp_path / "records")
+    folders = load_records([root])
+    archive = pack(root / "mini/quick/machine/b")
+    content = archive.read_bytes()
+    unpack(archive)
+    (root / "mini/quick/machine/x.tar.gz").write_bytes(content)
+    (root / "link.tar.xz").symlink_to(root / "mini/quick/machine/x.tar.gz")
+    # Of a process that packs or unpacks.
+    working = root / "mini/quick/machine/.b.packing/fresh"
+    shutil.copytree(folder_of_archive(archive), working)
+    assert_same(load_records([root]), folders)

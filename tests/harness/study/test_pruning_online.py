@@ -14,6 +14,7 @@ import pytest
 
 from harness.board.files import format_files
 from harness.errors import UserError
+from harness.records.packing import pack
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import load_records
 from harness.scoring.targets import Target, Targets
@@ -75,8 +76,10 @@ def test_only_finished_trials_of_the_same_study_are_siblings(trial: Trial) -> No
     assert trial(EASY, *STUCK, "trial=2", "pruning=exact").status is Status.EXHAUSTED
 
 
-@pytest.mark.parametrize("submission", ["lion", "adamw"])
-def test_futility_compares_with_other_submissions_but_not_with_its_own(trial: Trial, submission: str) -> None:
+@pytest.mark.parametrize(("submission", "packed"), [("lion", False), ("adamw", False), ("lion", True), ("adamw", True)])
+def test_futility_compares_with_other_submissions_but_not_with_its_own(
+    trial: Trial, submission: str, packed: bool
+) -> None:
     target = "workload.target=5.25"
     for optimizer, lr in (("lion", 0.002), ("sgd", 0.02)):
         name = f"label={optimizer}-x"
@@ -84,6 +87,8 @@ def test_futility_compares_with_other_submissions_but_not_with_its_own(trial: Tr
         assert record.status is Status.REACHED and len(record.rows) > 1
         for study in range(1, 6):
             shutil.copytree(record.folder.parents[1], record.folder.parents[2] / f"study_{study}")
+        if packed:
+            pack(record.path.submission_folder)
     stuck = trial(target, *STUCK, "pruning=futility", "run_to_end=true", optimizer=submission)
     if submission == "lion":  # what is left are six trials of one submission
         assert stuck.status is Status.EXHAUSTED
