@@ -27,14 +27,14 @@ SHOWN_COLUMNS = ("global_step", "accumulated_submission_time")
 """Of the first and the last row, besides the metric."""
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Run the script and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("pack", "unpack"):
         commands.add_parser(command).add_argument("paths", nargs="+", type=Path, metavar="FOLDER")
     commands.add_parser("show").add_argument("archive", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.command == "show":
         if not options.archive.is_file():
             raise UserError(f"{options.archive} is no file; give an archive <label>{ARCHIVE_SUFFIX}")
@@ -142,4 +142,4 @@ def _digest(content: bytes) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))
