@@ -258,9 +258,9 @@ def test_a_trial_that_begins_while_its_submission_is_packed_goes_on(
 def test_a_folder_beside_its_archive_gets_what_it_lacks(folder: Path) -> None:
     before = contents(folder)
     archive = pack(folder)
-    own = own_trial(folder.parents[3], [3.0, 1.0], study=5, status="reached")
+    added = own_trial(folder.parents[3], [3.0, 1.0], study=5, status="reached")
     unpack_if_packed(folder)
-    assert contents(folder).items() >= before.items() and own.is_dir()
+    assert contents(folder).items() >= before.items() and added.is_dir()
     assert len(contents(folder)) == len(before) + 2 and not archive.exists()
 
 
