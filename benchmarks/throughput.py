@@ -40,7 +40,7 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 1
 """Dense bf16 FLOP/s by part of the GPU's name (NVIDIA's data sheets; H100: the SXM form)."""
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Parse the command line, measure the workloads and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", default=["gpt2", "resnet", "vit"])
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak", type=float, help="TFLOP/s of one GPU or CPU process")
-    options, further = parser.parse_known_args()
+    options, further = parser.parse_known_args(arguments)
     further += [argument for argument in options.workloads if "=" in argument]
     ranks = init_distributed()
     for name in (argument for argument in options.workloads if "=" not in argument):
@@ -133,4 +133,4 @@ def _peak_flops(device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

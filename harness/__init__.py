@@ -15,6 +15,9 @@ and below all of them errors, hashing, seeding, files and processes. board and s
 trial and scoring.
 """
 
+if __name__ != "harness":
+    raise ImportError(f"{__name__} is the package `harness`; import pacemark first, then harness")
+
 from harness.renamed import install_import_hook
 
 install_import_hook()

@@ -23,12 +23,12 @@ from harness.trial.state_size import count_state
 ROOT = Path(__file__).parents[1]
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the document instead of writing it")
     parser.add_argument("--times", type=Path, default=ROOT / "benchmarks" / "optimizer_step_mini.csv", metavar="FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     times = read_times(options.times)
     # `any` is no submission: its class is given on the command line.
@@ -39,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -19,13 +19,13 @@ from harness.errors import run_script
 from harness.trial.conformance import CHECKS, make_subject, run_checks
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arguments", nargs="*", metavar="NAME or KEY=VALUE")
-    arguments = parser.parse_args().arguments
-    settings = [argument for argument in arguments if "=" in argument]
-    names = [argument for argument in arguments if "=" not in argument]
+    parser.add_argument("words", nargs="*", metavar="NAME or KEY=VALUE")
+    words = parser.parse_args(arguments).words
+    settings = [word for word in words if "=" in word]
+    names = [word for word in words if "=" not in word]
     names = names or [name for name in list_choices("optimizer") if name != "any"]
     # All of them first, so that bad input is reported before minutes of checks.
     subjects = {name: make_subject(name, *settings) for name in names}
@@ -44,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

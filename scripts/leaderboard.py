@@ -25,8 +25,8 @@ from harness.scoring.timings import read_timings
 from harness.scoring.trials_table import read_trials_table, write_trials_table
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--title", default="Leaderboard")
     parser.add_argument("--check", action="store_true", help="compare with --out instead of writing")
     parser.add_argument("--consolidate", type=Path, help="also write the trials as one table to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     targets = read_targets(options.targets) if options.targets else None
     if options.records[0].suffix == ".csv":
         if len(options.records) > 1:
@@ -69,8 +69,8 @@ def main() -> int:
         ruleset=options.ruleset,
     )
     # The board names the command that made it; a check is the same command with --check.
-    arguments = [argument for argument in sys.argv[1:] if argument != "--check"]
-    commands = [shlex.join(["python", "scripts/leaderboard.py", *arguments])]
+    words = [word for word in arguments if word != "--check"]
+    commands = [shlex.join(["python", "scripts/leaderboard.py", *words])]
     if options.check:
         differing = compare_board(board, options.out, options.title, commands)
         for line in differing:
@@ -86,4 +86,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -30,8 +30,8 @@ from workloads.data.prepared import PreparedData, ReportProgress
 DATASETS = {"cifar10": cifar10.prepare, "imagenet": imagenet.prepare, "openwebtext": openwebtext.prepare}
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=["fashion_mnist", *DATASETS])
     parser.add_argument("--source", default="hub", help="hub (the default), or a folder with a local copy")
@@ -44,7 +44,7 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="only check the hashes of the prepared files")
     parser.add_argument("--vocabulary", type=Path, help="openwebtext: folder with encoder.json and vocab.bpe")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers {options.workers}: give a number from 1 on")
     try:
@@ -151,4 +151,4 @@ def _prepare_fashion_mnist() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

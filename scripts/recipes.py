@@ -19,11 +19,11 @@ from harness.scoring.load_records import load_records
 ROOT = Path(__file__).parents[1]
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the document instead of writing it")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     records = load_records([ROOT / "results" / name / "records" for name in ("recipes", "untuned")])
     # The baselines have three studies, the others one.
     records.trials = records.trials[records.trials["study"] == 0]
@@ -32,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -22,15 +22,15 @@ from harness.trial.training import Training
 from harness.trial.trial import load_workload
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--weights", choices=("adam", "sgd"), default="adam")
     parser.add_argument("--smoothing", type=float, default=0.1)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     # Intermixed, since a KEY=VALUE can stand before or after an option.
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
     path = CONFIG_DIR / "schedule" / f"{options.name}.yaml"
     if path.exists():
         raise UserError(f"{path} exists; choose another name or remove it")
@@ -56,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -25,8 +25,8 @@ HEADINGS = f"{'policy':<9}{'margin':>7}{'at once':>8}{'seconds':>9}{'steps':>8}{
 HEADINGS += f"{'by steps':>10}{'ranks':>7}{'flipped':>9}{'lost':>6}{'changed':>9}"
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--targets", type=Path, help="AlgoPerf's targets JSON; default: what the manifests declare")
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--look-at", nargs="+", metavar="NAME")
     parser.add_argument("--half", type=int, choices=[1, 2])
     parser.add_argument("--cells", action="store_true", help="list every score, rank and cell that changed")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.half and (options.stop or options.look_at):
         raise UserError("--half: chooses --stop and --look-at by itself; give one or the other")
     if min(options.parallel) < 1 or min(options.margins) <= 0:
@@ -94,4 +94,4 @@ def _print_changes(result: Replay) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

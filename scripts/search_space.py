@@ -21,15 +21,15 @@ from harness.config.study_trials import configure_trial, list_trials
 from harness.errors import run_script
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("optimizer")
     parser.add_argument("--study", type=int, default=0, help="study seed")
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     # Intermixed, since a KEY=VALUE can stand before or after an option.
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
     settings = [*options.settings, f"optimizer={options.optimizer}", f"seed={options.study}"]
     if not any(setting.startswith("workload=") for setting in settings):
         # Any will do: a search space is independent of the workload.
@@ -73,4 +73,4 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -22,8 +22,8 @@ from harness.errors import run_script
 from harness.study.target_procedure import measure_target, measure_variant_target, write_target
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="+")
     parser.add_argument("--variant", default=BASE_VARIANT, help="measure this held-out variant of the workloads")
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--machine", default="cpu-1-thread", help="folder of the records; steps do not depend on it")
     parser.add_argument("--write", action="store_true", help="write target and provenance into the config")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     arguments = [f"records={options.records}", f"executor.workers={options.workers}", f"machine={options.machine}"]
     all_accepted = True
@@ -58,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

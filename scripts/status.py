@@ -18,12 +18,12 @@ from harness.records.status import CRASHED
 from harness.study.status import print_status, survey_records
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="?", type=Path, default=Path("results/records"))
     parser.add_argument("--every", action="store_true", help="a line for every trial")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     trials, messages = survey_records(options.records)
     print_status(Console(highlight=False, soft_wrap=True), trials, options.every)
     for message in messages:
@@ -32,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -20,8 +20,8 @@ from harness.study.timing_run import time_records
 from harness.trial.distributed import shutdown
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--scale")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--overwrite", action="store_true", help="replace --out")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.out.exists() and not options.overwrite:
         raise UserError(f"--out {options.out} exists; add --overwrite to replace it")
     if options.rounds < 3:
@@ -47,4 +47,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))

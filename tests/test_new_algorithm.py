@@ -18,9 +18,33 @@ COPIED = ("configs", "harness", "results/untuned", "scripts", "submissions", "te
           "pyproject.toml")  # fmt: skip
 
 
-def blocks() -> list[tuple[str, str]]:
-    """Language and text of the fenced blocks."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+MATRICES = "## Rules for matrices\n"
+
+
+def sections() -> tuple[str, str]:
+    """The walk, and the section on matrices, which stands by itself."""
+    walk, found, rest = PAGE.read_text().partition(MATRICES)
+    assert found
+    matrices, heading, end = rest.partition("\n## ")
+    return walk + heading + end, matrices
+
+
+def run_blocks(text: str, tree: Path, variables: dict[str, str]) -> str:
+    """Write the files of a section into the tree and run its commands, in their order; what they print."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(tree)} | variables
+    printed = ""
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        first = block.partition("\n")[0]
+        if language == "sh":
+            done = subprocess.run(["bash", "-ec", block], cwd=tree, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+            printed += done.stdout
+        elif first.startswith("# "):
+            file = tree / first.removeprefix("# ")
+            assert not file.exists(), f"{first} is in the tree already"
+            file.write_text(block)
+    return printed
 
 
 @pytest.fixture
@@ -35,21 +59,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_the_walk_from_paper_to_leaderboard(tree: Path) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     short = {"BUDGET": "0.02", "ROUNDS": "3"}
     assert f"`export {' '.join(f'{name}={value}' for name, value in short.items())}`" in PAGE.read_text()
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(tree)} | short
-    printed = ""
-    for language, text in blocks():
-        first = text.partition("\n")[0]
-        if language == "sh":
-            done = subprocess.run(["bash", "-ec", text], cwd=tree, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-            printed += done.stdout
-        elif first.startswith("# "):
-            file = tree / first.removeprefix("# ")
-            assert not file.exists(), f"{first} is in the tree already"
-            file.write_text(text)
+    printed = run_blocks(sections()[0], tree, short)
     assert re.search(r"^qhadam( +ok){9} *$", printed, re.MULTILINE)  # conformance
     assert "6 passed" in printed or re.search(r"^\.{6} ", printed, re.MULTILINE)  # parity
     assert len(list((tree / "results/records/mini/quick").glob("*/qhadam/study_*/gpt2_pytorch/trial_1"))) == 3
@@ -58,3 +70,9 @@ def test_the_walk_from_paper_to_leaderboard(tree: Path) -> None:
     scores = pd.read_csv(tree / "board" / "scores.csv").set_index("submission")
     assert scores.loc["adamw", "score"] > scores.loc["qhadam", "score"] == 0
     assert (tree / "board" / "site" / "index.html").exists()
+
+
+def test_the_rule_for_matrices(tree: Path) -> None:
+    printed = run_blocks(sections()[1], tree, {})
+    assert re.search(r"^orthogonal_sgdm( +ok){9} *$", printed, re.MULTILINE)  # conformance
+    assert "6 passed" in printed or re.search(r"^\.{6} ", printed, re.MULTILINE)  # parity

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import run as command
 from harness.trial.record import Record
+from scripts import run as command
 from tests import processes
 from tests.conftest import TINY_GPT2
 from tests.harness.outcomes import read_outcome

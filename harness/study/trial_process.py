@@ -13,16 +13,12 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness.config.schema import Run
 from harness.errors import UserError
+from harness.processes import SOURCE_ROOT
 from harness.records.lease import Lease
-
-SOURCE_ROOT = Path(__file__).parents[2]
-"""The folder that holds the packages harness, workloads and submissions."""
-
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 

@@ -1,0 +1,64 @@
+"""docs/faq.md: its short commands run as they are written, and print the figures that stand beside them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "faq.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def run(*command: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def programs(word: str) -> str:
+    """The one `python -c` block that has the word in it."""
+    (text,) = [text for language, text in BLOCKS if language == "sh" and text.startswith("python -c") and word in text]
+    return text.partition('"')[2].rpartition('"')[0]
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading, without its first row and column."""
+    section = TEXT.partition(f"## {heading}")[2].partition("\n## ")[0]
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return [cells[1:] for cells in table[1:]]
+
+
+def test_times_of_trials() -> None:
+    printed = run("-c", programs("limit_seconds"))
+    median, spread = rows("How long does a trial take, and a study? How much disk and memory?")
+    for workload, middle, ends in zip(("gpt2", "resnet", "vit"), median, spread, strict=True):
+        (line,) = [line.split() for line in printed.splitlines() if line.startswith(f"{workload} ")]
+        low, centre, high = (f"{float(value):.0f}" for value in line[2:])
+        assert (centre, f"{low} to {high}") == (middle, ends), workload
+    assert f"{float(printed.split()[-4]):.2f} hours" in TEXT
+
+
+def test_studies_that_a_difference_takes() -> None:
+    percents = [line.split()[-1] for line in run("-c", programs("exp(")).splitlines()]
+    recipes, tuned = rows("How many studies do I need to show a difference of 5%?")
+    assert percents == recipes + tuned
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python scripts/compare.py .*%.*$", TEXT, re.MULTILINE))
+def test_differences_that_could_have_been_detected(line: str) -> None:
+    command, _, comment = line.partition("#")
+    printed = run(*command.split()[1:])
+    percent, sigma = re.findall(r"(\d+)%.* ([\d.]+)$", comment.rstrip())[0]
+    assert f"A difference of {percent}% overall" in printed and f"sigma of log time {sigma} " in printed
+
+
+def test_reading_records() -> None:
+    (text,) = [text for language, text in BLOCKS if language == "python"]
+    assert "reached" in run("-c", f"{text}\nprint(records.trials['status'].unique())")
