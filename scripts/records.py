@@ -27,14 +27,14 @@ SHOWN_COLUMNS = ("global_step", "accumulated_submission_time")
 """Of the first and the last row, besides the metric."""
 
 
-def main() -> int:
-    """Run the script and return the exit status."""
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("pack", "unpack"):
         commands.add_parser(command).add_argument("paths", nargs="+", type=Path, metavar="FOLDER")
     commands.add_parser("show").add_argument("archive", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.command == "show":
         if not options.archive.is_file():
             raise UserError(f"{options.archive} is no file; give an archive <label>{ARCHIVE_SUFFIX}")
@@ -121,6 +121,8 @@ def _manifest_parts(manifest: Manifest) -> Iterator[str]:
     yield f"workload version {manifest.workload_version}, target version {manifest.target_version}"
     if manifest.modified:
         yield f"modified {' '.join(manifest.modified)}"
+    if (rule := manifest.config.get("pruning", "none")) != "none":
+        yield f"pruning {rule}"
     yield f"on {manifest.machine_folder or 'an unknown machine'}"
     yield f"commit {str(manifest.code.get('commit'))[:12]}{' with changes' if manifest.code.get('modified') else ''}"
     yield f"torch {manifest.packages.get('torch')}"
@@ -142,4 +144,4 @@ def _digest(content: bytes) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(main, sys.argv[1:]))
