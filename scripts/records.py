@@ -28,7 +28,7 @@ SHOWN_COLUMNS = ("global_step", "accumulated_submission_time")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the script and return the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("pack", "unpack"):
@@ -121,6 +121,8 @@ def _manifest_parts(manifest: Manifest) -> Iterator[str]:
     yield f"workload version {manifest.workload_version}, target version {manifest.target_version}"
     if manifest.modified:
         yield f"modified {' '.join(manifest.modified)}"
+    if (rule := manifest.config.get("pruning", "none")) != "none":
+        yield f"pruning {rule}"
     yield f"on {manifest.machine_folder or 'an unknown machine'}"
     yield f"commit {str(manifest.code.get('commit'))[:12]}{' with changes' if manifest.code.get('modified') else ''}"
     yield f"torch {manifest.packages.get('torch')}"

@@ -93,24 +93,8 @@ def test_records_are_packed_shown_and_unpacked(tmp_path: Path) -> None:
     first = shown.stdout.splitlines()[:5]
     assert first[0].startswith("study_0/lm_pytorch/trial_1: reached, 300 steps to target, validation/loss 2, workload")
     assert first[1] == "    hyperparameters lr 0.25, note \\x1b[31m" and "3 evaluations, sha256 " in first[2]
-    assert first[3].split() == [
-        "first",
-        "global_step",
-        "100,",
-        "accumulated_submission_time",
-        "10,",
-        "validation/loss",
-        "3",
-    ]
-    assert first[4].split() == [
-        "last",
-        "global_step",
-        "300,",
-        "accumulated_submission_time",
-        "30,",
-        "validation/loss",
-        "1.75",
-    ]
+    assert first[3] == "    first global_step 100, accumulated_submission_time 10, validation/loss 3"
+    assert first[4] == "    last  global_step 300, accumulated_submission_time 30, validation/loss 1.75"
     done = script("records.py", "unpack", str(tmp_path))
     assert done.returncode == 0 and done.stdout == "2 submissions unpacked\n", done.stderr
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -188,9 +188,11 @@ def _read(path: Path) -> bytes:
 def _read_folder(folder: Path) -> dict[str, bytes]:
     """Every file of the folder by name; raises UserError for one that is no part of a record."""
     names = sorted(_list_files(folder))
-    messages = [_describe_stranger(folder / name) for name in names if not is_member_name(name)]
-    if messages:
-        raise UserError(messages)
+    strangers = [name for name in names if not is_member_name(name)]
+    if strangers:
+        # A tracker leaves dozens in each trial.
+        messages = [_describe_stranger(folder / name) for name in strangers[:3]]
+        raise UserError(messages + [f"{folder} has {len(strangers) - 3} more such files"] * (len(strangers) > 3))
     files = {name: _read(folder / name) for name in names}
     messages = [
         f"{folder / name} has more than {LARGEST_MEMBER >> 20} MiB and is no record; move it away"
@@ -209,7 +211,7 @@ def _describe_stranger(path: Path) -> str:
         return f"{path}: the trial can be continued from its checkpoint; finish it, or delete the checkpoint"
     if path.name.startswith(".lease."):
         return f"{path}: the trial is running, or was killed; finish it"
-    return f"{path} is no file of a record; move it away"
+    return f"{path} is no file of a record (of a tracker?); move it away"
 
 
 def _check_finished(folder: Path, files: Mapping[str, bytes]) -> None:

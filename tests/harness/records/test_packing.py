@@ -191,6 +191,12 @@ def make_stranger(folder: Path) -> None:
     (folder / "notes.txt").write_text("x")
 
 
+def make_many_strangers(folder: Path) -> None:
+    (trial_folder(folder) / "tensorboard").mkdir()
+    for number in range(9):
+        (trial_folder(folder) / "tensorboard" / f"events.{number}").touch()
+
+
 def make_large(folder: Path) -> None:
     with (trial_folder(folder) / "eval_measurements.csv").open("wb") as file:
         file.truncate(2**26 + 1)
@@ -207,7 +213,8 @@ def make_large(folder: Path) -> None:
         (make_begun, "study_0/lm_pytorch/trial_3: the trial has not begun"),
         (make_link, "plan_other.json is a link"),
         (make_folder_link, "study_5 is no file of a record"),
-        (make_stranger, "notes.txt is no file of a record; move it away"),
+        (make_stranger, r"notes.txt is no file of a record \(of a tracker\?\); move it away"),
+        (make_many_strangers, r"events.0 is no file.*\n.*events.1 .*\n.*events.2 .*\n.* has 6 more such files"),
         (make_large, "more than 64 MiB"),
     ],
 )
@@ -258,9 +265,9 @@ def test_a_trial_that_begins_while_its_submission_is_packed_goes_on(
 def test_a_folder_beside_its_archive_gets_what_it_lacks(folder: Path) -> None:
     before = contents(folder)
     archive = pack(folder)
-    own = own_trial(folder.parents[3], [3.0, 1.0], study=5, status="reached")
+    added = own_trial(folder.parents[3], [3.0, 1.0], study=5, status="reached")
     unpack_if_packed(folder)
-    assert contents(folder).items() >= before.items() and own.is_dir()
+    assert contents(folder).items() >= before.items() and added.is_dir()
     assert len(contents(folder)) == len(before) + 2 and not archive.exists()
 
 
