@@ -14,7 +14,7 @@ from harness.records.lease import Lease
 from harness.study import ledger
 from harness.trial.trial import run_trial
 from tests.conftest import TINY_GPT2
-from tests.harness.folders import own_trial
+from tests.harness.folders import pacemark_trial
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -79,7 +79,7 @@ def test_conformance_prints_a_table_and_what_to_do() -> None:
 def test_records_are_packed_shown_and_unpacked(tmp_path: Path) -> None:
     for submission in ("a", "b", "c"):
         for study in (0, 1):
-            own_trial(tmp_path, [3.0, 2.5, 1.75], submission=submission, study=study, status="reached",
+            pacemark_trial(tmp_path, [3.0, 2.5, 1.75], submission=submission, study=study, status="reached",
                       final={"steps_to_target": 300}, hyperparameters={"lr": 0.25, "note": "\x1b[31m"})  # fmt: skip
     machine = tmp_path / "mini/quick/machine"
     (machine / "c/study_0/lm_pytorch/trial_1/checkpoint.pt").touch()
@@ -101,7 +101,7 @@ def test_records_are_packed_shown_and_unpacked(tmp_path: Path) -> None:
 
 
 def test_a_damaged_archive_is_shown_as_far_as_it_can_be_read(tmp_path: Path) -> None:
-    own_trial(tmp_path, [3.0, 1.0], status="reached")
+    pacemark_trial(tmp_path, [3.0, 1.0], status="reached")
     script("records.py", "pack", str(tmp_path))
     (archive,) = tmp_path.rglob("*.tar.xz")
     archive.write_bytes(archive.read_bytes()[:-30])
@@ -142,7 +142,7 @@ def test_git_shows_what_changed_in_an_archive(tmp_path: Path) -> None:
     git("init", "-q")
     git("config", "diff.pacemark.textconv", f"{sys.executable} {SCRIPTS / 'records.py'} show")
     (tmp_path / ".gitattributes").write_text((root / ".gitattributes").read_text())
-    folder = own_trial(tmp_path / "records", [3.0, 1.0], status="reached")
+    folder = pacemark_trial(tmp_path / "records", [3.0, 1.0], status="reached")
     script("records.py", "pack", str(tmp_path / "records"))
     git("add", "-A")
     git("commit", "-qm", "first")

@@ -170,6 +170,10 @@ def load_records(
             f"no trial to score in {', '.join(map(str, folders))}; expected .../study_<i>/<workload>_<jax|pytorch>/"
             f"trial_<j>/{EVALUATIONS}{listed}"
         )
+    versions = Counter(t.manifest.code.get("version") for t in trials if t.manifest is not None)
+    if len(named := sorted(str(version) for version in versions if version is not None)) > 1:
+        counts = ", ".join(f"{versions[version]} by {version}" for version in named)
+        problems.append(Problem("versions", f"trials of several versions of Pacemark: {counts}"))
     # The order gives the row labels of the table, and decides which of two folders of one trial is the duplicate.
     trials.sort(key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.packed is not None, t.shown))
     return _tabulate(trials, targets, problems, trust_clock)

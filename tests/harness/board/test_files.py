@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import load_records
 from harness.scoring.timings import Timings, read_timings
-from tests.harness.folders import own_trial
+from tests.harness.folders import pacemark_trial
 
 ROOT = Path(__file__).parents[3]
 NASTY = [
@@ -41,7 +41,7 @@ def board_of(root: Path, studies: int = 3) -> Path:
         for workload in ("lm", "mri"):
             for name, seconds, values in (("fast", 10, [3, 1, 1]), ("slow", 15, [3, 1, 1]), ("never", 10, [3, 3, 3])):
                 jitter = 1 + 0.01 * study * (1 + (workload == "mri"))
-                own_trial(root, values, seconds * jitter, submission=name, workload=workload, study=study)
+                pacemark_trial(root, values, seconds * jitter, submission=name, workload=workload, study=study)
     return root
 
 
@@ -69,7 +69,7 @@ def with_variant(root: Path) -> Path:
     board_of(root)
     for study in range(3):
         for name, values in (("fast", [3, 1, 1]), ("slow", [3, 3, 3])):
-            own_trial(root, values, 10 + study, submission=name, workload="lm_silu", study=study, variant_of="lm")
+            pacemark_trial(root, values, 10 + study, submission=name, workload="lm_silu", study=study, variant_of="lm")
     return root
 
 
@@ -151,7 +151,7 @@ def test_a_bad_timing_file_is_refused(tmp_path: Path, content: bytes, message: s
 def test_names_are_text_in_every_file(tmp_path: Path) -> None:
     for study in range(2):
         for name in NASTY:
-            own_trial(tmp_path / "records", [3, 1], 10.0 + study, submission=name.replace("/", "_"), study=study)
+            pacemark_trial(tmp_path / "records", [3, 1], 10.0 + study, submission=name.replace("/", "_"), study=study)
     board = score(load_records([tmp_path / "records"]))
     write_board(board, tmp_path / "out", "A <b>title", ["python"])
     assert {p.name for p in tmp_path.iterdir()} == {"records", "out"}
@@ -185,7 +185,7 @@ def test_the_script_writes_and_checks_and_only_inside_out(tmp_path: Path) -> Non
     scores["score"] *= 1 + 1e-9  # another machine's last digits
     scores.to_csv(out / "scores.csv", index=False)
     assert script("leaderboard", *arguments, "--check").returncode == 0
-    own_trial(records, [1, 1], 10, submission="slow", workload="lm", study=0)
+    pacemark_trial(records, [1, 1], 10, submission="slow", workload="lm", study=0)
     differing = script("leaderboard", *arguments, "--check")
     assert differing.returncode == 1 and "differs from" in differing.stdout and "scores.csv:2" in differing.stdout
     assert pd.read_csv(out / "scores.csv")["score"].iloc[0] == pytest.approx(1)
@@ -213,7 +213,7 @@ def test_compare_in_steps_takes_records_of_several_machines(tmp_path: Path) -> N
     for study in range(3):
         for name, machine in (("fast", "one"), ("slow", "other")):
             hardware = {"device": "cpu", "cpu": machine, "threads": 1}
-            own_trial(tmp_path, [3, 1, 1], 10, submission=name, study=study, machine=hardware)
+            pacemark_trial(tmp_path, [3, 1, 1], 10, submission=name, study=study, machine=hardware)
     refused = script("leaderboard", tmp_path, "--out", tmp_path / "out")
     assert refused.returncode == 2 and "2 machines" in refused.stderr
     done = script("compare", "fast", "slow", "--records", tmp_path)
@@ -222,7 +222,7 @@ def test_compare_in_steps_takes_records_of_several_machines(tmp_path: Path) -> N
 
 def test_a_table_of_some_of_the_workloads(tmp_path: Path) -> None:
     records = board_of(tmp_path / "records")
-    own_trial(records, [3, 1, 1], 5, submission="new", workload="mri")
+    pacemark_trial(records, [3, 1, 1], 5, submission="new", workload="mri")
     written = script("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mri", "--baseline", "slow")
     assert written.returncode == 0, written.stderr
     assert set(pd.read_csv(tmp_path / "out" / "times.csv")["workload"]) == {"mri"}
@@ -242,7 +242,9 @@ def test_compare_shows_held_out_variants_apart(tmp_path: Path) -> None:
 def test_a_miss_of_unknown_length_and_a_broken_trial_leave_no_nan_scores(tmp_path: Path) -> None:
     board_of(tmp_path)
     for study in range(3):
-        (own_trial(tmp_path, [3], submission="broken", study=study, status="failed") / "eval_measurements.csv").unlink()
+        (
+            pacemark_trial(tmp_path, [3], submission="broken", study=study, status="failed") / "eval_measurements.csv"
+        ).unlink()
     scores = score(load_records([tmp_path]), baseline="slow").scores.set_index("submission")
     assert scores.loc["broken", ["score", "failed"]].tolist() == [0, 3]
     assert np.isfinite(scores["score"]).all()
@@ -252,7 +254,7 @@ def test_clocks_of_several_machines_meet_only_when_asked(tmp_path: Path) -> None
     cpus = [{"device": "cpu", "cpu": name, "threads": 1} for name in ("Fast", "Slow")]
     for study, seconds, machine in ((0, 10.0, cpus[0]), (1, 30.0, cpus[1])):
         for submission in ("a", "b"):
-            own_trial(tmp_path, [3, 1.5], seconds, submission=submission, study=study, machine=machine)
+            pacemark_trial(tmp_path, [3, 1.5], seconds, submission=submission, study=study, machine=machine)
     records = load_records([tmp_path])
     with pytest.raises(UserError, match=r"2 machines \(fast-1-thread, slow-1-thread\).*--timing.*--mix-machines"):
         score(records)

@@ -16,7 +16,7 @@ from harness.records.layout import archive_of_folder, list_submission_folders
 from harness.records.lease import Lease
 from harness.records.packing import pack, unpack, unpack_if_packed
 from harness.scoring.load_records import load_records
-from tests.harness.folders import own_trial
+from tests.harness.folders import pacemark_trial
 from tests.harness.manifests import write_manifest
 
 
@@ -24,7 +24,7 @@ from tests.harness.manifests import write_manifest
 def folder(tmp_path: Path) -> Path:
     """Of a submission with two trials and a plan."""
     for study in (0, 1):
-        own_trial(tmp_path / "records", [3.0, 2.5, 1.0 + study], study=study, status="reached")
+        pacemark_trial(tmp_path / "records", [3.0, 2.5, 1.0 + study], study=study, status="reached")
     submission = tmp_path / "records/mini/quick/machine/a"
     write_plan(submission, [(0, 1), (1, 1)])
     return submission
@@ -265,7 +265,7 @@ def test_a_trial_that_begins_while_its_submission_is_packed_goes_on(
 def test_a_folder_beside_its_archive_gets_what_it_lacks(folder: Path) -> None:
     before = contents(folder)
     archive = pack(folder)
-    added = own_trial(folder.parents[3], [3.0, 1.0], study=5, status="reached")
+    added = pacemark_trial(folder.parents[3], [3.0, 1.0], study=5, status="reached")
     unpack_if_packed(folder)
     assert contents(folder).items() >= before.items() and added.is_dir()
     assert len(contents(folder)) == len(before) + 2 and not archive.exists()
@@ -274,7 +274,7 @@ def test_a_folder_beside_its_archive_gets_what_it_lacks(folder: Path) -> None:
 def test_a_folder_that_differs_from_its_archive_is_a_question_for_the_user(folder: Path) -> None:
     archive = pack(folder)
     packed = archive.read_bytes()
-    own_trial(folder.parents[3], [3.0, 1.0], status="reached")
+    pacemark_trial(folder.parents[3], [3.0, 1.0], status="reached")
     before = contents(folder)
     with pytest.raises(UserError, match=r"both hold study_0/lm_pytorch/trial_1/.*remove the one that is out of date"):
         unpack(archive)

@@ -21,7 +21,7 @@ from harness.scoring.targets import Target, Targets
 from harness.scoring.timings import Timings
 from harness.study.timing_run import time_records
 from harness.trial.record import Record, Status
-from tests.harness.folders import own_trial
+from tests.harness.folders import pacemark_trial
 
 Trial = Callable[..., Record]
 EASY = "workload.target=5.5"
@@ -105,9 +105,9 @@ LM = Targets(("lm",), (), {"lm": Target("loss", "min", 2.0)})
 
 def pruned_study(root: Path) -> Path:
     for study in range(3):
-        own_trial(root, [3, 1], submission="a", study=study)
-        own_trial(root, [3, 3], submission="a", study=study, trial=2, status="pruned")
-        own_trial(root, [3, 3, 3], submission="b", study=study, status="pruned")
+        pacemark_trial(root, [3, 1], submission="a", study=study)
+        pacemark_trial(root, [3, 3], submission="a", study=study, trial=2, status="pruned")
+        pacemark_trial(root, [3, 3, 3], submission="b", study=study, status="pruned")
     return root
 
 
@@ -120,12 +120,12 @@ def test_a_pruned_trial_is_a_miss_of_the_length_it_had(tmp_path: Path) -> None:
     assert board.scores.set_index("submission")["score"].to_dict() == {"a": 1, "b": 0}
     assert any("6 trials were stopped early" in note for note in board.notes)
     assert "3 reached, 3 pruned" in format_files(board, "t", [])["LEADERBOARD.md"]
-    own_trial(tmp_path / "none", [3, 1])
+    pacemark_trial(tmp_path / "none", [3, 1])
     assert "pruned" not in score(load_records([tmp_path / "none"])).scores
 
 
 def test_another_target_than_the_one_it_was_pruned_under_is_said(tmp_path: Path) -> None:
-    own_trial(tmp_path, [3, 2.5], status="pruned")
+    pacemark_trial(tmp_path, [3, 2.5], status="pruned")
     assert not load_records([tmp_path], LM).problems
     easier = load_records([tmp_path], Targets(("lm",), (), {"lm": Target("loss", "min", 2.2)}))
     assert "pruned under the target 2.0; under 2.2" in easier.problems[0].message

@@ -16,7 +16,7 @@ from harness.scoring.targets import Target, Targets, read_targets
 from harness.study.pruning_replay import make_curves, replay, replay_study
 from harness.study.pruning_rules import Futility
 from tests.harness import algoperf
-from tests.harness.folders import algoperf_trial, own_trial
+from tests.harness.folders import algoperf_trial, pacemark_trial
 from tests.harness.study.test_pruning_rules import curve
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +75,7 @@ def test_only_other_submissions_that_may_be_looked_at_are(tmp_path: Path) -> Non
 
 
 def test_the_budget_of_our_records_is_in_steps(tmp_path: Path) -> None:
-    own_trial(tmp_path, [3, 3], config={"workload": {"max_steps": 400}})
+    pacemark_trial(tmp_path, [3, 3], config={"workload": {"max_steps": 400}})
     algoperf_trial(tmp_path / "theirs", [3, 3, 3, 3], submission="z")
     curves = make_curves(load_records([tmp_path], LM))
     assert [c.progress.tolist() for c in curves.values()] == [[0.25, 0.5], [0.25, 0.5, 0.75, 1.0]]
