@@ -81,9 +81,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def run_script(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run the `main` of a script with its arguments and return its exit status: 2 with one line per problem after a
-    UserError, 130 after Ctrl-C."""
+    UserError, 130 after Ctrl-C. -v and -vv are taken from the arguments (see `harness.log`)."""
+    # Here, since that module raises the errors of this one.
+    from harness.log import take_verbosity
+
     try:
-        return main(arguments)
+        return main(take_verbosity(arguments))
     except UserError as error:
         for message in error.messages:
             print(f"error: {message}", file=sys.stderr)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rich.console import Console
 from rich.table import Table
 
 from harness.config.choices import list_choices
+from harness.display import make_console
 from harness.errors import run_script
 from harness.trial.conformance import CHECKS, make_subject, run_checks
 
@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> int:
     failures = {name: run_checks(subject) for name, subject in subjects.items()}
     for name, failed in failures.items():
         table.add_row(name, *("[red]failed[/red]" if check in failed else "ok" for check in CHECKS))
-    console = Console(highlight=False, soft_wrap=True, width=max(Console().width, 120))
+    console = make_console()
+    # Its columns are not folded, and in a narrower terminal the last ones would be missing.
+    console.width = max(console.width, 120)
     console.print(table)
     for name, failed in failures.items():
         for check, message in failed.items():

@@ -1,8 +1,8 @@
 """Make a leaderboard from records.
 
     python scripts/leaderboard.py RECORDS... --out DIR [--targets FILE] [--mode default|algoperf] [--baseline NAME]
-        [--ruleset external|self_tuning|quick] [--scale mini] [--workloads NAME...] [--timing FILE...]
-        [--mix-machines] [--title TEXT] [--check]
+        [--ruleset external|self_tuning|quick] [--scale mini] [--workloads NAME...] [--submissions NAME...]
+        [--timing FILE...] [--mix-machines] [--title TEXT] [--check]
 
 RECORDS are folders in AlgoPerf's layout (AlgoPerf's own, with --targets, or ours), or one table that --consolidate
 wrote. Writes scores.csv, times.csv, LEADERBOARD.md, leaderboard.tex and site/index.html into --out. --check writes
@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ruleset", choices=["external", "self_tuning", "quick"])
     parser.add_argument("--scale")
     parser.add_argument("--workloads", nargs="+", help="a table of these alone; default: all that have records")
+    parser.add_argument("--submissions", nargs="+", help="a table of these alone, of those that were timed for example")
     parser.add_argument("--timing", type=Path, nargs="+", default=[],
                         help="seconds from this file of scripts/timing.py; of further ones, a column each")  # fmt: skip
     parser.add_argument("--mix-machines", action="store_true", help="compare clocks of different machines all the same")
@@ -56,6 +57,8 @@ def main(arguments: list[str]) -> int:
         )
     if options.workloads:
         records = records.select_workloads(options.workloads)
+    if options.submissions:
+        records = records.select_submissions(options.submissions)
     if options.consolidate:
         write_trials_table(records, options.consolidate)
     timings = [read_timings(path) for path in options.timing]

@@ -30,6 +30,7 @@ from harness.config.compose import expand_sweep, load_run
 from harness.config.options import parse_options
 from harness.config.schema import Run
 from harness.errors import UserError, run_script
+from harness.log import take_verbosity
 from harness.processes import is_launched, is_main_process, local_rank, make_working_folder_importable
 from harness.version import package_version
 
@@ -70,7 +71,7 @@ Keys that are often set (all of them: --show)
 
 Running a command again continues what was interrupted and leaves finished trials as they are. Running it twice at the
 same time, on this machine or on another that sees the same records, makes the two share the trials. scripts/status.py
-lists them.
+lists them, and shows them while they run (--watch). -v or -vv, anywhere, logs what happens behind the display.
 Exit status: 0 the trial ended with a result, 1 it failed, 2 bad input, 130 interrupted.
 """
 
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
     """Run the command line and return the exit status."""
     debug = "debug=true" in (argument.lower() for argument in arguments)
     try:
-        options = parse_options(arguments)
+        options = parse_options(take_verbosity(arguments))
         for folder in options.config_dirs:
             add_user_config_dir(folder)
         if options.version:
@@ -119,8 +120,7 @@ def _run(runs: list[Run]) -> int:
     """Run the trials of a command, here if there is just one and otherwise as a pool; returns the exit status."""
     # Before the imports below, which bring torch.
     os.environ["OMP_NUM_THREADS"] = str(runs[0].threads)
-    from rich.console import Console
-
+    from harness.display import make_console
     from harness.records.status import CRASHED
     from harness.study import executors, ledger
     from harness.study.progress import PoolProgress, print_studies
@@ -129,7 +129,7 @@ def _run(runs: list[Run]) -> int:
 
     # A scheduler's stop is like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(highlight=False, quiet=not is_main_process())
+    console = make_console(quiet=not is_main_process())
     _check_runs(runs)
     machine = machine_folder(select_device(runs[0]), runs[0].threads)
     if is_launched():
@@ -145,7 +145,10 @@ def _run(runs: list[Run]) -> int:
     with PoolProgress(console, trials):
         executors.execute(trials, lambda line: console.print(line, style="yellow", markup=False))
     states = print_studies(console, trials)
-    return int(any(state.name in CRASHED for state in states))
+    left = sum(not state.is_over for state in states)
+    if left:
+        console.print(f"{left} trials are left; the same command continues", style="yellow")
+    return int(left > 0 or any(state.name in CRASHED for state in states))
 
 
 def _check_runs(runs: list[Run]) -> None:

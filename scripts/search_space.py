@@ -11,13 +11,13 @@ import argparse
 import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from harness.config.compose import load_run
 from harness.config.schema import Run
 from harness.config.search_space import SearchSpace, parse_search_space
 from harness.config.study_trials import configure_trial, list_trials
+from harness.display import make_console
 from harness.errors import run_script
 
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     run = load_run([*settings, "ruleset=external", f"ruleset.trials={options.trials}", "ruleset.studies=1"])
     # A submission without one was refused by load_run.
     space = parse_search_space(run.optimizer.search_space)
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     for dimension in space.dimensions:
         values = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in dimension.values)
         console.print(f"{dimension.name:36} {dimension.kind:14} {values}", markup=False)

@@ -15,9 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from harness.config.choices import BASE_VARIANT, target_file
+from harness.display import make_console
 from harness.errors import run_script
 from harness.study.target_procedure import measure_target, measure_variant_target, write_target
 
@@ -33,7 +32,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--machine", default="cpu-1-thread", help="folder of the records; steps do not depend on it")
     parser.add_argument("--write", action="store_true", help="write target and provenance into the config")
     options = parser.parse_args(arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     arguments = [f"records={options.records}", f"executor.workers={options.workers}", f"machine={options.machine}"]
     all_accepted = True
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from harness import log
+from harness.study import executors
 from harness.trial.record import Record
 from scripts import run as command
 from tests import processes
@@ -51,11 +53,19 @@ def test_a_trial_from_the_command_line(tmp_path: Path) -> None:
         (["workload=gpt2", "optimizer=lion", "device=cuda:99"], "GPU"),
         (["--helpp"], "no such option"),
         (["-m", "workload=gpt2", "optimizer=lion,lino"], "optimizer=lino"),
+        (["-v", "workload=gpt2", "optimizer=lino"], "did you mean `lion`"),
+        (["-m", "workload=gpt2", "optimizer=lion,lino", "-vv"], "optimizer=lino"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_writes_nothing(
-    arguments: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # -v would set it for the tests that follow.
+    monkeypatch.setenv(log.VARIABLE, "WARNING")
     status = command.main([*arguments, *([f"records={tmp_path / 'records'}"] if "=" in arguments[-1] else [])])
     printed = capfd.readouterr()
     assert status == 2
@@ -73,6 +83,17 @@ def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     folders = {"/".join(path.parts[-5:-2]) for path in tmp_path.rglob("manifest.json")}
     assert folders == {f"{optimizer}/study_1/gpt2_pytorch" for optimizer in ("sgd", "lion")}
+
+
+def test_trials_that_are_left_are_told_and_end_with_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where all jobs of a cluster were cancelled."""
+    monkeypatch.setattr(executors, "execute", lambda trials, report: report("job 5_0 was cancelled; none is left"))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert command.main(["-m", *tiny(tmp_path, "optimizer=sgd,lion")]) == 1
+    printed = capsys.readouterr().out
+    assert "job 5_0 was cancelled" in printed and "2 trials are left; the same command continues" in printed
 
 
 def test_a_failing_submission_ends_with_status_1(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from harness.config.compose import load_run
+from harness.errors import run_script
 from harness.records.lease import Lease
 from harness.study import ledger
+from harness.study.progress import REFRESH_SECONDS
 from harness.trial.trial import run_trial
+from scripts import status
 from tests.conftest import TINY_GPT2
 from tests.harness.folders import pacemark_trial
 
@@ -20,8 +22,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    wide = os.environ | {"COLUMNS": "200"}
-    return subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], capture_output=True, text=True, env=wide)
+    return subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], capture_output=True, text=True)
 
 
 def test_status_tells_what_is_planned_running_and_finished_and_changes_nothing(tmp_path: Path) -> None:
@@ -37,8 +38,9 @@ def test_status_tells_what_is_planned_running_and_finished_and_changes_nothing(t
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
     assert "1/3" in printed and "1 exhausted" in printed and "1 running" in printed and "1 planned" in printed
-    assert "running by slurm" in printed and entries[1].name in printed and entries[2].name not in printed
-    assert "1 of 3 trials over, 1 running; about" in printed
+    (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith(entries[1].name)]
+    assert "0/12" in row and "slurm" in row and entries[2].name not in printed
+    assert "1 of 3 trials over (1 exhausted), 1 running; about" in printed
     assert entries[2].name in script("status.py", str(tmp_path), "--every").stdout
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
     held.release()
@@ -47,6 +49,25 @@ def test_status_tells_what_is_planned_running_and_finished_and_changes_nothing(t
 def test_status_of_no_folder_is_an_error(tmp_path: Path) -> None:
     done = script("status.py", str(tmp_path / "nothing"))
     assert done.returncode == 2 and "give a folder of records" in done.stderr
+
+
+def test_watching_waits_for_the_folder_and_ends_with_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pauses: list[float] = []
+
+    def press_ctrl_c(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", press_ctrl_c)
+    folder = tmp_path / "nothing"
+    assert run_script(status.main, ["--watch", str(folder)]) == 130
+    assert pauses == [REFRESH_SECONDS] * 3
+    assert capsys.readouterr().out.splitlines() == [f"{folder} is not there yet; waiting for it (Ctrl-C ends)"]
+    assert run_script(status.main, ["--watch", "0", str(folder)]) == 2
+    assert "--watch 0: give the seconds between two looks, above 0" in capsys.readouterr().err
 
 
 def test_a_search_space_is_shown_with_its_points() -> None:

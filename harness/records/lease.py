@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import threading
@@ -23,6 +24,8 @@ from typing import Any
 
 from harness.errors import LeaseLost
 from harness.processes import host_id, process_start_time
+
+logger = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 60.0
 """A lease of another machine without a heartbeat for so long is dead."""
@@ -93,6 +96,8 @@ class Lease:
         for number, path in _list_files(folder):
             if number < holder.number:
                 path.unlink(missing_ok=True)
+        if newest is not None:
+            logger.info("%s: taken over from process %d of %s, which is gone", folder, newest.pid, newest.host)
         return lease
 
     def start_heartbeat(self, when_lost: Callable[[], None] | None = None) -> Lease:
@@ -126,9 +131,15 @@ class Lease:
                 owned = self.is_owned()
                 if owned:
                     os.utime(self._path)
-            except OSError:
-                continue  # a file server that does not answer now may answer the next time
+            except OSError as error:
+                # A file server that does not answer now may answer the next time.
+                logger.warning("%s: no heartbeat this time: %s", self.folder, error)
+                continue
             if not owned:
+                if not self._stop.is_set():
+                    logger.warning(
+                        "%s: taken over by another process, since this one missed its heartbeats", self.folder
+                    )
                 if when_lost is not None and not self._stop.is_set():
                     when_lost()
                 return

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.errors import ManifestError, UserError
+from harness.errors import ManifestError, UserError, did_you_mean
 from harness.records.archive import LARGEST_MEMBER, read_archive
 from harness.records.evaluations import NO_ROWS, Evaluations, Parsed, parse_evaluations
 from harness.records.layout import (
@@ -77,6 +77,16 @@ class Records:
         base, held_out = ([w for w in names if w in wanted] for names in (self.targets.base, self.targets.held_out))
         targets = Targets(tuple(base), tuple(held_out), {w: self.targets.targets[w] for w in (*base, *held_out)})
         return replace(self, trials=self.trials[self.trials["workload"].isin(wanted)], targets=targets)
+
+    def select_submissions(self, submissions: Iterable[str]) -> Records:
+        """The records of these submissions alone, on all workloads; raises UserError for one that is not there. Rows
+        and manifests of the others stay, as above."""
+        wanted, known = set(submissions), set(self.trials["submission"])
+        if unknown := sorted(wanted - known):
+            raise UserError(
+                [f"--submissions {name}: not in the records; {did_you_mean(name, known)}" for name in unknown]
+            )
+        return replace(self, trials=self.trials[self.trials["submission"].isin(wanted)])
 
 
 @dataclass

@@ -66,8 +66,12 @@ class Timings:
         keys = pd.MultiIndex.from_frame(trials[["submission", "workload"]])
         not_timed = sorted(set(keys) - set(self.costs.index))
         if not_timed:
-            listed = ", ".join(f"{s} on {w}" for s, w in not_timed[:6])
-            raise UserError(f"the timing run has no {listed}; run scripts/timing.py on these records again")
+            listed = ", ".join(f"{s} on {w}" for s, w in not_timed[:6]) + ", ..." * (len(not_timed) > 6)
+            timed = sorted({s for s, _ in keys} - {s for s, _ in not_timed})
+            remedy = (
+                f", or make the board of those that were timed, with --submissions {' '.join(timed)}" if timed else ""
+            )
+            raise UserError(f"the timing run has no {listed}; run scripts/timing.py on these records again{remedy}")
         costs = self.costs.reindex(keys)
         rate, one_off = costs["seconds_per_step"].to_numpy(), costs["one_off"].to_numpy()
         return trials.assign(

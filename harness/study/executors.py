@@ -6,14 +6,18 @@ Executors are stateless: workers pull trials from the ledger, so that workers ma
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from harness import log
 from harness.config.schema import Executor, Run
 from harness.errors import UserError
 from harness.processes import SOURCE_ROOT
@@ -21,17 +25,23 @@ from harness.study.ledger import PlannedTrial
 from harness.study.trial_process import Slot
 from harness.study.worker import Worker, work
 
+logger = logging.getLogger(__name__)
+
 Report = Callable[[str], None]
 """Tells the user a line."""
+JOB_POLL_SECONDS = 1.0
+"""Between two looks at the jobs of a cluster; submitit asks SLURM itself far less often."""
 
 
 def execute(trials: Sequence[PlannedTrial], report: Report) -> None:
-    """Run the trials with the executor of their configuration, until all are over.
+    """Run the trials with the executor of their configuration, until all are over or nothing is left that could run
+    them: jobs of a cluster can be cancelled.
 
     Raises UserError for errors that the user has to correct, and KeyboardInterrupt after all running trials have
     stopped.
     """
     executor = trials[0].study.executor
+    logger.info("executor=%s with %d workers for %d trials", executor.name, executor.workers, len(trials))
     # One executor for all: a command refuses a sweep over executors.
     {"local": _local, "slurm": _slurm, "ray": _ray}[executor.name](trials, executor, report)
 
@@ -42,7 +52,9 @@ def execute(trials: Sequence[PlannedTrial], report: Report) -> None:
 def _local(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -> None:
     """A thread for each worker; every trial runs in a process of its own."""
     number = min(executor.workers, len(trials))
-    workers = [Worker(trials, slot) for slot in assign_slots(trials[0].study, number, report)]
+    slots = assign_slots(trials[0].study, number, report)
+    logger.debug("slots of the workers: %s", slots)
+    workers = [Worker(trials, slot) for slot in slots]
     with ThreadPoolExecutor(number) as pool:
         running = [pool.submit(worker.work) for worker in workers]
         try:
@@ -123,28 +135,89 @@ def _slurm(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -
     run = trials[0].study
     cluster = executor.options.get("cluster")
     options = {key: value for key, value in executor.options.items() if key != "cluster"}
+    folder = run.records.resolve() / ".submitit"
     jobs: list[Any]
-    try:
-        submit = submitit.AutoExecutor(folder=run.records.resolve() / ".submitit", cluster=cluster)
-        parameters = {"name": "pacemark", "cpus_per_task": run.threads, "timeout_min": executor.minutes or 240}
-        if run.device.startswith("cuda"):
-            parameters["gpus_per_node"] = 1
-        # The user's options win over ours.
-        submit.update_parameters(**parameters | options)
-        jobs = submit.map_array(_Job(), [trials] * min(executor.workers, len(trials)))
-    except (RuntimeError, NameError, TypeError, OSError, submitit.core.utils.FailedSubmissionError) as error:
-        raise UserError(
-            f"executor=slurm: {error}; run this where sbatch works, or take executor=local. "
-            f"executor.options holds parameters of submitit: {options or 'none given'}"
-        ) from error
-    job_ids = ", ".join(job.job_id for job in jobs)
-    report(f"submitted {len(jobs)} jobs: {job_ids} (interrupting this command leaves them)")
-    for job in jobs:
+    with _quiet_submitit():
         try:
-            job.result()
-        except submitit.core.utils.FailedJobError as error:
-            # The end of the message: it holds the traceback of the job, whose last lines name the error.
-            raise UserError(f"executor=slurm: job {job.job_id} failed: {str(error).strip()[-2000:]}") from error
+            submit = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            parameters = {"name": "pacemark", "cpus_per_task": run.threads, "timeout_min": executor.minutes or 240}
+            if run.device.startswith("cuda"):
+                parameters["gpus_per_node"] = 1
+            # The user's options win over ours.
+            submit.update_parameters(**parameters | options)
+            jobs = submit.map_array(_Job(), [trials] * min(executor.workers, len(trials)))
+        except (RuntimeError, NameError, TypeError, OSError, submitit.core.utils.FailedSubmissionError) as error:
+            raise UserError(
+                f"executor=slurm: {error}; run this where sbatch works, or take executor=local. "
+                f"executor.options holds parameters of submitit: {options or 'none given'}"
+            ) from error
+        job_ids = ", ".join(job.job_id for job in jobs)
+        report(f"submitted {len(jobs)} jobs: {job_ids} (interrupting this command leaves them)")
+        logger.info("the jobs write their logs into %s", folder)
+        _wait_for_jobs(jobs, submitit.core.utils, report)
+
+
+def _wait_for_jobs(jobs: Sequence[Any], errors: Any, report: Report) -> None:
+    """Wait until all jobs have ended. A job that was cancelled or lost is reported, and the others go on.
+
+    errors: the module of submitit that has them. Raises UserError for an error that the user has to correct.
+    """
+    pending = list(jobs)
+    while pending:
+        ended = [job for job in pending if job.done()]
+        for job in ended:
+            pending.remove(job)
+            try:
+                job.result()
+                logger.info("job %s has ended", job.job_id)
+            except errors.UncompletedJobError as error:
+                cause = _cause_of_loss(job, error, errors)
+                if cause is None:
+                    # The end of the message: it holds the traceback of the job, whose last lines name the error.
+                    text = str(error).strip()[-2000:]
+                    raise UserError(f"executor=slurm: job {job.job_id} failed: {text}") from error
+                logger.debug("job %s: %s", job.job_id, error)
+                rest = f"{len(pending)} still {'runs' if len(pending) == 1 else 'run'}"
+                report(f"job {job.job_id} {cause}; {rest if pending else 'none is left'}; the same command continues")
+        if not ended:
+            time.sleep(JOB_POLL_SECONDS)
+
+
+def _cause_of_loss(job: Any, error: Exception, errors: Any) -> str | None:
+    """How a job ended that was taken away from outside, as part of a sentence; None if its own code failed."""
+    if isinstance(error, errors.FailedJobError):
+        # submitit raises this in a job that may not be requeued any more.
+        return "was out of time too often" if "Job not requeued because: timed-out" in str(error) else None
+    # Without accounting the state is UNKNOWN. An array lists it as `CANCELLED by 1000`.
+    state = str(job.state).split(" ")[0].lower().replace("_", " ")
+    words = {"cancelled": "was cancelled", "preempted": "was preempted", "timeout": "was out of time",
+             "out of memory": "was out of memory", "node fail": "lost its node"}  # fmt: skip
+    # What is left without a state: a killed process leaves no result.
+    return words.get(state, "was cancelled or its node was lost")
+
+
+@contextlib.contextmanager
+def _quiet_submitit() -> Iterator[None]:
+    """Within it, submitit's records come through this module's log: its own handlers would write into a live display,
+    and without accounting it warns every few seconds that sacct cannot be asked."""
+    theirs = logging.getLogger("submitit")
+    is_told = False
+
+    def take(record: logging.LogRecord) -> bool:
+        nonlocal is_told
+        if "sacct" not in record.getMessage():
+            logger.log(record.levelno, "submitit: %s", record.getMessage())
+            return False
+        level = logging.DEBUG if is_told else logging.INFO
+        is_told = True
+        logger.log(level, "sacct does not answer, so the end of a job is known from its files: %s", record.getMessage())
+        return False
+
+    theirs.addFilter(take)
+    try:
+        yield
+    finally:
+        theirs.removeFilter(take)
 
 
 # ---- Ray ---------------------------------------------------------------------------------------------------------
@@ -159,9 +232,14 @@ def _ray(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -> 
     run = trials[0].study
     _check_reachable(str(executor.options.get("address", "")))
     # Workers import the same code as this process.
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), os.environ.get("PYTHONPATH", "")])}}
+    variables = {"PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), os.environ.get("PYTHONPATH", "")])}
+    # Tasks on other machines do not inherit the level.
+    if log.VARIABLE in os.environ:
+        variables[log.VARIABLE] = os.environ[log.VARIABLE]
+    # What a task writes comes to this terminal only where it was asked for: Ray adds lines of its own.
+    ours = {"log_to_driver": log.is_shown(logging.INFO), "include_dashboard": False}
     try:
-        ray.init(**{"log_to_driver": False, "include_dashboard": False, "runtime_env": environment} | executor.options)
+        ray.init(**ours | {"runtime_env": {"env_vars": variables}} | executor.options)
     except (ConnectionError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"executor=ray: cannot start or join a cluster with executor.options={executor.options}: {error}"
@@ -177,6 +255,7 @@ def _ray(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -> 
             raise UserError(f"executor=ray: the cluster has no {run.threads} cores for a trial")
         if number > capacity:
             report(f"executor.workers={number}, but the cluster has room for {capacity} at a time; the others wait")
+        logger.info("the cluster has room for %d trials at a time", capacity)
         references = [task.remote(list(trials)) for _ in range(number)]
         try:
             ray.get(references)

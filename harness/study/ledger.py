@@ -8,6 +8,7 @@ it. So any number of processes, on machines that share the file system, agree wi
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -33,6 +34,8 @@ from harness.records.manifest import FinalFigures, Manifest
 from harness.records.packing import unpack_if_packed
 from harness.records.plan import PLAN_FORMAT, PLAN_FORMAT_VERSION, parse_plan
 from harness.records.status import Status
+
+logger = logging.getLogger(__name__)
 
 
 class Phase(StrEnum):
@@ -112,6 +115,11 @@ def read_state(trial: PlannedTrial) -> TrialState:
         raise UserError(
             f"{trial.path.manifest} cannot be read ({error}); move the folder away to run the trial again"
         ) from error
+    return judge_state(trial, manifest)
+
+
+def judge_state(trial: PlannedTrial, manifest: Manifest | None) -> TrialState:
+    """The state of the trial by its manifest, which was just read or has not changed since, and its lease."""
     # The folder counts where there is one: it can be unpacked since the archive was read.
     manifest = manifest or trial.packed
     is_finished = manifest is not None and manifest.status.is_finished
@@ -178,6 +186,7 @@ def plan(runs: Iterable[Run], machine: str, report: Callable[[str], None] = prin
             _discard({trial.path.folder: trial for trial in [*former, *of_run]}.values())
             former = []
         _write_plan(path.plan, run, [*former, *of_run])
+        logger.info("%s: %d trials asked for, %d planned before", path.plan, len(of_run), len(former))
     return trials
 
 
@@ -251,7 +260,9 @@ def record_crash(trial: PlannedTrial, reason: str) -> None:
     if len(manifest.failures) >= trial.study.ruleset.retries:
         manifest.status = Status.FAILED
         manifest.final = FinalFigures(stop_reason=None, traceback=reason)
+        logger.info("%s: failed, after %d retries", trial.name, len(manifest.failures))
     else:
+        logger.info("%s: retry %d of %d", trial.name, len(manifest.failures) + 1, trial.study.ruleset.retries)
         manifest.failures = [*manifest.failures, reason]
     manifest.write(trial.path.manifest)
 
@@ -333,6 +344,7 @@ def _discard(trials: Iterable[PlannedTrial]) -> None:
                 raise UserError(f"{trial.path.folder} is being written by another process; wait for it, or stop it")
             leases.append((lease, trial.path))
         for _, path in leases:
+            logger.info("%s: discarded, since overwrite=true", path.folder)
             for file in (path.manifest, path.evaluations, path.checkpoint):
                 file.unlink(missing_ok=True)
     finally:

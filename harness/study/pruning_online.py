@@ -6,6 +6,7 @@ cannot be repeated exactly. Pruning is therefore off by default and never used f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,8 @@ from harness.records.layout import ARCHIVE_SUFFIX, EVALUATIONS, MANIFEST, Record
 from harness.records.manifest import Manifest
 from harness.study import pruning_rules
 from harness.study.pruning_rules import Curve, References
+
+logger = logging.getLogger(__name__)
 
 
 class OnlinePruner:
@@ -39,7 +42,12 @@ class OnlinePruner:
         table = np.array([[float(row[column]) for column in columns] for row in rows]).reshape(-1, 3)
         seconds, steps, values = table.T
         trial = _make_curve(self._path, seconds, steps, values, self._spec)
-        return pruning_rules.stop_reason(self._policy, trial, self._finished_siblings(), self._other_submissions())
+        siblings = self._finished_siblings()
+        reason = pruning_rules.stop_reason(self._policy, trial, siblings, self._other_submissions())
+        decision = "goes on" if reason is None else f"stops: {reason}"
+        level = logging.DEBUG if reason is None else logging.INFO
+        logger.log(level, "pruning=%s against %d finished trials: %s", self._policy, len(siblings), decision)
+        return reason
 
     def _finished_siblings(self) -> list[Curve]:
         # At every evaluation, since siblings finish while this trial runs. Curves of finished trials do not change and

@@ -7,18 +7,23 @@ child sees the end of its input and ends too. Threads, cores and GPU are set bef
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
+from harness import log
 from harness.config.schema import Run
 from harness.errors import UserError
 from harness.processes import SOURCE_ROOT
 from harness.records.lease import Lease
+
+logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
@@ -35,8 +40,10 @@ class Slot:
 class TrialProcess:
     """The running process of one trial."""
 
-    def __init__(self, run: Run, lease: Lease, slot: Slot) -> None:
-        """Start the process. lease: of the trial's folder, which this process holds and lends to the child."""
+    def __init__(self, run: Run, lease: Lease, slot: Slot, name: str = "trial") -> None:
+        """Start the process. lease: of the trial's folder, which this process holds and lends to the child. name: of
+        the trial, for the log."""
+        self._name = name
         environment = os.environ | {
             # Before the child starts: thread pools are sized when torch is imported.
             "OMP_NUM_THREADS": str(run.threads),
@@ -52,6 +59,10 @@ class TrialProcess:
             self._process = self._start(environment)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former_mask)
+        self._started = time.monotonic()
+        cores = "any" if slot.cores is None else ", ".join(map(str, slot.cores))
+        place = f"cores {cores}" if slot.gpu is None else f"GPU {slot.gpu}"
+        logger.info("%s: process %d started on %s", name, self._process.pid, place)
         assert self._process.stdin is not None
         # Where the child has ended at once, `wait` tells why.
         try:
@@ -69,6 +80,8 @@ class TrialProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # A library may write anything.
+            errors="replace",
             env=environment,
             # Ctrl-C reaches the parent alone, which passes it on.
             start_new_session=True,
@@ -80,9 +93,14 @@ class TrialProcess:
         Raises UserError for errors that the user has to correct.
         """
         assert self._process.stderr is not None and self._process.stdin is not None
-        # To its end before wait(): a child that fills the pipe would never end.
-        errors = self._process.stderr.read()
+        # To its end before wait(): a child that fills the pipe would never end. Log records of the child go to the log
+        # of this process as they come; all else is kept.
+        errors = "".join(line for line in self._process.stderr if not log.receive(line, self._name))
         code = self._process.wait()
+        seconds = time.monotonic() - self._started
+        logger.info("%s: process %d ended with status %d after %.1f s", self._name, self._process.pid, code, seconds)
+        if errors:
+            logger.debug("%s: its process wrote to standard error:\n%s", self._name, errors.rstrip())
         # Not earlier: the end of its input tells the child that the parent is gone.
         self._process.stdin.close()
         if code == 2:
@@ -120,6 +138,7 @@ def main() -> int:
         # Before torch is imported, so that all its threads inherit the cores.
         os.sched_setaffinity(0, request["cores"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    log.send_to_parent()
     # From here on torch is loaded, whose thread pools are sized on import.
     from harness.records.status import Status
     from harness.study.stop_rule import make_should_stop

@@ -7,14 +7,18 @@ folder runs it, and the others go on to the next.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Sequence
 
+from harness import log
 from harness.errors import UserError
 from harness.records.lease import Lease
 from harness.records.packing import unpack_if_packed
 from harness.study.ledger import PlannedTrial, read_state, record_crash
 from harness.study.trial_process import Slot, TrialProcess
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 """How long to wait while others run the last trials: one of them may die, and its trial become free again."""
@@ -35,6 +39,7 @@ class Worker:
         while self._pending and not self._stopping.is_set():
             claimed = self._claim_next()
             if claimed is None:
+                logger.debug("%d trials left, all of them held by others", len(self._pending))
                 # Not sleep(): stop() must end it at once.
                 self._stopping.wait(POLL_SECONDS)
                 continue
@@ -61,14 +66,16 @@ class Worker:
             elif state.is_claimable and (lease := acquire_lease(trial)) is not None:
                 # Another worker may have run it between the look and the lease.
                 if not read_state(trial).is_over:
+                    logger.info("%s: taken, with lease %d (it was %s)", trial.name, lease.holder.number, state.name)
                     return trial, lease
+                logger.info("%s: another worker finished it this moment", trial.name)
                 lease.release()
                 self._pending.remove(trial)
         return None
 
     def _run(self, trial: PlannedTrial, lease: Lease) -> None:
         """Run a trial in a process and wait for it; note a crash in its manifest. Raises UserError."""
-        self._process = process = TrialProcess(trial.run, lease, self._slot)
+        self._process = process = TrialProcess(trial.run, lease, self._slot, trial.name)
         # A child whose lease is lost must not write again.
         lease.start_heartbeat(when_lost=process.kill)
         # After _process is set: stop() sets the flag and then reads _process, so that one of the two sees the other.
@@ -82,8 +89,12 @@ class Worker:
         finally:
             self._process = None
         # A lost lease is no crash: the process was killed for it, and another one has the folder.
-        if crash is None or not lease.is_owned():
+        if not lease.is_owned():
+            logger.warning("%s: lost to another worker; its process here was ended", trial.name)
             return
+        if crash is None:
+            return
+        logger.info("%s: %s", trial.name, crash.partition("\n")[0])
         try:
             record_crash(trial, crash)
         except FileNotFoundError:
@@ -115,6 +126,8 @@ def acquire_lease(trial: PlannedTrial) -> Lease | None:
 
 def work(trials: Sequence[PlannedTrial], slot: Slot | None = None) -> None:
     """Run a worker from start to end; an exception of this thread (of a scheduler, say) stops it."""
+    # A job of SLURM or a task of Ray: it has inherited the level, and its standard error is its log.
+    log.configure()
     worker = Worker(trials, slot)
     with contextlib.ExitStack() as stack:
         stack.callback(worker.stop)

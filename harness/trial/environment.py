@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import torch
 from harness.config.schema import Run
 from harness.errors import UserError
 from harness.processes import is_launched, local_rank, local_world_size
+
+logger = logging.getLogger(__name__)
 
 
 def select_device(run: Run) -> torch.device:
@@ -77,6 +80,7 @@ def private_compiler_cache(wanted: bool) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, ExitStack() as stack:
         before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        logger.info("torch.compile starts from an empty cache: %s", folder)
         # Before the folder is deleted, so that nothing compiles into a folder that is gone.
         stack.callback(_restore_environment, "TORCHINDUCTOR_CACHE_DIR", before)
         yield

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TextColumn
-from rich.table import Table
 
+from harness import log
 from harness.records.manifest import Manifest
 from harness.records.status import Status
 from harness.trial.figures import Row
@@ -42,9 +44,17 @@ class ProgressLine:
             # A description alone fits 80 columns.
             columns = (TextColumn("{task.description}"),)
             # auto_refresh would start a thread that draws while the clock runs.
-            self._live = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
+            self._live = Progress(
+                *columns,
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                # Left alone where it goes to a file.
+                redirect_stderr=sys.stderr.isatty(),
+            )
             self._task = self._live.add_task("starting", total=self._spec.max_steps, completed=int(first_step))
             self._live.start()
+            log.show_above(self._console)
 
     def evaluation(self, row: Row) -> None:
         """As `harness.trial.trial.Observer.evaluation`."""
@@ -74,6 +84,7 @@ class ProgressLine:
     def close(self) -> None:
         """Take the live line away."""
         if self._live is not None:
+            log.show_above(None)
             self._live.stop()
             self._live = None
 
@@ -81,13 +92,11 @@ class ProgressLine:
 def print_summary(console: Console, record: Record) -> None:
     """Print the outcome of a finished or stopped trial."""
     assert record.manifest is not None
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, text in _summary_lines(record.manifest):
-        table.add_row(name, text)
-    table.add_row("record", escape(str(record.folder)))
-    console.print(table)
+    lines = [*_summary_lines(record.manifest), ("record", escape(str(record.folder)))]
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        # Lines and no table: a terminal wraps them itself, so that the path can be copied whole.
+        console.print(f"[bold]{name:{width}}[/] {text}", soft_wrap=True, highlight=False)
 
 
 def _summary_lines(manifest: Manifest) -> list[tuple[str, str]]:

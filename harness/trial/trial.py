@@ -6,6 +6,7 @@ check -> load the data -> open the record -> build and warm up the model -> buil
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import traceback
@@ -36,6 +37,8 @@ from harness.trial.hardware import PeakMemory, machine_folder
 from harness.trial.outcome import Outcome
 from harness.trial.record import ReadOnlyRecord, Record
 from harness.trial.training import Training
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = "interrupted; the same command continues it"
 
@@ -87,9 +90,14 @@ def run_trial(
     is_done = record.is_over and not (retry and record.status is not None and record.status.is_crash)
     # Rank 0 decides: the others may read an older manifest from a shared file system.
     if ranks.broadcast(is_done and not run.overwrite):
+        logger.info("%s: finished already, as %s", path.folder, record.status)
         return record, False
+    if run.modified:
+        logger.info("the workload is modified (%s): no table takes this trial", ", ".join(run.modified))
     declared_needs(run)  # raises its errors before data are loaded
+    started = perf_counter()
     workload = ranks.run_on_all(lambda: load_workload(run, device))
+    logger.info("%s loaded in %.1f s (data=%s)", run.spec.full_name, perf_counter() - started, run.data)
     with ExitStack() as stack:
         # Registered before the folder is taken, so that the lease is released whatever fails.
         stack.callback(record.close)
@@ -102,6 +110,7 @@ def run_trial(
         if checkpoint is not None:
             # Drops the rows after the checkpoint, whose steps are made again.
             record.write_rows()
+            logger.info("continues from the checkpoint at row %d", len(record.rows))
         should_stop = make_should_stop(run, path) if make_should_stop is not None and ranks.is_main else None
         trial = _Trial(training, record, observers, should_stop)
         try:
@@ -200,6 +209,7 @@ class _Trial:
 
     def finish(self, outcome: Outcome) -> None:
         """Write the outcome and the final figures into the record."""
+        logger.info("ended as %s%s", outcome.status, f": {outcome.stop_reason}" if outcome.stop_reason else "")
         self.record.finish(outcome.status, figures.final_values(self.training, self.record.rows, self.reached_row,
                                                                 self.state_bytes, outcome))  # fmt: skip
 
@@ -231,6 +241,7 @@ class _Trial:
                     if outcome is None and due:
                         self._write(lambda: self.record.save_checkpoint(self._checkpoint()))
                         last_checkpoint = perf_counter()
+                        logger.debug("checkpoint at row %d", len(self.record.rows))
             if outcome is not None:
                 return outcome
 
@@ -257,6 +268,8 @@ class _Trial:
             self._write(lambda: self.record.append(row))
             for observer in self.observers:
                 observer.evaluation(row)
+            metric = f"validation/{self.spec.metric}"
+            logger.debug("step %g of %d: %s %.6g", row["global_step"], self.spec.max_steps, metric, row[metric])
         return outcome
 
     def _evaluate(self, split: Split) -> dict[str, float]:

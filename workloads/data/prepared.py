@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +30,8 @@ from typing import IO, Any
 
 from harness.errors import PreparationError
 from harness.files import atomic_writer, remove_leftovers, write_atomically
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "pacemark-prepared"
 FORMAT_VERSION = 1
@@ -124,11 +126,10 @@ def open_prepared(dataset: str, source: str) -> PreparedData:
     prepared = read_manifest(folder, dataset, source)
     if (size := _count_changed_bytes(prepared)) > 2e9:
         check = f"python scripts/prepare_data.py {dataset} --check --root {folder.parent}"
-        print(
-            f"{folder}: files were copied or touched; hashing {size / 1e9:.0f} GB, in every trial until you run "
-            f"`{check}`",
-            file=sys.stderr,
-        )
+        logger.warning(
+            "%s: files were copied or touched; hashing %.0f GB, in every trial until you run `%s`",
+            folder, size / 1e9, check,
+        )  # fmt: skip
     damage = find_damage(prepared)
     if damage is not None:
         raise PreparationError(f"data={source}: {damage}; {remedy(dataset, source)} again, which repairs it")

@@ -127,8 +127,16 @@ def test_seconds_of_a_timing_run_replace_the_clocks(tmp_path: Path) -> None:
     assert any("3 alternating rounds on m" in note for note in board.notes)
     raw = score(records, mode="algoperf", timings=timings).times.set_index(["submission", "workload"])
     assert raw.loc[("fast", "lm"), "seconds"] == pytest.approx(20.2)
-    with pytest.raises(UserError, match="the timing run has no never on lm"):
+    with pytest.raises(UserError, match=r"the timing run has no never on lm.*--submissions fast slow"):
         timings.__class__("m", 3, timings.costs.drop(index=[("never", "lm")])).apply(records.trials)
+    of_two = Timings.from_rows(pd.DataFrame([row for row in rows if row["submission"] != "never"]))
+    restricted = score(records.select_submissions(["fast", "slow"]), baseline="slow", timings=of_two)
+    assert sorted(restricted.scores["submission"]) == ["fast", "slow"]
+    assert restricted.times.set_index(["submission", "workload"])["seconds"].to_dict() == {
+        key: seconds for key, seconds in times.items() if key[0] != "never"
+    }
+    with pytest.raises(UserError, match="--submissions fats: not in the records; did you mean `fast`"):
+        records.select_submissions(["fats", "slow"])
 
 
 @pytest.mark.parametrize(

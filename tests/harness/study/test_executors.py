@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import log
 from harness.config.compose import load_run
 from harness.errors import UserError
 from harness.study import executors, ledger
@@ -89,6 +91,72 @@ def test_a_ray_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
         execute(tmp_path, "executor=ray", "executor.options={address: '127.0.0.1:1'}")
     with pytest.raises(UserError, match="executor=ray: cannot start or join"):
         execute(tmp_path, "executor=ray", "executor.options={adress: auto}")
+
+
+class EndedJob:
+    """A job of submitit that has ended, without a cluster. error: what its result raises."""
+
+    def __init__(self, job_id: str, looks: int = 0, state: str = "COMPLETED", error: Exception | None = None) -> None:
+        self.job_id, self.state, self._looks, self._error = job_id, state, looks, error
+
+    def done(self) -> bool:
+        """After so many looks."""
+        self._looks -= 1
+        return self._looks < 0
+
+    def result(self) -> None:
+        """As submitit has it."""
+        if self._error is not None:
+            raise self._error
+
+
+def wait_for(*jobs: EndedJob) -> list[str]:
+    reported: list[str] = []
+    executors._wait_for_jobs(jobs, pytest.importorskip("submitit.core.utils"), reported.append)
+    return reported
+
+
+def test_a_job_that_was_taken_away_is_told_and_the_others_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = pytest.importorskip("submitit.core.utils")
+    monkeypatch.setattr(executors, "JOB_POLL_SECONDS", 0)
+    lost = errors.UncompletedJobError("Job 5_0 has not produced any output\nTraceback ...\nKeyboardInterrupt")
+    last = EndedJob("5_3", looks=4)
+    late = errors.FailedJobError("... UncompletedJobError: Job not requeued because: timed-out too many times.")
+    assert wait_for(
+        EndedJob("5_0", 1, "CANCELLED by 1000", lost),
+        EndedJob("5_1", 2, "UNKNOWN", lost),
+        EndedJob("5_2", 3, "RUNNING", late),
+        last,
+    ) == [
+        "job 5_0 was cancelled; 3 still run; the same command continues",
+        "job 5_1 was cancelled or its node was lost; 2 still run; the same command continues",
+        "job 5_2 was out of time too often; 1 still runs; the same command continues",
+    ]
+    assert last.done()
+    assert wait_for(EndedJob("7_0", 0, "PREEMPTED", lost)) == [
+        "job 7_0 was preempted; none is left; the same command continues"
+    ]
+    with pytest.raises(UserError, match=r"executor=slurm: job 6_0 failed: .*data=/nonexistent"):
+        wait_for(EndedJob("6_0", 0, "COMPLETED", errors.FailedJobError("Traceback ... UserError: data=/nonexistent")))
+
+
+def test_submitit_says_only_once_that_accounting_is_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit")
+    theirs = logging.getLogger("submitit")
+    for level, lines in (("WARNING", 0), ("INFO", 1)):
+        monkeypatch.setenv(log.VARIABLE, level)
+        log.configure()
+        with executors._quiet_submitit():
+            for call in range(3):
+                theirs.warning(f"Call #{call} - Bypassing sacct error, status may be inaccurate.")
+            theirs.warning("something else")
+        printed = "".join(capsys.readouterr()).splitlines()
+        assert sum("sacct does not answer" in line for line in printed) == lines == len(printed) - 1
+        assert printed[-1].endswith("WARNING harness.study.executors: submitit: something else")
+    monkeypatch.undo()
+    log.configure()
 
 
 def test_every_worker_has_cores_of_its_own_and_says_when_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,13 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import log
 from harness.config.compose import load_run
 from harness.errors import UserError
 from harness.records.lease import Lease
@@ -20,6 +22,7 @@ from harness.study.trial_process import Slot, TrialProcess
 from harness.study.worker import Worker, acquire_lease
 from tests import processes
 from tests.conftest import TINY_GPT2
+from tests.harness.outcomes import read_outcome
 
 SEAM = ["optimizer=any", "optimizer.search_space={hyperparameters: {lr: {log: [1e-3, 1e-1]}}}"]
 
@@ -31,6 +34,15 @@ def study(records: Path, *arguments: str) -> list[PlannedTrial]:
 
 def manifest(entry: PlannedTrial) -> dict[str, Any]:
     return dict(json.loads(entry.path.manifest.read_text()))
+
+
+@pytest.fixture
+def log_everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(log.VARIABLE, "DEBUG")
+    log.configure()
+    yield
+    monkeypatch.undo()
+    log.configure()
 
 
 def test_workers_share_the_trials_and_run_each_once(tmp_path: Path) -> None:
@@ -53,15 +65,42 @@ def test_a_trial_that_crashes_is_retried_and_then_left(tmp_path: Path) -> None:
     assert len(content["failures"]) == 1 and "the third step is wrong" in content["failures"][0]
 
 
-def test_a_trial_whose_process_dies_is_retried_from_its_checkpoint_and_then_left(tmp_path: Path) -> None:
+def test_a_trial_whose_process_dies_is_retried_from_its_checkpoint_and_then_left(
+    tmp_path: Path, log_everything: None
+) -> None:
     entries = study(
         tmp_path, *SEAM, "optimizer.class_path=tests.harness.seams.Deadly", "ruleset.retries=2", "checkpoint_seconds=0"
     )
     Worker(entries).work()
     content = manifest(entries[0])
     assert content["status"] == "failed" and "SIGABRT" in content["final"]["traceback"]
+    # Records of its log are no part of what it wrote last.
+    assert content["final"]["traceback"] == "the process of the trial ended by signal SIGABRT"
     assert len(content["failures"]) == 2
     assert content["preemption_count"] == 2
+
+
+def test_the_log_of_a_trial_comes_to_its_parent_and_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = []
+    for level in ("WARNING", "DEBUG"):
+        monkeypatch.setenv(log.VARIABLE, level)
+        log.configure()
+        (entry,) = study(tmp_path / level, "optimizer=sgd")
+        Worker([entry]).work()
+        outcomes.append(read_outcome(entry.path.folder))
+        printed = capsys.readouterr().err
+        for line in (
+            f"INFO harness.study.worker: {entry.name}: taken, with lease 1 (it was planned)",
+            f"DEBUG harness.trial.trial: {entry.name}: step 3 of 12: validation/loss ",
+            f"INFO harness.trial.trial: {entry.name}: ended as exhausted",
+            " ended with status 0 after ",
+        ):
+            assert (line in printed) == (level == "DEBUG"), printed
+    assert outcomes[0] == outcomes[1]
+    monkeypatch.undo()
+    log.configure()
 
 
 def test_divergence_is_a_result_and_no_crash(tmp_path: Path) -> None:
@@ -70,10 +109,12 @@ def test_divergence_is_a_result_and_no_crash(tmp_path: Path) -> None:
     assert manifest(entries[0])["status"] == "diverged" and "failures" not in manifest(entries[0])
 
 
-def test_what_the_user_must_mend_stops_the_worker_and_spoils_nothing(tmp_path: Path) -> None:
+def test_what_the_user_must_mend_stops_the_worker_and_spoils_nothing(tmp_path: Path, log_everything: None) -> None:
     entries = study(tmp_path, "optimizer=sgd", "data=/nonexistent")
-    with pytest.raises(UserError, match="/nonexistent"):
+    with pytest.raises(UserError) as caught:
         Worker(entries).work()
+    (message,) = caught.value.messages
+    assert message.startswith("data=/nonexistent")
     assert ledger.read_state(entries[0]).name == "planned"
 
 
