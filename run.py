@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from harness.errors import run_script
+from harness.command_line import run_script
 from scripts.run import main
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from time import perf_counter
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.command_line import run_script
 from harness.config.compose import load_run
 from harness.config.schema import Run
-from harness.errors import run_script
 from harness.interface.data_order import Selection
 from harness.interface.model_runner import StepBatch
 from harness.interface.ranks import Ranks

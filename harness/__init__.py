@@ -11,7 +11,7 @@ pyproject.toml):
     config      the configuration of a trial: schema, composition, search spaces
     interface   what authors of submissions and workloads import
 
-and below all of them errors, hashing, seeding, files and processes. board and study do not know each other, nor do
+and below all of them errors, log, display, command_line, hashing, seeding, files, processes and version. board and study do not know each other, nor do
 trial and scoring.
 """
 

@@ -6,9 +6,11 @@ import importlib
 import sys
 from pathlib import Path
 
+from harness.command_line import run_script
+
 # First, since in an installed package it makes `harness` and `scripts` importable.
 from harness.config.choices import add_user_config_dir
-from harness.errors import UserError, did_you_mean, run_script
+from harness.errors import UserError, did_you_mean
 from harness.processes import make_working_folder_importable
 from harness.version import package_version
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.errors import UserError, did_you_mean, run_script
+from harness.command_line import run_script
+from harness.errors import UserError, did_you_mean
 from harness.processes import SOURCE_ROOT
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import Records, load_records

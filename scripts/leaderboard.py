@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 
 from harness.board.files import compare_board, write_board
-from harness.errors import UserError, run_script
+from harness.command_line import run_script
+from harness.errors import UserError
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import load_records
 from harness.scoring.targets import read_targets

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ManifestError, UserError, run_script
+from harness.command_line import run_script
+from harness.errors import ManifestError, UserError
 from harness.records.archive import ArchivedTrial, read_archive
 from harness.records.layout import ARCHIVE_SUFFIX, EVALUATIONS, MANIFEST, study_number
 from harness.records.manifest import Manifest

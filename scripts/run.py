@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
+from harness.command_line import run_script
 from harness.config.choices import (
     BASE_VARIANT,
     EXPERIMENT_GROUP,
@@ -29,7 +30,7 @@ from harness.config.choices import (
 from harness.config.compose import expand_sweep, load_run
 from harness.config.options import parse_options
 from harness.config.schema import Run
-from harness.errors import UserError, run_script
+from harness.errors import UserError
 from harness.log import take_verbosity
 from harness.processes import is_launched, is_main_process, local_rank, make_working_folder_importable
 from harness.version import package_version

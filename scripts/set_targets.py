@@ -15,9 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.command_line import run_script
 from harness.config.choices import BASE_VARIANT, target_file
 from harness.display import make_console
-from harness.errors import run_script
 from harness.study.target_procedure import measure_target, measure_variant_target, write_target
 
 

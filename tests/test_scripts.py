@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.command_line import run_script
 from harness.config.compose import load_run
-from harness.errors import run_script
 from harness.records.lease import Lease
 from harness.study import ledger
 from harness.study.progress import REFRESH_SECONDS
