@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from harness.scoring.leaderboard import score
 from harness.scoring.load_records import load_records
 from harness.scoring.timings import Timings, read_timings
 from tests.harness.folders import pacemark_trial
+from tests.processes import call
 
 ROOT = Path(__file__).parents[3]
 NASTY = [
@@ -28,11 +27,6 @@ NASTY = [
     "+1",
 ]
 HEADER = b"machine,workload,submission,round,steps,seconds,build_seconds,compile_seconds\n"
-
-
-def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
 
 
 def board_of(root: Path, studies: int = 3) -> Path:
@@ -181,39 +175,39 @@ def test_names_are_text_in_every_file(tmp_path: Path) -> None:
 def test_the_script_writes_and_checks_and_only_inside_out(tmp_path: Path) -> None:
     records, out = board_of(tmp_path / "records"), tmp_path / "out"
     arguments = (records, "--out", out, "--baseline", "slow", "--title", "Test", "--consolidate", tmp_path / "all.csv")
-    written = script("leaderboard", *arguments)
+    written = call("leaderboard", *arguments)
     assert written.returncode == 0, written.stderr
     assert {p.name for p in out.iterdir()} == {"scores.csv", "times.csv", "LEADERBOARD.md", "leaderboard.tex", "site"}
     assert (out / "site" / "index.html").exists()
     header = (out / "scores.csv").read_text().splitlines()[0]
     wanted = "submission,score,score_low,score_high,steps_score,speedup,speedup_low,speedup_high,rank_low,rank_high"
     assert header.startswith(wanted)
-    assert script("leaderboard", *arguments, "--check").returncode == 0
+    assert call("leaderboard", *arguments, "--check").returncode == 0
     scores = pd.read_csv(out / "scores.csv")
     scores["score"] *= 1 + 1e-9  # another machine's last digits
     scores.to_csv(out / "scores.csv", index=False)
-    assert script("leaderboard", *arguments, "--check").returncode == 0
+    assert call("leaderboard", *arguments, "--check").returncode == 0
     pacemark_trial(records, [1, 1], 10, submission="slow", workload="lm", study=0)
-    differing = script("leaderboard", *arguments, "--check")
+    differing = call("leaderboard", *arguments, "--check")
     assert differing.returncode == 1 and "differs from" in differing.stdout and "scores.csv:2" in differing.stdout
     assert pd.read_csv(out / "scores.csv")["score"].iloc[0] == pytest.approx(1)
 
 
 def test_bad_arguments_end_with_status_2_and_one_message(tmp_path: Path) -> None:
-    done = script("leaderboard", tmp_path / "absent", "--out", tmp_path / "out")
+    done = call("leaderboard", tmp_path / "absent", "--out", tmp_path / "out")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_compare_gives_a_verdict_or_the_reason_for_none(tmp_path: Path) -> None:
     records = board_of(tmp_path)
-    done = script("compare", "fast", "slow", "--records", records)
+    done = call("compare", "fast", "slow", "--records", records)
     assert done.returncode == 0, done.stderr
     assert "no difference shown" in done.stdout  # in steps they are equal
     assert "--time measures both" in done.stdout
-    done = script("compare", "fast", "never", "--records", records)
+    done = call("compare", "fast", "never", "--records", records)
     assert "fast is faster" in done.stdout or "no verdict" in done.stdout
-    typo = script("compare", "fats", "slow", "--records", records)
+    typo = call("compare", "fats", "slow", "--records", records)
     assert typo.returncode == 2 and "did you mean `fast`" in typo.stderr
 
 
@@ -222,26 +216,26 @@ def test_compare_in_steps_takes_records_of_several_machines(tmp_path: Path) -> N
         for name, machine in (("fast", "one"), ("slow", "other")):
             hardware = {"device": "cpu", "cpu": machine, "threads": 1}
             pacemark_trial(tmp_path, [3, 1, 1], 10, submission=name, study=study, machine=hardware)
-    refused = script("leaderboard", tmp_path, "--out", tmp_path / "out")
+    refused = call("leaderboard", tmp_path, "--out", tmp_path / "out")
     assert refused.returncode == 2 and "2 machines" in refused.stderr
-    done = script("compare", "fast", "slow", "--records", tmp_path)
+    done = call("compare", "fast", "slow", "--records", tmp_path)
     assert done.returncode == 0 and "no difference shown" in done.stdout, done.stderr
 
 
 def test_a_table_of_some_of_the_workloads(tmp_path: Path) -> None:
     records = board_of(tmp_path / "records")
     pacemark_trial(records, [3, 1, 1], 5, submission="new", workload="mri")
-    written = script("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mri", "--baseline", "slow")
+    written = call("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mri", "--baseline", "slow")
     assert written.returncode == 0, written.stderr
     assert set(pd.read_csv(tmp_path / "out" / "times.csv")["workload"]) == {"mri"}
     scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("submission")["score"]
     assert scores["new"] == 1 and scores["never"] == 0
-    unknown = script("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mir")
+    unknown = call("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mir")
     assert unknown.returncode == 2 and "which hold lm, mri" in unknown.stderr
 
 
 def test_compare_shows_held_out_variants_apart(tmp_path: Path) -> None:
-    done = script("compare", "fast", "slow", "--records", with_variant(tmp_path))
+    done = call("compare", "fast", "slow", "--records", with_variant(tmp_path))
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "lm_silu" in line]
     assert "slow missed (0 of 3 studies)" in line and line.endswith("held out, no part of the verdict")

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 from harness.board.recipe_table import format_recipes
 from harness.scoring.load_records import load_records
 from tests.harness.folders import pacemark_trial
+from tests.processes import call
 
 ROOT = Path(__file__).parents[3]
 
@@ -29,7 +28,5 @@ def test_a_row_says_how_much_of_the_budget_was_needed_or_how_close_it_came(tmp_p
 
 
 def test_the_committed_table_is_what_the_records_give() -> None:
-    done = subprocess.run(
-        [sys.executable, "scripts/recipes.py", "--check"], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+    done = call("recipes", "--check")
     assert done.returncode == 0, done.stdout + done.stderr

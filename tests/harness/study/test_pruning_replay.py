@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from harness.study.pruning_rules import Futility
 from tests.harness import algoperf
 from tests.harness.folders import algoperf_trial, pacemark_trial
 from tests.harness.study.test_pruning_rules import curve
+from tests.processes import call
 
 ROOT = Path(__file__).parents[3]
 LM = Targets(("lm",), (), {"lm": Target("loss", "min", 2.0)})
@@ -86,12 +85,11 @@ def test_the_script_prints_a_line_for_each_setting(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(
         '{"base_workloads": ["lm"], "workloads": {"lm": {"target_metric_name": "loss", "validation_target_value": 2}}}'
     )
-    command = [sys.executable, str(ROOT / "scripts" / "replay.py"), str(tmp_path / "r")]
-    command += ["--targets", str(tmp_path / "t.json")]
-    done = subprocess.run([*command, "--margins", "2", "1", "--parallel", "1", "2"], capture_output=True, text=True)
+    arguments = [tmp_path / "r", "--targets", tmp_path / "t.json"]
+    done = call("replay", *arguments, "--margins", "2", "1", "--parallel", "1", "2")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[2:8]] == ["exact"] * 2 + ["futility"] * 4
-    bad = subprocess.run([*command, "--parallel", "0"], capture_output=True, text=True)
+    bad = call("replay", *arguments, "--parallel", "0")
     assert bad.returncode == 2 and "--parallel must be at least 1" in bad.stderr
 
 
