@@ -10,8 +10,8 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -113,20 +113,27 @@ def run_trial(
             logger.info("continues from the checkpoint at row %d", len(record.rows))
         should_stop = make_should_stop(run, path) if make_should_stop is not None and ranks.is_main else None
         trial = _Trial(training, record, observers, should_stop)
-        try:
+        with _report_lost_folder(record):
             trial.finish(trial.run(checkpoint))
-        except LeaseLost as error:
-            raise UserError(
-                f"{error} after this one missed its heartbeats; the trial goes on there, and nothing is to be done"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"records={run.records}: {record.folder} could not be written ({error.strerror}); make room there, "
-                "and the same command continues from the last checkpoint"
-            ) from error
         for observer in observers:
             observer.end(record)
     return record, True
+
+
+@contextmanager
+def _report_lost_folder(record: Record) -> Iterator[None]:
+    """Raise UserError where the body could not write the record any more."""
+    try:
+        yield
+    except LeaseLost as error:
+        raise UserError(
+            f"{error} after this one missed its heartbeats; the trial goes on there, and nothing is to be done"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"records={record.run.records}: {record.folder} could not be written ({error.strerror}); make room there, "
+            "and the same command continues from the last checkpoint"
+        ) from error
 
 
 def check_ranks(run: Run) -> None:
