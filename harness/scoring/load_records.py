@@ -10,7 +10,6 @@ written.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -19,32 +18,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.errors import ManifestError, UserError, did_you_mean
-from harness.records.archive import LARGEST_MEMBER, read_archive
+from harness.errors import UserError, did_you_mean
+from harness.records.archive import LARGEST_MEMBER
 from harness.records.evaluations import NO_ROWS, Evaluations, Parsed, parse_evaluations
 from harness.records.layout import (
-    ARCHIVE_SUFFIX,
     EVALUATIONS,
-    FRAMEWORKS,
     MANIFEST,
-    folder_of_archive,
-    split_workload_name,
-    study_number,
-    trial_number,
 )
 from harness.records.manifest import Manifest
 from harness.records.status import Status
 from harness.scoring.crossings import Crossings, find_crossings
 from harness.scoring.targets import Target, Targets
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something missing, repaired or refused."""
-
-    path: str
-    """Of the trial's folder below the folder of records, or the name of a workload or submission."""
-    message: str
+from harness.scoring.trial_folders import Problem, TrialFolder, find_trials, read_manifest
 
 
 @dataclass
@@ -89,64 +74,6 @@ class Records:
         return replace(self, trials=self.trials[self.trials["submission"].isin(wanted)])
 
 
-@dataclass
-class _TrialFolder:
-    """A folder that is named like a trial's, on the disk or in an archive, with what was read of it."""
-
-    path: Path
-    """In an archive: where the folder would be if it were unpacked."""
-    shown: str
-    """Its path below the folder of records."""
-    submission: str
-    workload: str
-    framework: str
-    study: int
-    trial: int
-    files: frozenset[str]
-    packed: dict[str, bytes] | None = None
-    """The contents of `files` where they lie in an archive."""
-    manifest: Manifest | None = None
-
-    def read(self, name: str) -> bytes:
-        """The start of a file, to one byte more than a record can have. Raises OSError."""
-        if self.packed is not None:
-            return self.packed[name]
-        # A third of the time of Path.open, over thousands of files.
-        with open(self.path / name, "rb") as file:  # noqa: PTH123
-            return file.read(LARGEST_MEMBER + 1)
-
-    @property
-    def declared_status(self) -> Status | None:
-        """The status by its manifest, None without one."""
-        return self.manifest.status if self.manifest is not None else None
-
-    @property
-    def is_modified(self) -> bool:
-        """Whether facts of its workload were overridden."""
-        return self.manifest is not None and bool(self.manifest.modified)
-
-    @property
-    def machine(self) -> str | None:
-        """What the trial ran on by its manifest, whatever its folder is called; None without a manifest."""
-        if self.manifest is None or not self.manifest.machine:
-            return None
-        return self.manifest.machine_folder or self.path.parents[3].name
-
-    @property
-    def stopped_at_another_target(self) -> float | None:
-        """The target at which the trial stopped, where it did not go on to the end of its budget; else None."""
-        manifest = self.manifest
-        if manifest is None or manifest.status is not Status.REACHED or manifest.config.get("run_to_end") is not False:
-            return None
-        return manifest.target
-
-    def final(self, key: str) -> float:
-        """A figure of the manifest, NaN where there is none."""
-        final = self.manifest.final if self.manifest is not None else None
-        value = getattr(final, key, None)
-        return float(value) if value is not None else np.nan
-
-
 def load_records(
     folders: Iterable[Path],
     targets: Targets | None = None,
@@ -163,10 +90,10 @@ def load_records(
     """
     folders = list(folders)
     problems: list[Problem] = []
-    trials = [trial for folder in folders for trial in _find_trials(folder, problems)]
+    trials = [trial for folder in folders for trial in find_trials(folder, problems)]
     for trial in trials:
         if MANIFEST in trial.files:
-            trial.manifest = _read_manifest(trial, problems)
+            trial.manifest = read_manifest(trial, problems)
     trials = _select_kind(trials, scale, ruleset, problems)
     if targets is None:
         targets = _declared_targets(trials)
@@ -189,125 +116,12 @@ def load_records(
     return _tabulate(trials, targets, problems, trust_clock)
 
 
-# ---- finding the folders -------------------------------------------------------------------------------------------
-
-
-def _find_trials(root: Path, problems: list[Problem]) -> list[_TrialFolder]:
-    """Every folder below `root` that is named like a trial's, at any depth, in archives too; raises UserError if it is
-    neither a folder nor an archive."""
-    if root.name.endswith(ARCHIVE_SUFFIX) and root.is_file():
-        archive = root.resolve()
-        return _find_packed_trials(archive, len(str(archive.parent)) + 1, problems)
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder; give a folder of records, an archive, or a table ending in .csv")
-    trials: list[_TrialFolder] = []
-    archives: list[Path] = []
-    pending = [str(root.resolve())]
-    root_length = len(pending[0]) + 1
-    while pending:
-        folder = pending.pop()
-        for entry in _list_folder(folder, problems):
-            # Folders of processes that pack or unpack have copies of records in them.
-            if entry.name.startswith("."):
-                continue
-            # Links are not followed: one to a folder above would never end.
-            if not entry.is_dir(follow_symlinks=False):
-                if entry.name.endswith(ARCHIVE_SUFFIX) and entry.is_file(follow_symlinks=False):
-                    archives.append(Path(entry.path))
-                continue
-            study = study_number(entry.name)
-            if study is None:
-                pending.append(entry.path)
-            else:
-                submission = os.path.basename(folder)  # noqa: PTH119
-                trials += _find_trials_of_study(entry.path, submission, study, root_length, problems)
-    packed = [trial for archive in archives for trial in _find_packed_trials(archive, root_length, problems)]
-    return trials + _without_copies(packed, trials)
-
-
-def _find_packed_trials(archive: Path, root_length: int, problems: list[Problem]) -> list[_TrialFolder]:
-    """The trials of an archive. root_length: of the prefix that messages leave out of a path."""
-    content = read_archive(archive)
-    problems += [Problem(str(archive)[root_length:], problem) for problem in content.problems]
-    folder = folder_of_archive(archive)
-    trials = []
-    for name, trial in sorted(content.trials.items()):
-        path = folder / name
-        parts = (folder.name, trial.workload, trial.framework, trial.study, trial.trial, frozenset(trial.files))
-        trials.append(_TrialFolder(path, str(path)[root_length:], *parts, packed=trial.files))
-    return trials
-
-
-def _without_copies(packed: list[_TrialFolder], trials: list[_TrialFolder]) -> list[_TrialFolder]:
-    """The packed trials without those that lie beside the archive in a folder, to the byte; of such a trial that
-    differs, the folder counts, and the packed one becomes a duplicate with the archive in its path."""
-    folders = {trial.path: trial for trial in trials} if packed else {}
-    kept = []
-    for trial in packed:
-        folder = folders.get(trial.path)
-        if folder is not None:
-            try:
-                if all(name in folder.files and folder.read(name) == trial.read(name) for name in trial.files):
-                    continue
-            except OSError:
-                pass  # the folder's own problem, reported where its files are read
-            submission, *rest = trial.shown.rsplit("/", 3)
-            trial.shown = "/".join([submission + ARCHIVE_SUFFIX, *rest])
-        kept.append(trial)
-    return kept
-
-
-def _find_trials_of_study(
-    folder: str, submission: str, study: int, root_length: int, problems: list[Problem]
-) -> list[_TrialFolder]:
-    """The trials of a folder study_<i>. root_length: of the prefix that messages leave out of a path."""
-    trials = []
-    for entry in _list_folder(folder, problems):
-        if not entry.is_dir(follow_symlinks=False):
-            continue
-        workload, framework = split_workload_name(entry.name)
-        if framework not in FRAMEWORKS or not workload:
-            message = "refused: not named <workload>_jax or <workload>_pytorch"
-            problems.append(Problem(entry.path[root_length:], message))
-            continue
-        for inner in _list_folder(entry.path, problems):
-            shown, number = inner.path[root_length:], trial_number(inner.name)
-            if number is None or not inner.is_dir(follow_symlinks=False):
-                if inner.name.startswith("trial"):
-                    problems.append(Problem(shown, "refused: not a folder named trial_<number>"))
-                continue
-            files = frozenset(file.name for file in _list_folder(inner.path, problems))
-            trial = _TrialFolder(Path(inner.path), shown, submission, workload, framework, study, number, files)
-            trials.append(trial)
-    return trials
-
-
-def _list_folder(path: str, problems: list[Problem]) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as entries:
-            # The file system's own order differs between machines, and problems are listed in this one.
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        problems.append(Problem(path, f"cannot be listed: {error.strerror}"))
-        return []
-
-
-def _read_manifest(trial: _TrialFolder, problems: list[Problem]) -> Manifest | None:
-    try:
-        if trial.packed is not None:
-            return Manifest.parse(trial.packed[MANIFEST])
-        return Manifest.read(trial.path / MANIFEST)
-    except ManifestError as error:
-        problems.append(Problem(trial.shown, f"{MANIFEST} ignored: {error}"))
-        return None
-
-
 # ---- one kind of records in a table --------------------------------------------------------------------------------
 
 
 def _select_kind(
-    trials: list[_TrialFolder], scale: str | None, ruleset: str | None, problems: list[Problem]
-) -> list[_TrialFolder]:
+    trials: list[TrialFolder], scale: str | None, ruleset: str | None, problems: list[Problem]
+) -> list[TrialFolder]:
     """The trials of one scale and one ruleset, without those of modified workloads; UserError where kinds mix."""
     modified = Counter(trial.submission for trial in trials if trial.is_modified)
     for submission, count in sorted(modified.items()):
@@ -331,7 +145,7 @@ def _select_kind(
     return trials
 
 
-def _declared_targets(trials: list[_TrialFolder]) -> Targets:
+def _declared_targets(trials: list[TrialFolder]) -> Targets:
     """The targets that the manifests declare, which also say what is a held-out variant of what.
 
     Of several versions of a target the newest counts, since curves can be scored again. Held-out variants without
@@ -375,7 +189,7 @@ def _declared_targets(trials: list[_TrialFolder]) -> Targets:
     return Targets(tuple(base_workloads), tuple(held_out), scored)
 
 
-def _why_not_scored(trial: _TrialFolder, targets: Targets) -> str:
+def _why_not_scored(trial: TrialFolder, targets: Targets) -> str:
     base = trial.manifest.variant_of if trial.manifest is not None else None
     if base is not None and base not in targets.base:
         return f"it is held out, and there are no records of {base}, which it is a variant of"
@@ -393,7 +207,7 @@ class _Verdict:
     message: str | None = None
 
 
-def _tabulate(trials: list[_TrialFolder], targets: Targets, problems: list[Problem], trust_clock: bool) -> Records:
+def _tabulate(trials: list[TrialFolder], targets: Targets, problems: list[Problem], trust_clock: bool) -> Records:
     """The table of the trials, in their order. Adds to `problems`."""
     target_of = [targets.targets[trial.workload] for trial in trials]
     contents, without_rows = _read_contents(trials)
@@ -436,11 +250,11 @@ def _tabulate(trials: list[_TrialFolder], targets: Targets, problems: list[Probl
     return Records(table, parsed.rows, targets, problems, manifests)
 
 
-def _read_contents(trials: list[_TrialFolder]) -> tuple[dict[int, bytes], dict[int, _Verdict]]:
+def _read_contents(trials: list[TrialFolder]) -> tuple[dict[int, bytes], dict[int, _Verdict]]:
     """The CSV of each trial by its position, and the verdict on those that have none to parse."""
     contents: dict[int, bytes] = {}
     without: dict[int, _Verdict] = {}
-    first_of: dict[tuple[str, str, int, int], _TrialFolder] = {}
+    first_of: dict[tuple[str, str, int, int], TrialFolder] = {}
     for i, trial in enumerate(trials):
         first = first_of.setdefault((trial.submission, trial.workload, trial.study, trial.trial), trial)
         if first is not trial:
@@ -458,7 +272,7 @@ def _read_contents(trials: list[_TrialFolder]) -> tuple[dict[int, bytes], dict[i
     return contents, without
 
 
-def _read_csv(trial: _TrialFolder) -> bytes | str:
+def _read_csv(trial: TrialFolder) -> bytes | str:
     """The content of the CSV, or why there is none."""
     if EVALUATIONS not in trial.files:
         return f"missing: no {EVALUATIONS}"
@@ -472,7 +286,7 @@ def _read_csv(trial: _TrialFolder) -> bytes | str:
 
 
 def _judge(
-    trial: _TrialFolder, target: Target, i: int, parsed: Parsed, crossings: Crossings, trust_clock: bool
+    trial: TrialFolder, target: Target, i: int, parsed: Parsed, crossings: Crossings, trust_clock: bool
 ) -> _Verdict:
     """The status of a trial whose CSV was read. i: its position.
 
@@ -501,7 +315,7 @@ def _judge(
     return _Verdict(status, message)
 
 
-def _refuse_stopped_early(unmet: list[_TrialFolder], targets: Targets) -> None:
+def _refuse_stopped_early(unmet: list[TrialFolder], targets: Targets) -> None:
     """Raise UserError for trials that stopped at a target of their own, short of the table's: they are no misses."""
     stopped = [
         (trial, own_target)
