@@ -23,6 +23,7 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from harness.command_line import run_script
 from harness.errors import PreparationError, WorkloadError
 from workloads.data import cifar10, imagenet, openwebtext, prepared
 from workloads.data.prepared import PreparedData, ReportProgress
@@ -151,4 +152,4 @@ def _prepare_fashion_mnist() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_script(main, sys.argv[1:]))

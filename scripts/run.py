@@ -121,6 +121,8 @@ def _run(runs: list[Run]) -> int:
     """Run the trials of a command, here if there is just one and otherwise as a pool; returns the exit status."""
     # Before the imports below, which bring torch.
     os.environ["OMP_NUM_THREADS"] = str(runs[0].threads)
+    from rich.text import Text
+
     from harness.display import make_console
     from harness.records.status import CRASHED
     from harness.study import executors, ledger
@@ -144,7 +146,8 @@ def _run(runs: list[Run]) -> int:
         _check_data(runs)
     trials = ledger.plan(runs, machine)
     with PoolProgress(console, trials):
-        executors.execute(trials, lambda line: console.print(line, style="yellow", markup=False))
+        # A text with a style, since style= would colour the live display below the line too.
+        executors.execute(trials, lambda line: console.print(Text(line, style="yellow")))
     states = print_studies(console, trials)
     left = sum(not state.is_over for state in states)
     if left:

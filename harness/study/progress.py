@@ -69,7 +69,10 @@ class StudyDisplay:
         former, self._phases = self._phases, {trial.trial.path.folder: trial.state.phase for trial in trials}
         over = sum(trial.state.is_over for trial in trials)
         if former is None:
-            self._print(f"{len(trials)} trials" + (f", {over} of them finished already" if over else ""))
+            self._print(
+                f"{len(trials)} trial{'s' * (len(trials) != 1)}"
+                + (f", {over} of them finished already" if over else "")
+            )
             former = {folder: phase for folder, phase in self._phases.items() if phase is Phase.OVER}
         number = sum(phase is Phase.OVER for phase in former.values())
         for trial in trials:
@@ -147,7 +150,7 @@ def watch_records(console: Console, records: Path, every: float = REFRESH_SECOND
             # Each once, and not again at every look.
             for line in lines:
                 if line not in shown:
-                    console.print(line, style="yellow", markup=False)
+                    console.print(Text(line, style="yellow"))
                     shown.add(line)
             if trials:
                 display.show(trials)
