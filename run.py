@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from harness.command_line import run_script
 from scripts.run import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_script(main, sys.argv[1:]))

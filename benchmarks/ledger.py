@@ -22,6 +22,8 @@ from typing_extensions import override
 from harness.config.compose import load_run
 from harness.config.schema import Run
 from harness.files import write_atomically
+from harness.records.archive import read_archive
+from harness.records.layout import ARCHIVE_SUFFIX, MANIFEST
 from harness.records.lease import Lease
 from harness.study import ledger
 from harness.study.ledger import PlannedTrial
@@ -29,7 +31,14 @@ from harness.study.status import survey_records
 from harness.study.worker import Worker
 
 ROOT = Path(__file__).parents[1]
-FINISHED = max((ROOT / "results").rglob("manifest.json"), key=lambda path: path.stat().st_size).read_bytes()
+FINISHED = max(
+    (
+        trial.files[MANIFEST]
+        for archive in (ROOT / "results").rglob(f"*{ARCHIVE_SUFFIX}")
+        for trial in read_archive(archive).trials.values()
+    ),
+    key=len,
+)
 """The manifest of a finished trial, the largest of the committed ones."""
 
 

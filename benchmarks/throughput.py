@@ -24,9 +24,9 @@ from time import perf_counter
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.command_line import run_script
 from harness.config.compose import load_run
 from harness.config.schema import Run
-from harness.errors import run_script
 from harness.interface.data_order import Selection
 from harness.interface.model_runner import StepBatch
 from harness.interface.ranks import Ranks
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak", type=float, help="TFLOP/s of one GPU or CPU process")
-    options, further = parser.parse_known_args()
+    options, further = parser.parse_known_args(arguments)
     further += [argument for argument in options.workloads if "=" in argument]
     ranks = init_distributed()
     for name in (argument for argument in options.workloads if "=" not in argument):

@@ -11,9 +11,12 @@ pyproject.toml):
     config      the configuration of a trial: schema, composition, search spaces
     interface   what authors of submissions and workloads import
 
-and below all of them errors, hashing, seeding, files and processes. board and study do not know each other, nor do
-trial and scoring.
+and below all of them seeding, files, processes, hashing, command_line, log, display, errors and version. board and
+study do not know each other, nor do trial and scoring.
 """
+
+if __name__ != "harness":
+    raise ImportError(f"{__name__} is the package `harness`; import pacemark first, then harness")
 
 from harness.renamed import install_import_hook
 

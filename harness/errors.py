@@ -1,4 +1,4 @@
-"""All errors that Pacemark raises on purpose, with one base class, and how a script reports them.
+"""All errors that Pacemark raises on purpose, with one base class.
 
     PacemarkError
         UserError           bad input; lists every problem with its remedy (exit status 2)
@@ -15,8 +15,7 @@ Code that uses Pacemark as a library catches `PacemarkError`.
 from __future__ import annotations
 
 import difflib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 
 class PacemarkError(Exception):
@@ -66,25 +65,13 @@ class CheckFailed(PacemarkError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion for a misspelt name: "did you mean `lion`?" for a close one, else the list of known names."""
+    """A suggestion for a misspelt name: "did you mean `lion`?" for a close one, else the list of known names, or of a
+    long list those that come nearest."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"did you mean `{close[0]}`?"
+    if len(known) > 30:
+        nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.0)
+        return f"the nearest of {len(known)} are {', '.join(nearest)}"
     return f"known are {', '.join(known)}" if known else "there are none"
-
-
-def run_script(main: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run the `main` of a script with its arguments and return its exit status: 2 with one line per problem after a
-    UserError, 130 after Ctrl-C. -v and -vv are taken from the arguments (see `harness.log`)."""
-    # Here, since that module raises the errors of this one.
-    from harness.log import take_verbosity
-
-    try:
-        return main(take_verbosity(arguments))
-    except UserError as error:
-        for message in error.messages:
-            print(f"error: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from pathlib import Path
+
+SOURCE_ROOT = Path(__file__).parents[1]
+"""The folder that holds the packages harness, workloads, submissions and scripts."""
 
 
 def host_id() -> str:
@@ -45,6 +49,20 @@ def _answers_signals(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def make_working_folder_importable() -> None:
+    """Let class paths of the configuration name modules in the working folder, here and in processes started from here.
+
+    After everything that is importable already: a folder `harness` or `workloads` there must not take the place of
+    ours.
+    """
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    former = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    # The root too: a worker on a cluster starts with a bare Python, which finds an installed Pacemark by this alone.
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(SOURCE_ROOT), *former, folder]))
 
 
 # ---- what torchrun says about this process, in environment variables -----------------------------------------------

@@ -16,8 +16,8 @@ import torch
 
 from harness.board.algorithm_table import describe_algorithm, format_algorithms, read_times
 from harness.board.generated_docs import update_document
+from harness.command_line import run_script
 from harness.config.choices import list_choices
-from harness.errors import run_script
 from harness.trial.state_size import count_state
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.errors import UserError, run_script
+from harness.command_line import run_script
+from harness.errors import UserError
 from harness.scoring.load_records import load_records
 
 ROOT = Path(__file__).parents[1]

@@ -2,10 +2,10 @@
 
     python scripts/compare.py A B [--records DIR...] [--timing FILE | --time] [--scale mini] [--ruleset quick]
 
-Looks in your records and in the committed ones: of recipes as they are (ruleset quick), or with --ruleset external of
-tuned submissions. Compares in nominal steps, which hold on any machine, and in seconds from a timing run on one
-machine: of a file of scripts/timing.py, or measured now with --time (about a minute a workload). Exit status 0
-whatever the verdict.
+Looks in your records (results/records) and in those that come with Pacemark: of recipes as they are (ruleset quick),
+or with --ruleset external of tuned submissions. Compares in nominal steps, which hold on any machine, and in seconds
+from a timing run on one machine: of a file of scripts/timing.py, or measured now with --time (about a minute a
+workload). Exit status 0 whatever the verdict.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.errors import UserError, did_you_mean, run_script
+from harness.command_line import run_script
+from harness.errors import UserError, did_you_mean
+from harness.processes import SOURCE_ROOT
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import Records, load_records
 from harness.scoring.timings import Timings, read_timings
 from harness.scoring.uncertainty import Uncertainty
 
-DEFAULT_RECORDS = (Path("results/records"), Path("results/untuned/records"), Path("results/external/records"))
+OWN_RECORDS = Path("results/records")
+"""Where runs write by default, below the working folder."""
+SHIPPED_RECORDS = tuple(SOURCE_ROOT / "results" / name / "records" for name in ("untuned", "external"))
+"""Of the baselines; they come with Pacemark."""
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a")
     parser.add_argument("b")
-    existing = [path for path in DEFAULT_RECORDS if path.is_dir()]
+    existing = [path for path in (OWN_RECORDS, *SHIPPED_RECORDS) if path.is_dir()]
     parser.add_argument(
         "--records", nargs="+", type=Path, default=existing, help="default: yours and the committed ones"
     )
@@ -41,7 +46,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--time", action="store_true", help="time both on this machine now")
     options = parser.parse_args(arguments)
     if not options.records:
-        raise UserError(f"no records in {' or '.join(map(str, DEFAULT_RECORDS))}; give their folders with --records")
+        raise UserError(f"no records in {OWN_RECORDS}; give their folders with --records")
     # By identity: the default itself, so the user has named no folders. The committed records are of several rulesets.
     if options.records is existing and options.ruleset is None:
         options.ruleset = "quick"

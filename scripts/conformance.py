@@ -13,9 +13,9 @@ import sys
 
 from rich.table import Table
 
+from harness.command_line import run_script
 from harness.config.choices import list_choices
 from harness.display import make_console
-from harness.errors import run_script
 from harness.trial.conformance import CHECKS, make_subject, run_checks
 
 

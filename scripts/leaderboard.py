@@ -17,9 +17,10 @@ import sys
 from pathlib import Path
 
 from harness.board.files import compare_board, write_board
-from harness.errors import UserError, run_script
+from harness.command_line import run_script
+from harness.errors import UserError
 from harness.scoring.leaderboard import score
-from harness.scoring.load_records import load_records
+from harness.scoring.load_records import Records, load_records
 from harness.scoring.targets import read_targets
 from harness.scoring.timings import read_timings
 from harness.scoring.trials_table import read_trials_table, write_trials_table
@@ -27,38 +28,8 @@ from harness.scoring.trials_table import read_trials_table, write_trials_table
 
 def main(arguments: list[str]) -> int:
     """Run the command line and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("records", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--targets", type=Path, help="AlgoPerf's targets JSON; default: what the manifests declare")
-    parser.add_argument("--mode", choices=["default", "algoperf"], default="default")
-    parser.add_argument("--baseline", help="the speed-up is over this submission (default: adamw or baseline)")
-    parser.add_argument("--ruleset", choices=["external", "self_tuning", "quick"])
-    parser.add_argument("--scale")
-    parser.add_argument("--workloads", nargs="+", help="a table of these alone; default: all that have records")
-    parser.add_argument("--submissions", nargs="+", help="a table of these alone, of those that were timed for example")
-    parser.add_argument("--timing", type=Path, nargs="+", default=[],
-                        help="seconds from this file of scripts/timing.py; of further ones, a column each")  # fmt: skip
-    parser.add_argument("--mix-machines", action="store_true", help="compare clocks of different machines all the same")
-    parser.add_argument("--title", default="Leaderboard")
-    parser.add_argument("--check", action="store_true", help="compare with --out instead of writing")
-    parser.add_argument("--consolidate", type=Path, help="also write the trials as one table to this file")
-    options = parser.parse_args(arguments)
-    targets = read_targets(options.targets) if options.targets else None
-    if options.records[0].suffix == ".csv":
-        if len(options.records) > 1:
-            raise UserError("one table of trials at a time")
-        records = read_trials_table(options.records[0], targets)
-    else:
-        # AlgoPerf keeps trials whose clock runs backwards.
-        trust_clock = options.mode == "algoperf"
-        records = load_records(
-            options.records, targets, scale=options.scale, ruleset=options.ruleset, trust_clock=trust_clock
-        )
-    if options.workloads:
-        records = records.select_workloads(options.workloads)
-    if options.submissions:
-        records = records.select_submissions(options.submissions)
+    options = _parse(arguments)
+    records = _load(options)
     if options.consolidate:
         write_trials_table(records, options.consolidate)
     timings = [read_timings(path) for path in options.timing]
@@ -86,6 +57,46 @@ def main(arguments: list[str]) -> int:
         print(f"{row.score:.4f}  {row.submission!s:.60}")
     print(f"written: {options.out / 'LEADERBOARD.md'}, {options.out / 'site' / 'index.html'}")
     return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--targets", type=Path, help="AlgoPerf's targets JSON; default: what the manifests declare")
+    parser.add_argument("--mode", choices=["default", "algoperf"], default="default")
+    parser.add_argument("--baseline", help="the speed-up is over this submission (default: adamw or baseline)")
+    parser.add_argument("--ruleset", choices=["external", "self_tuning", "quick"])
+    parser.add_argument("--scale")
+    parser.add_argument("--workloads", nargs="+", help="a table of these alone; default: all that have records")
+    parser.add_argument("--submissions", nargs="+", help="a table of these alone, of those that were timed for example")
+    parser.add_argument("--timing", type=Path, nargs="+", default=[],
+                        help="seconds from this file of scripts/timing.py; of further ones, a column each")  # fmt: skip
+    parser.add_argument("--mix-machines", action="store_true", help="compare clocks of different machines all the same")
+    parser.add_argument("--title", default="Leaderboard")
+    parser.add_argument("--check", action="store_true", help="compare with --out instead of writing")
+    parser.add_argument("--consolidate", type=Path, help="also write the trials as one table to this file")
+    return parser.parse_args(arguments)
+
+
+def _load(options: argparse.Namespace) -> Records:
+    """The records that the options name, restricted as they say."""
+    targets = read_targets(options.targets) if options.targets else None
+    if options.records[0].suffix == ".csv":
+        if len(options.records) > 1:
+            raise UserError("one table of trials at a time")
+        records = read_trials_table(options.records[0], targets)
+    else:
+        # AlgoPerf keeps trials whose clock runs backwards.
+        trust_clock = options.mode == "algoperf"
+        records = load_records(
+            options.records, targets, scale=options.scale, ruleset=options.ruleset, trust_clock=trust_clock
+        )
+    if options.workloads:
+        records = records.select_workloads(options.workloads)
+    if options.submissions:
+        records = records.select_submissions(options.submissions)
+    return records
 
 
 if __name__ == "__main__":

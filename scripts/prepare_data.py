@@ -23,7 +23,8 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from harness.errors import PreparationError, WorkloadError, run_script
+from harness.command_line import run_script
+from harness.errors import PreparationError, WorkloadError
 from workloads.data import cifar10, imagenet, openwebtext, prepared
 from workloads.data.prepared import PreparedData, ReportProgress
 

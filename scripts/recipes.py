@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.board.generated_docs import update_document
 from harness.board.recipe_table import format_recipes
-from harness.errors import run_script
+from harness.command_line import run_script
 from harness.scoring.load_records import load_records
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from harness.command_line import run_script
 from harness.config.choices import CONFIG_DIR
 from harness.config.compose import load_run
-from harness.errors import UserError, run_script
+from harness.errors import UserError
 from harness.trial.environment import configure_torch, select_device
 from harness.trial.refined_schedule import gradient_norms, refine_schedule
 from harness.trial.training import Training

@@ -15,7 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.errors import UserError, run_script
+from harness.command_line import run_script
+from harness.errors import UserError
 from harness.scoring.load_records import load_records
 from harness.scoring.targets import read_targets
 from harness.study.pruning_replay import Replay, replay

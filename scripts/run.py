@@ -16,12 +16,24 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from harness.config.choices import BASE_VARIANT, CONFIG_DIR, GROUPS, list_choices, list_variants, target_file
+from harness.command_line import run_script
+from harness.config.choices import (
+    BASE_VARIANT,
+    EXPERIMENT_GROUP,
+    GROUPS,
+    add_user_config_dir,
+    config_files,
+    list_choices,
+    list_variants,
+    target_file,
+)
 from harness.config.compose import expand_sweep, load_run
+from harness.config.options import parse_options
 from harness.config.schema import Run
 from harness.errors import UserError
 from harness.log import take_verbosity
-from harness.processes import is_launched, is_main_process, local_rank
+from harness.processes import is_launched, is_main_process, local_rank, make_working_folder_importable
+from harness.version import package_version
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,20 +79,21 @@ Exit status: 0 the trial ended with a result, 1 it failed, 2 bad input, 130 inte
 
 def main(arguments: list[str]) -> int:
     """Run the command line and return the exit status."""
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(USAGE.format(choices=_describe_choices()))
-        return 0
-    # From the text, since the configuration itself can be what fails.
     debug = "debug=true" in (argument.lower() for argument in arguments)
     try:
-        arguments = take_verbosity(arguments)
-        if arguments[:1] in (["-m"], ["--multirun"]):
-            return _run(_load_sweep(arguments[1:]))
-        if arguments[:1] == ["--show"]:
-            return _show(load_run(arguments[1:]))
-        if unknown := [argument for argument in arguments if argument.startswith("-")]:
-            raise UserError(f"{unknown[0]}: no such option; there are --help, --show and -m, each in first place")
-        return _run([load_run(arguments)])
+        options = parse_options(take_verbosity(arguments))
+        for folder in options.config_dirs:
+            add_user_config_dir(folder)
+        if options.version:
+            print(f"pacemark {package_version()}")
+            return 0
+        if options.help or not arguments:
+            print(USAGE.format(choices=_describe_choices()))
+            return 0
+        make_working_folder_importable()
+        if options.show:
+            return _show(load_run(options.overrides))
+        return _run(_load_sweep(options.overrides) if options.multirun else [load_run(options.overrides)])
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -255,10 +268,12 @@ def _show(run: Run) -> int:
 def _describe_choices() -> str:
     """The files of configs/ and the variants of workloads, with a line on each, as --help lists them."""
     lines = []
-    for group in GROUPS:
-        lines.append(f"{group}=")
-        for choice in list_choices(group):
-            lines.append(f"  {choice:<23}{_description(CONFIG_DIR / group / f'{choice}.yaml')}")
+    for group in (*GROUPS, EXPERIMENT_GROUP):
+        choices = list_choices(group)
+        if choices:
+            lines.append(f"{'+' if group == EXPERIMENT_GROUP else ''}{group}=")
+        for choice in choices:
+            lines.append(f"  {choice:<23}{_description(config_files(group, choice)[0])}")
         if group == "scale":
             lines.append("variant=")
             lines.append(f"  {BASE_VARIANT:<23}the workload itself; the others change it, most are held out")
@@ -271,9 +286,9 @@ def _describe_choices() -> str:
 
 def _description(path: Path) -> str:
     """The description of a config file, or the comment in its place."""
-    match = re.search(r"^(?:description:|#) *(.*)$", path.read_text(), re.MULTILINE)
+    match = re.search(r"^(?:description:|#(?! *@)) *(.*)$", path.read_text(), re.MULTILINE)
     return match.group(1) if match else ""
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_script(main, sys.argv[1:]))

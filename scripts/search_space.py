@@ -13,12 +13,12 @@ from typing import Any
 
 from rich.table import Table
 
+from harness.command_line import run_script
 from harness.config.compose import load_run
 from harness.config.schema import Run
 from harness.config.search_space import SearchSpace, parse_search_space
 from harness.config.study_trials import configure_trial, list_trials
 from harness.display import make_console
-from harness.errors import run_script
 
 
 def main(arguments: list[str]) -> int:

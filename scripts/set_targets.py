@@ -3,7 +3,8 @@
     python scripts/set_targets.py gpt2 resnet vit [--variant NAME] [--scale mini] [--workers 2] [--write]
 
 The procedure is in harness/study/target_procedure.py. It is a resumable job of the ledger: trials that are finished in
---records are not run again, and scripts/status.py shows how far it is. With --write, an accepted target is written into
+--records are not run again, and scripts/status.py shows how far it is. Records that lie packed there are unpacked;
+`python scripts/records.py pack results/targets` packs them again. With --write, an accepted target is written into
 the config of the workload, or of the variant, with its provenance and a new version. A variant needs the finalists of
 its workload, which is measured first. Exit status 1 if a target was rejected or a workload is not quiet.
 """
@@ -14,9 +15,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.command_line import run_script
 from harness.config.choices import BASE_VARIANT, target_file
 from harness.display import make_console
-from harness.errors import run_script
 from harness.study.target_procedure import measure_target, measure_variant_target, write_target
 
 

@@ -77,8 +77,13 @@ def _add(files: Files, config: MkDocsConfig, name: str, path: Path) -> None:
 def _reference() -> str:
     import harness.interface
 
+    results = ("load_records", "load_curves", "score", "list_submissions")
     parts = [
         "# Reference",
+        "The public names; all else is internal. In a repository of your own, import them from `pacemark`.",
+        "## For readers of results",
+        *(f"::: pacemark.results.{name}" for name in results),
+        "## For authors",
         "What authors of submissions and workloads import from `harness.interface`, and the bases of update rules.",
         *(f"::: harness.interface.{name}" for name in harness.interface.__all__),
         *(f"::: {path}" for path in BASES),

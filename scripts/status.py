@@ -12,8 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.command_line import run_script
 from harness.display import make_console
-from harness.errors import UserError, run_script
+from harness.errors import UserError
 from harness.records.status import CRASHED
 from harness.study.progress import REFRESH_SECONDS, print_status, watch_records
 from harness.study.status import survey_records

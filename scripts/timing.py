@@ -13,7 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.errors import UserError, run_script
+from harness.command_line import run_script
+from harness.errors import UserError
 from harness.processes import is_main_process
 from harness.scoring.load_records import load_records
 from harness.study.timing_run import time_records

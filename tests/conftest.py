@@ -44,7 +44,7 @@ TINY_GPT2 = [
 TINY_RESNET = [
     "workload=resnet",
     "workload.model={channels: 1, classes: 10, width: 4, stages: [1, 1], stem_stride: 4}",
-    "workload.data={validation_size: 59000, pad: 2, flip: true, evaluation_batch: 20000}",
+    "workload.data={validation_size: 2000, pad: 2, flip: true, evaluation_batch: 20000}",
     "workload.nominal_batch=16",
     "workload.micro_batch=16",
     "workload.max_steps=4",
@@ -55,7 +55,7 @@ TINY_VIT = [
     "workload=vit",
     "workload.model={image: 28, channels: 1, classes: 10, patch: 7, layers: 1, width: 8, heads: 2, dropout: 0.1, "
     "pooling: mean}",
-    "workload.data={validation_size: 59000, pad: 0, flip: false, evaluation_batch: 20000}",
+    "workload.data={validation_size: 2000, pad: 0, flip: false, evaluation_batch: 20000}",
     "workload.nominal_batch=16",
     "workload.micro_batch=16",
     "workload.max_steps=6",

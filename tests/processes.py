@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import subprocess
 import sys
 import threading
@@ -9,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from harness.command_line import run_script
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_SECONDS = 100.0
@@ -18,6 +23,22 @@ DEADLINE_SECONDS = 100.0
 def python(script: str, *arguments: str) -> list[str]:
     """The command line of a script of the repository, e.g. `python("run.py", "--help")`."""
     return [sys.executable, str(ROOT / script), *arguments]
+
+
+def call(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """What a script prints and its exit status, from its `main` in this process: a process of its own would load torch
+    and pandas anew. Tests that are about processes use `run`."""
+    main = importlib.import_module(f"scripts.{script}").main
+    # argparse names the program by it.
+    former, sys.argv[0] = sys.argv[0], f"{script}.py"
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            status = run_script(main, [str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+        finally:
+            sys.argv[0] = former
+    return subprocess.CompletedProcess([script, *map(str, arguments)], status, output.getvalue(), errors.getvalue())
 
 
 def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -23,8 +23,8 @@ MATRICES = "## Rules for matrices\n"
 
 def sections() -> tuple[str, str]:
     """The walk, and the section on matrices, which stands by itself."""
-    walk, found, rest = PAGE.read_text().partition(MATRICES)
-    assert found
+    walk, separator, rest = PAGE.read_text().partition(MATRICES)
+    assert separator
     matrices, heading, end = rest.partition("\n## ")
     return walk + heading + end, matrices
 

@@ -1,4 +1,4 @@
-"""The choices of a command: the files of configs/, and what is wrong with a choice.
+"""The choices of a command: the files of configs/ and of the user's own folders, and what is wrong with a choice.
 
 A variant of a workload is a file configs/workload/variant/<workload>-<scale>-<variant>.yaml. It is composed over the
 workload at that scale and holds only what differs.
@@ -6,22 +6,58 @@ workload at that scale and holds only what differs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from harness.errors import did_you_mean
+from harness.errors import UserError, did_you_mean
 
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
+# A variable of the environment, since workers and trials are processes of their own.
+CONFIG_DIR_VARIABLE = "PACEMARK_CONFIG_DIR"
+"""Holds the user's own folders of configs, which --config-dir adds to; separated as in PATH."""
 GROUPS = ("workload", "scale", "optimizer", "schedule", "ruleset", "executor", "tracker")
 """The config groups that a command chooses from."""
+EXPERIMENT_GROUP = "experiment"
+"""The group of presets, of which `+experiment=NAME` takes one."""
 SCALE_GROUP, VARIANT_GROUP = "workload/scale", "workload/variant"
 BASE_VARIANT = "base"
 """The value of variant= that means the workload itself."""
 
 
+def user_config_dirs() -> list[Path]:
+    """The user's own folders of configs, absolute. Raises UserError for one that is none."""
+    folders = [Path(entry) for entry in os.environ.get(CONFIG_DIR_VARIABLE, "").split(os.pathsep) if entry]
+    groups = (*GROUPS, EXPERIMENT_GROUP)
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {folder}: no such folder")
+        if not any((folder / group).is_dir() for group in groups):
+            raise UserError(
+                f"--config-dir {folder}: it has none of the folders {', '.join(groups)}; an optimizer's YAML, for "
+                f"example, belongs into {folder / 'optimizer'}"
+            )
+    return [folder.resolve() for folder in folders]
+
+
+def add_user_config_dir(folder: Path) -> None:
+    """Let this process and those that it starts take configs from `folder` too. Raises UserError if it is none."""
+    entries = [os.environ.get(CONFIG_DIR_VARIABLE, ""), str(folder.absolute())]
+    os.environ[CONFIG_DIR_VARIABLE] = os.pathsep.join(filter(None, entries))
+    user_config_dirs()
+
+
+def config_files(group: str, choice: str) -> list[Path]:
+    """The YAMLs of this name in the user's folders and in configs/; more than one is a mistake."""
+    paths = [folder / group / f"{choice}.yaml" for folder in (*user_config_dirs(), CONFIG_DIR)]
+    return [path for path in paths if path.is_file()]
+
+
 def list_choices(group: str) -> list[str]:
-    """The names in a config group, sorted."""
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    """The names in a config group, sorted, the user's own among them."""
+    folders = (*user_config_dirs(), CONFIG_DIR)
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def list_variants(workload: str, scale: str) -> list[str]:
@@ -38,19 +74,25 @@ def target_file(workload: str, scale: str, variant: str = BASE_VARIANT) -> Path:
     return CONFIG_DIR / VARIANT_GROUP / f"{workload}-{scale}-{variant}.yaml"
 
 
-def check_choices(selected: Mapping[str, str]) -> list[str]:
+def check_choices(selected: Mapping[str, str], keys: Collection[str] = ()) -> list[str]:
     """A line for each thing that is wrong with the choices of a command; empty if nothing is.
 
-    selected: the choice by config group. `scale` and `variant` have defaults and must be there.
+    selected: the choice by config group. `scale` and `variant` have defaults and must be there. keys: all that the
+    command sets, among which a missing group may be misspelt.
     """
-    messages = [
-        f"{group}={choice}: no such {group}; {did_you_mean(choice, list_choices(group))}"
-        for group, choice in selected.items()
-        if group in GROUPS and choice not in list_choices(group)
-    ]
+    messages = []
+    for group, choice in selected.items():
+        if group in GROUPS:
+            messages += _check_choice(group, choice)
     for group in ("workload", "optimizer"):
-        if group not in selected:
-            messages.append(f"{group} is not given; add {group}=NAME, one of {', '.join(list_choices(group))}")
+        if group in selected:
+            continue
+        if misspelt := difflib.get_close_matches(group, keys, n=1, cutoff=0.7):
+            messages.append(f"{misspelt[0]}: unknown key; did you mean `{group}`?")
+        else:
+            names = list_choices(group)
+            listed = ", ".join(names) if len(names) <= 10 else "one of those that --help lists"
+            messages.append(f"{group} is not given; add {group}=NAME, {listed}")
     if messages:
         return messages
     # What follows looks up the workload's scales and variants, so it needs a workload that exists.
@@ -65,6 +107,20 @@ def check_choices(selected: Mapping[str, str]) -> list[str]:
             f"variant={variant}: workload={workload} has no such variant at scale={scale}; it has {', '.join(variants)}"
         ]
     return []
+
+
+def _check_choice(group: str, choice: str) -> list[str]:
+    paths = config_files(group, choice)
+    if len(paths) == 1:
+        return []
+    if paths:
+        files = " and ".join(str(path) for path in paths)
+        return [f"{group}={choice}: {files} have the same name; rename yours, so that no record is taken for another's"]
+    if choice.endswith((".yaml", ".yml")) or "/" in choice:
+        return [
+            f"{group}={choice}: give a name and no path; put the file into FOLDER/{group}/ and add --config-dir FOLDER"
+        ]
+    return [f"{group}={choice}: no such {group}; {did_you_mean(choice, list_choices(group))}"]
 
 
 def target_not_measured(workload: str, scale: str, variant: str = BASE_VARIANT) -> str:

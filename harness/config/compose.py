@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import choices
-from harness.config.choices import BASE_VARIANT, GROUPS, VARIANT_GROUP
-from harness.config.schema import Run
+from harness.config.choices import BASE_VARIANT, EXPERIMENT_GROUP, GROUPS, VARIANT_GROUP
+from harness.config.experiments import quote, read_experiment
+from harness.config.schema import INTERNAL_KEYS, Run
 from harness.errors import UserError
 
 
@@ -43,11 +44,14 @@ def load_run(arguments: list[str]) -> Run:
     """
     overrides = _parse(arguments)
     _refuse_sweeps(overrides)
+    overrides = _expand_experiment(overrides)
+    if internal := [o.input_line for o in overrides if o.key_or_group in INTERNAL_KEYS]:
+        raise UserError(f"{line}: made of the command itself, and cannot be set" for line in internal)
     # The choices are checked before Hydra composes them. Its own error names neither all of the wrong ones nor the
     # names that were probably meant.
     selected = {"scale": "mini", "variant": BASE_VARIANT}
     selected |= {o.key_or_group: str(o.value()) for o in overrides if o.key_or_group in (*GROUPS, "variant")}
-    if messages := choices.check_choices(selected):
+    if messages := choices.check_choices(selected, {o.key_or_group for o in overrides}):
         raise UserError(messages)
     # Imported here, since it brings torch, which --help need not wait for.
     from harness.config import validation
@@ -88,10 +92,41 @@ def _parse(arguments: list[str]) -> list[Override]:
             continue
         if override.is_delete():
             messages.append(f"{argument}: a key cannot be removed; set it to another value, for example to null")
+        key = override.key_or_group
+        if key.startswith(("hydra.", "hydra/")):
+            messages.append(f"{argument}: Hydra's own settings are not used here; {_instead_of(key)}")
         overrides.append(override)
     if messages:
         raise UserError(messages)
     return overrides
+
+
+def _instead_of(key: str) -> str:
+    """What to use in place of a setting of Hydra's."""
+    remedies = {
+        "hydra.run": "records=FOLDER says where the record goes",
+        "hydra.sweep": "records=FOLDER says where the records go",
+        "hydra.job": "OMP_NUM_THREADS is set by threads=, and a label by label=NAME",
+        "hydra/launcher": "executor=local, slurm or ray and executor.workers= say where trials run",
+        "hydra/sweeper": "ruleset=external tunes in the submission's search space, and -m runs every combination",
+        "hydra.sweeper": "ruleset=external tunes in the submission's search space, and -m runs every combination",
+        "hydra.launcher": "executor=local, slurm or ray and executor.workers= say where trials run",
+        "hydra.searchpath": "--config-dir FOLDER adds a folder of configs",
+        "hydra.verbose": "-v logs what happens, -vv everything",
+    }
+    return next((text for prefix, text in remedies.items() if key.startswith(prefix)), "leave it out")
+
+
+def _expand_experiment(overrides: list[Override]) -> list[Override]:
+    """`+experiment=NAME` replaced by what the preset sets, over which the other arguments win. Raises UserError."""
+    names = [o for o in overrides if o.key_or_group == EXPERIMENT_GROUP]
+    others = [o for o in overrides if o.key_or_group != EXPERIMENT_GROUP]
+    if not names:
+        return overrides
+    keys = {o.key_or_group for o in others}
+    preset = [o for name in names for o in _parse(read_experiment(str(name.value()))) if o.key_or_group not in keys]
+    _refuse_sweeps(preset)
+    return [*preset, *others]
 
 
 def _refuse_sweeps(overrides: list[Override]) -> None:
@@ -106,9 +141,16 @@ def _refuse_sweeps(overrides: list[Override]) -> None:
 def _sweep_values(override: Override) -> list[str]:
     value = override.value()
     if not isinstance(value, Glob):
-        return [str(value) for value in override.sweep_string_iterator()]
+        try:
+            return [str(value) for value in override.sweep_string_iterator()]
+        except HydraException:
+            raise UserError(
+                f"{override.input_line}: an interval cannot be run in full; give values, as in "
+                f"{override.key_or_group}=0.1,0.2, or tune in the submission's search space with ruleset=external"
+            ) from None
     # Hydra expands a glob only with a config loader, which a parser by itself does not have.
-    names = choices.list_choices(override.key_or_group) if override.key_or_group in GROUPS else []
+    groups = (*GROUPS, EXPERIMENT_GROUP)
+    names = choices.list_choices(override.key_or_group) if override.key_or_group in groups else []
     matching: list[str] = value.filter(names)
     if not matching:
         hint = f"there are {', '.join(names)}" if names else "glob chooses files of configs/, such as optimizers"
@@ -150,6 +192,8 @@ def _compose_groups(groups: list[Override]) -> DictConfig:
         for override in groups
     ]
     # A program that uses Hydra itself may have initialized it, and Hydra refuses to be initialized twice.
+    if folders := choices.user_config_dirs():
+        lines.append(f"hydra.searchpath=[{','.join(quote(f'file://{folder}') for folder in folders)}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(choices.CONFIG_DIR.resolve()), version_base="1.3"):

@@ -130,6 +130,16 @@ NOT_RECORDED = {"modified", "shipped", "overridden", "overwrite", "debug", "reco
 """Keys that no manifest holds: options of the command, and paths of the machine that ran it."""
 
 
+DEVICE_PATTERN, NAME_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$", r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+PATTERN_MEANINGS = {
+    DEVICE_PATTERN: "must be auto, cpu, cuda, or cuda:N for one GPU of several",
+    NAME_PATTERN: "must be letters, digits, `_`, `.` and `-`, and begin with a letter or a digit",
+}
+"""What a message says in place of a regular expression."""
+INTERNAL_KEYS = ("modified", "shipped", "overridden")
+"""Fields of `Run` that are made of the command line; no user sets them."""
+
+
 class Run(_Strict):
     """The configuration of one trial, whole; of a study, where `trial` is only the first of several.
 
@@ -154,7 +164,7 @@ class Run(_Strict):
     """Study seed; the record goes to study_<seed>."""
     trial: int = Field(ge=1)
     """Number of the trial in its study."""
-    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(pattern=DEVICE_PATTERN)
     precision: Literal["fp32", "tf32", "bf16"]
     """fp32: every product in full. tf32: matrix products and convolutions of a GPU in TF32. bf16: autocast."""
     compile: bool
@@ -163,9 +173,9 @@ class Run(_Strict):
     """CPU threads of the trial. The bits depend on it, so it is part of the trial and not the machine's core count."""
     run_to_end: bool
     records: Path = Path("results/records")
-    machine: str = Field(default="auto", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    machine: str = Field(default="auto", pattern=NAME_PATTERN)
     """Name of the machine's folder of records; auto: a description of this machine."""
-    label: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    label: str | None = Field(default=None, pattern=NAME_PATTERN)
     overwrite: bool
     data: str = "auto"
     checkpoint_seconds: float = Field(ge=0)

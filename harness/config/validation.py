@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.config import hyperparameters, search_space
 from harness.config.choices import BASE_VARIANT, target_not_measured
-from harness.config.schema import SCHEDULE_KEYS, Optimizer, Recipe, Run
+from harness.config.schema import INTERNAL_KEYS, PATTERN_MEANINGS, SCHEDULE_KEYS, Optimizer, Recipe, Run
 from harness.errors import UserError, did_you_mean
 from harness.interface.roles import Role
 from harness.interface.schedules import Schedule
@@ -41,7 +41,7 @@ def validate(schema: type[Model], values: dict[str, Any], messages: list[str], p
     try:
         return schema(**values)
     except ValidationError as error:
-        messages += _lines(error, schema, prefix)
+        messages += _lines(error, schema, prefix, values)
         return None
 
 
@@ -131,25 +131,45 @@ def _point_problems(optimizer: Optimizer, run: Run | None, point: dict[str, Any]
 # ---- messages ------------------------------------------------------------------------------------------------------
 
 
-def _lines(error: ValidationError, schema: type[BaseModel], prefix: str) -> list[str]:
-    """A line for each problem that pydantic found, with key, value and remedy. prefix: what the keys begin with."""
+def _lines(error: ValidationError, schema: type[BaseModel], prefix: str, values: dict[str, Any]) -> list[str]:
+    """A line for each problem that pydantic found, with key, value and remedy. prefix: what the keys begin with.
+    values: the whole that does not fit `schema`."""
     lines = []
     for detail in error.errors():
         location = [str(part) for part in detail["loc"]]
         key = prefix + ".".join(location)
         if detail["type"] == "extra_forbidden":
             owner = _owner_of_field(schema, location[:-1])
-            known = owner.model_fields if owner is not None else ()
-            lines.append(f"{key}={detail['input']}: unknown key; {did_you_mean(location[-1], known)}")
+            known = [name for name in owner.model_fields if name not in INTERNAL_KEYS] if owner is not None else []
+            elsewhere = _key_elsewhere(values, location[-1])
+            remedy = f"did you mean `{elsewhere}`?" if elsewhere else did_you_mean(location[-1], known)
+            lines.append(f"{key}={detail['input']}: unknown key; {remedy}")
         elif detail["type"] == "missing":
             lines.append(f"{key} is missing; add {key}=VALUE")
         # The exception itself, since pydantic's text begins with `Value error, `. An error of a whole model has no key.
         elif detail["type"] == "value_error":
             lines.append(f"{key.rstrip('.') or 'config'}: {detail['ctx']['error']}")
+        elif detail["type"] == "string_pattern_mismatch" and detail["ctx"]["pattern"] in PATTERN_MEANINGS:
+            lines.append(f"{key}={detail['input']}: {PATTERN_MEANINGS[detail['ctx']['pattern']]}")
         else:
             text = detail["msg"].replace("Input should", "must").replace("String should", "must")
             lines.append(f"{key}={detail['input']}: {text}")
     return lines
+
+
+def _key_elsewhere(values: dict[str, Any], name: str) -> str | None:
+    """The whole key of what is called `name` in a configuration: a hyperparameter, or a key of one of its sections."""
+    optimizer = values.get("optimizer")
+    if isinstance(optimizer, dict):
+        for settings in (optimizer.get("paper_defaults"), (optimizer.get("recipe") or {}).get("hyperparameters")):
+            if isinstance(settings, dict) and name in settings:
+                return f"optimizer.hyperparameters.{name}"
+    for section in ("optimizer", "schedule", "workload", "ruleset", "executor", "tracker"):
+        content = values.get(section)
+        # The misspelt key itself is among the values, where the user has put it.
+        if isinstance(content, dict) and name in content and (section != "optimizer" or name in Optimizer.model_fields):
+            return f"{section}.{name}"
+    return None
 
 
 def _owner_of_field(schema: type[BaseModel], location: list[str]) -> type[BaseModel] | None:

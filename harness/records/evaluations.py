@@ -82,6 +82,11 @@ def read_evaluations(path: Path, column: str, further: Mapping[str, str] | None 
         content = path.read_bytes()
     except OSError:
         return None
+    return read_evaluations_of(content, column, further)
+
+
+def read_evaluations_of(content: bytes, column: str, further: Mapping[str, str] | None = None) -> Evaluations | None:
+    """As `read_evaluations`, from the content of the file."""
     parsed = parse_evaluations({0: content}, {0: column}, further or {})
     return None if parsed.refused else parsed.rows
 

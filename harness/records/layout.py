@@ -7,6 +7,7 @@
             eval_measurements.csv                           one row per evaluation
             manifest.json                                   all else
             checkpoint.pt                                   until the trial is finished
+    <records>/<scale>/<ruleset>/<machine>/<label>.tar.xz    in the place of the folder: its files, packed (archive.py)
 
 <label> is the submission's name, plus a hash of its configuration where it is not the shipped one, or what `label=`
 says. <workload> has the name of the variant in it: gpt2, or gpt2_silu.
@@ -23,6 +24,8 @@ from typing import Any
 from harness.config.schema import Run
 
 EVALUATIONS, MANIFEST, CHECKPOINT = "eval_measurements.csv", "manifest.json", "checkpoint.pt"
+ARCHIVE_SUFFIX = ".tar.xz"
+"""Of the archive that lies in the place of a submission's folder."""
 FRAMEWORKS = ("jax", "pytorch")
 """Suffixes of a workload's folder: AlgoPerf has both, our records have the second."""
 
@@ -132,8 +135,20 @@ class RecordPath:
 
 
 def list_submission_folders(records: Path) -> list[Path]:
-    """The folders <scale>/<ruleset>/<machine>/<label> below a folder of records, sorted."""
-    return sorted(path for path in records.glob("*/*/*/*") if path.is_dir())
+    """The folders <scale>/<ruleset>/<machine>/<label> below a folder of records, sorted; those too that are packed."""
+    paths = [path for path in records.glob("*/*/*/*") if not path.name.startswith(".")]
+    archives = (path for path in paths if path.name.endswith(ARCHIVE_SUFFIX) and path.is_file())
+    return sorted({*(path for path in paths if path.is_dir()), *map(folder_of_archive, archives)})
+
+
+def archive_of_folder(folder: Path) -> Path:
+    """The archive that can lie in the place of a submission's folder."""
+    return folder.with_name(folder.name + ARCHIVE_SUFFIX)
+
+
+def folder_of_archive(archive: Path) -> Path:
+    """The submission's folder in whose place the archive lies."""
+    return archive.with_name(archive.name.removesuffix(ARCHIVE_SUFFIX))
 
 
 def list_trials_of_submission(folder: Path) -> list[RecordPath]:

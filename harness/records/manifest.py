@@ -120,7 +120,7 @@ class Manifest(BaseModel):
     data: dict[str, str] = {}
     """Content hashes of the data and where they came from."""
     code: dict[str, Any] = {}
-    """Git commit of Pacemark and whether its files differed from it; empty outside a checkout."""
+    """Version of Pacemark; in a checkout also its git commit and whether its files differed from it."""
     packages: dict[str, str] = {}
     machine: dict[str, Any] = {}
     final: FinalFigures | None = None

@@ -1,6 +1,7 @@
 """Records of many trials as one table: AlgoPerf's own, and ours.
 
     .../<submission>/study_<i>/<workload>_<jax|pytorch>/trial_<j>/eval_measurements.csv [+ manifest.json, ours]
+    .../<submission>.tar.xz     the same files in an archive (harness/records/archive.py)
 
 Tolerant of what real folders hold, and strict about reporting it: every trial folder ends in a status, and
 `Records.problems` lists what was missing, repaired or refused, and why. Nothing in a record is executed, and nothing is
@@ -9,7 +10,6 @@ written.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -18,32 +18,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.errors import ManifestError, UserError, did_you_mean
+from harness.errors import UserError, did_you_mean
+from harness.records.archive import LARGEST_MEMBER
 from harness.records.evaluations import NO_ROWS, Evaluations, Parsed, parse_evaluations
 from harness.records.layout import (
     EVALUATIONS,
-    FRAMEWORKS,
     MANIFEST,
-    split_workload_name,
-    study_number,
-    trial_number,
 )
 from harness.records.manifest import Manifest
 from harness.records.status import Status
 from harness.scoring.crossings import Crossings, find_crossings
 from harness.scoring.targets import Target, Targets
-
-LARGEST_FILE = 64 * 2**20
-"""Bytes of a CSV. A real record has a few hundred rows; a larger file is no record."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something missing, repaired or refused."""
-
-    path: str
-    """Of the trial's folder below the folder of records, or the name of a workload or submission."""
-    message: str
+from harness.scoring.trial_folders import Problem, TrialFolder, find_trials, read_manifest
 
 
 @dataclass
@@ -88,53 +74,6 @@ class Records:
         return replace(self, trials=self.trials[self.trials["submission"].isin(wanted)])
 
 
-@dataclass
-class _TrialFolder:
-    """A folder that is named like a trial's, with what was read of it."""
-
-    path: Path
-    shown: str
-    """Its path below the folder of records."""
-    submission: str
-    workload: str
-    framework: str
-    study: int
-    trial: int
-    files: frozenset[str]
-    manifest: Manifest | None = None
-
-    @property
-    def declared_status(self) -> Status | None:
-        """The status by its manifest, None without one."""
-        return self.manifest.status if self.manifest is not None else None
-
-    @property
-    def is_modified(self) -> bool:
-        """Whether facts of its workload were overridden."""
-        return self.manifest is not None and bool(self.manifest.modified)
-
-    @property
-    def machine(self) -> str | None:
-        """What the trial ran on by its manifest, whatever its folder is called; None without a manifest."""
-        if self.manifest is None or not self.manifest.machine:
-            return None
-        return self.manifest.machine_folder or self.path.parents[3].name
-
-    @property
-    def stopped_at_another_target(self) -> float | None:
-        """The target at which the trial stopped, where it did not go on to the end of its budget; else None."""
-        manifest = self.manifest
-        if manifest is None or manifest.status is not Status.REACHED or manifest.config.get("run_to_end") is not False:
-            return None
-        return manifest.target
-
-    def final(self, key: str) -> float:
-        """A figure of the manifest, NaN where there is none."""
-        final = self.manifest.final if self.manifest is not None else None
-        value = getattr(final, key, None)
-        return float(value) if value is not None else np.nan
-
-
 def load_records(
     folders: Iterable[Path],
     targets: Targets | None = None,
@@ -143,7 +82,7 @@ def load_records(
     ruleset: str | None = None,
     trust_clock: bool = False,
 ) -> Records:
-    """Read every trial below `folders`. Without `targets`, those of the manifests count.
+    """Read every trial below `folders`, in folders and archives. Without `targets`, those of the manifests count.
 
     scale, ruleset: which of our records to take, where several are there (AlgoPerf's carry neither). trust_clock: keep
     trials whose clock runs backwards, as AlgoPerf does. Raises UserError if nothing can be scored or versions are
@@ -151,10 +90,10 @@ def load_records(
     """
     folders = list(folders)
     problems: list[Problem] = []
-    trials = [trial for folder in folders for trial in _find_trials(folder, problems)]
+    trials = [trial for folder in folders for trial in find_trials(folder, problems)]
     for trial in trials:
         if MANIFEST in trial.files:
-            trial.manifest = _read_manifest(trial, problems)
+            trial.manifest = read_manifest(trial, problems)
     trials = _select_kind(trials, scale, ruleset, problems)
     if targets is None:
         targets = _declared_targets(trials)
@@ -168,85 +107,21 @@ def load_records(
             f"no trial to score in {', '.join(map(str, folders))}; expected .../study_<i>/<workload>_<jax|pytorch>/"
             f"trial_<j>/{EVALUATIONS}{listed}"
         )
+    versions = Counter(t.manifest.code.get("version") for t in trials if t.manifest is not None)
+    if len(named := sorted(str(version) for version in versions if version is not None)) > 1:
+        counts = ", ".join(f"{versions[version]} by {version}" for version in named)
+        problems.append(Problem("versions", f"trials of several versions of Pacemark: {counts}"))
     # The order gives the row labels of the table, and decides which of two folders of one trial is the duplicate.
-    trials.sort(key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.shown))
+    trials.sort(key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.packed is not None, t.shown))
     return _tabulate(trials, targets, problems, trust_clock)
-
-
-# ---- finding the folders -------------------------------------------------------------------------------------------
-
-
-def _find_trials(root: Path, problems: list[Problem]) -> list[_TrialFolder]:
-    """Every folder below `root` that is named like a trial's, at any depth; raises UserError if it is no folder."""
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder; give a folder of records, or a table ending in .csv")
-    trials: list[_TrialFolder] = []
-    pending = [str(root.resolve())]
-    root_length = len(pending[0]) + 1
-    while pending:
-        folder = pending.pop()
-        for entry in _list_folder(folder, problems):
-            # Links are not followed: one to a folder above would never end.
-            if not entry.is_dir(follow_symlinks=False):
-                continue
-            study = study_number(entry.name)
-            if study is None:
-                pending.append(entry.path)
-            else:
-                submission = os.path.basename(folder)  # noqa: PTH119
-                trials += _find_trials_of_study(entry.path, submission, study, root_length, problems)
-    return trials
-
-
-def _find_trials_of_study(
-    folder: str, submission: str, study: int, root_length: int, problems: list[Problem]
-) -> list[_TrialFolder]:
-    """The trials of a folder study_<i>. root_length: of the prefix that messages leave out of a path."""
-    trials = []
-    for entry in _list_folder(folder, problems):
-        if not entry.is_dir(follow_symlinks=False):
-            continue
-        workload, framework = split_workload_name(entry.name)
-        if framework not in FRAMEWORKS or not workload:
-            message = "refused: not named <workload>_jax or <workload>_pytorch"
-            problems.append(Problem(entry.path[root_length:], message))
-            continue
-        for inner in _list_folder(entry.path, problems):
-            shown, number = inner.path[root_length:], trial_number(inner.name)
-            if number is None or not inner.is_dir(follow_symlinks=False):
-                if inner.name.startswith("trial"):
-                    problems.append(Problem(shown, "refused: not a folder named trial_<number>"))
-                continue
-            files = frozenset(file.name for file in _list_folder(inner.path, problems))
-            trial = _TrialFolder(Path(inner.path), shown, submission, workload, framework, study, number, files)
-            trials.append(trial)
-    return trials
-
-
-def _list_folder(path: str, problems: list[Problem]) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as entries:
-            # The file system's own order differs between machines, and problems are listed in this one.
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        problems.append(Problem(path, f"cannot be listed: {error.strerror}"))
-        return []
-
-
-def _read_manifest(trial: _TrialFolder, problems: list[Problem]) -> Manifest | None:
-    try:
-        return Manifest.read(trial.path / MANIFEST)
-    except ManifestError as error:
-        problems.append(Problem(trial.shown, f"{MANIFEST} ignored: {error}"))
-        return None
 
 
 # ---- one kind of records in a table --------------------------------------------------------------------------------
 
 
 def _select_kind(
-    trials: list[_TrialFolder], scale: str | None, ruleset: str | None, problems: list[Problem]
-) -> list[_TrialFolder]:
+    trials: list[TrialFolder], scale: str | None, ruleset: str | None, problems: list[Problem]
+) -> list[TrialFolder]:
     """The trials of one scale and one ruleset, without those of modified workloads; UserError where kinds mix."""
     modified = Counter(trial.submission for trial in trials if trial.is_modified)
     for submission, count in sorted(modified.items()):
@@ -270,7 +145,7 @@ def _select_kind(
     return trials
 
 
-def _declared_targets(trials: list[_TrialFolder]) -> Targets:
+def _declared_targets(trials: list[TrialFolder]) -> Targets:
     """The targets that the manifests declare, which also say what is a held-out variant of what.
 
     Of several versions of a target the newest counts, since curves can be scored again. Held-out variants without
@@ -314,7 +189,7 @@ def _declared_targets(trials: list[_TrialFolder]) -> Targets:
     return Targets(tuple(base_workloads), tuple(held_out), scored)
 
 
-def _why_not_scored(trial: _TrialFolder, targets: Targets) -> str:
+def _why_not_scored(trial: TrialFolder, targets: Targets) -> str:
     base = trial.manifest.variant_of if trial.manifest is not None else None
     if base is not None and base not in targets.base:
         return f"it is held out, and there are no records of {base}, which it is a variant of"
@@ -332,7 +207,7 @@ class _Verdict:
     message: str | None = None
 
 
-def _tabulate(trials: list[_TrialFolder], targets: Targets, problems: list[Problem], trust_clock: bool) -> Records:
+def _tabulate(trials: list[TrialFolder], targets: Targets, problems: list[Problem], trust_clock: bool) -> Records:
     """The table of the trials, in their order. Adds to `problems`."""
     target_of = [targets.targets[trial.workload] for trial in trials]
     contents, without_rows = _read_contents(trials)
@@ -375,11 +250,11 @@ def _tabulate(trials: list[_TrialFolder], targets: Targets, problems: list[Probl
     return Records(table, parsed.rows, targets, problems, manifests)
 
 
-def _read_contents(trials: list[_TrialFolder]) -> tuple[dict[int, bytes], dict[int, _Verdict]]:
+def _read_contents(trials: list[TrialFolder]) -> tuple[dict[int, bytes], dict[int, _Verdict]]:
     """The CSV of each trial by its position, and the verdict on those that have none to parse."""
     contents: dict[int, bytes] = {}
     without: dict[int, _Verdict] = {}
-    first_of: dict[tuple[str, str, int, int], _TrialFolder] = {}
+    first_of: dict[tuple[str, str, int, int], TrialFolder] = {}
     for i, trial in enumerate(trials):
         first = first_of.setdefault((trial.submission, trial.workload, trial.study, trial.trial), trial)
         if first is not trial:
@@ -397,23 +272,21 @@ def _read_contents(trials: list[_TrialFolder]) -> tuple[dict[int, bytes], dict[i
     return contents, without
 
 
-def _read_csv(trial: _TrialFolder) -> bytes | str:
+def _read_csv(trial: TrialFolder) -> bytes | str:
     """The content of the CSV, or why there is none."""
     if EVALUATIONS not in trial.files:
         return f"missing: no {EVALUATIONS}"
     try:
-        # A third of the time of Path.open, over thousands of files.
-        with open(trial.path / EVALUATIONS, "rb") as file:  # noqa: PTH123
-            content = file.read(LARGEST_FILE + 1)
+        content = trial.read(EVALUATIONS)
     except OSError as error:
         return f"missing: {EVALUATIONS} cannot be read ({error.strerror})"
-    if len(content) > LARGEST_FILE:
-        return f"refused: {EVALUATIONS} is larger than {LARGEST_FILE >> 20} MiB"
+    if len(content) > LARGEST_MEMBER:
+        return f"refused: {EVALUATIONS} is larger than {LARGEST_MEMBER >> 20} MiB"
     return content
 
 
 def _judge(
-    trial: _TrialFolder, target: Target, i: int, parsed: Parsed, crossings: Crossings, trust_clock: bool
+    trial: TrialFolder, target: Target, i: int, parsed: Parsed, crossings: Crossings, trust_clock: bool
 ) -> _Verdict:
     """The status of a trial whose CSV was read. i: its position.
 
@@ -442,7 +315,7 @@ def _judge(
     return _Verdict(status, message)
 
 
-def _refuse_stopped_early(unmet: list[_TrialFolder], targets: Targets) -> None:
+def _refuse_stopped_early(unmet: list[TrialFolder], targets: Targets) -> None:
     """Raise UserError for trials that stopped at a target of their own, short of the table's: they are no misses."""
     stopped = [
         (trial, own_target)

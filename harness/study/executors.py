@@ -20,8 +20,9 @@ from typing import Any
 from harness import log
 from harness.config.schema import Executor, Run
 from harness.errors import UserError
+from harness.processes import SOURCE_ROOT
 from harness.study.ledger import PlannedTrial
-from harness.study.trial_process import SOURCE_ROOT, Slot
+from harness.study.trial_process import Slot
 from harness.study.worker import Worker, work
 
 logger = logging.getLogger(__name__)

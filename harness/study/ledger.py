@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,22 @@ from harness.config.study_trials import configure_trial, list_trials
 from harness.errors import ManifestError, UserError
 from harness.files import write_atomically
 from harness.hashing import stable_hash
+from harness.records.archive import ArchivedSubmission, read_archive
 from harness.records.differences import differences
-from harness.records.layout import RecordPath, list_submission_folders, list_trials_of_submission
+from harness.records.layout import (
+    MANIFEST,
+    RecordPath,
+    archive_of_folder,
+    list_submission_folders,
+    list_trials_of_submission,
+)
 from harness.records.lease import Lease, current_holder
 from harness.records.manifest import FinalFigures, Manifest
+from harness.records.packing import unpack_if_packed
+from harness.records.plan import PLAN_FORMAT, PLAN_FORMAT_VERSION, parse_plan
 from harness.records.status import Status
 
 logger = logging.getLogger(__name__)
-
-PLAN_FORMAT = "pacemark-plan"
-PLAN_FORMAT_VERSION = 1
 
 
 class Phase(StrEnum):
@@ -56,6 +62,8 @@ class PlannedTrial:
     study: Run
     """The configuration of its study, without the point that the trial tries."""
     path: RecordPath
+    packed: Manifest | None = field(default=None, compare=False)
+    """The manifest of a trial that lies in an archive."""
 
     @property
     def run(self) -> Run:
@@ -112,6 +120,8 @@ def read_state(trial: PlannedTrial) -> TrialState:
 
 def judge_state(trial: PlannedTrial, manifest: Manifest | None) -> TrialState:
     """The state of the trial by its manifest, which was just read or has not changed since, and its lease."""
+    # The folder counts where there is one: it can be unpacked since the archive was read.
+    manifest = manifest or trial.packed
     is_finished = manifest is not None and manifest.status.is_finished
     can_retry = (
         manifest is not None and manifest.status.is_crash and len(manifest.failures) < trial.study.ruleset.retries
@@ -128,8 +138,11 @@ def judge_state(trial: PlannedTrial, manifest: Manifest | None) -> TrialState:
     return TrialState(Phase.PLANNED if manifest is None else Phase.INTERRUPTED, manifest)
 
 
-def enumerate_trials(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
-    """Every trial that `runs` ask for, in running order; nothing is written. machine: the machine's folder name.
+def enumerate_trials(runs: Iterable[Run], machine: str, report: Callable[[str], None] = print) -> list[PlannedTrial]:
+    """Every trial that `runs` ask for, in running order. machine: the machine's folder name.
+
+    Nothing is planned. A submission that is packed is unpacked, so that its trials are not run anew; `report` is told
+    so in a line.
 
     Raises UserError where a folder is planned for another configuration, unless overwrite=true.
     """
@@ -137,6 +150,7 @@ def enumerate_trials(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
     trials: dict[Path, PlannedTrial] = {}
     for run in runs:
         first = RecordPath.of_run(run, machine)
+        unpack_if_packed(first.submission_folder, report)
         if not run.overwrite and first.plan.exists():
             differing = differences(_read_plan(first.plan)["identity"], _study_identity(run))
             if differing:
@@ -155,7 +169,7 @@ def enumerate_trials(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
     return sorted(trials.values(), key=lambda trial: (trial.path.study, stable_hash(trial.name)))
 
 
-def plan(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
+def plan(runs: Iterable[Run], machine: str, report: Callable[[str], None] = print) -> list[PlannedTrial]:
     """Write the trials that `runs` ask for into their plans, beside the trials already planned; otherwise as
     `enumerate_trials`.
 
@@ -163,11 +177,11 @@ def plan(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
     """
     runs = list(runs)
     # Of all runs, so that a problem of the last one is found before anything is written.
-    trials = enumerate_trials(runs, machine)
+    trials = enumerate_trials(runs, machine, report)
     for run in runs:
         path = RecordPath.of_run(run, machine)
         of_run = [trial for trial in trials if trial.study is run]
-        former = _planned_trials(path.plan) if path.plan.exists() else []
+        former = _planned_trials(_read_plan(path.plan), path.plan) if path.plan.exists() else []
         if run.overwrite:
             _discard({trial.path.folder: trial for trial in [*former, *of_run]}.values())
             former = []
@@ -177,35 +191,60 @@ def plan(runs: Iterable[Run], machine: str) -> list[PlannedTrial]:
 
 
 def list_all_trials(records: Path) -> tuple[list[PlannedTrial], list[str]]:
-    """Every trial below `records`, planned or only recorded (a command that runs a single trial writes no plan), and a
-    message for each folder that cannot be read."""
+    """Every trial below `records`, planned or only recorded (a command that runs a single trial writes no plan), in
+    folders and archives, and a message for each folder or archive that cannot be read. Nothing is unpacked."""
     if not records.is_dir():
         raise UserError(f"{records} is not a folder; give a folder of records")
     trials: list[PlannedTrial] = []
     messages: list[str] = []
     for folder in list_submission_folders(records):
-        of_submission: dict[Path, PlannedTrial] = {}
-        for plan_path in sorted(folder.glob("plan_*.json")):
-            try:
-                of_submission |= {trial.path.folder: trial for trial in _planned_trials(plan_path)}
-            except UserError as error:
-                messages += error.messages
-        # One manifest for each workload: the trials of a submission on it share the configuration of their study.
-        studies: dict[str, Run] = {}
-        for path in list_trials_of_submission(folder):
-            if path.folder in of_submission:
-                continue
-            try:
-                if path.workload not in studies:
-                    manifest = Manifest.read(path.manifest)
-                    if manifest is None:
-                        continue  # a worker has just made the folder
-                    studies[path.workload] = _study_from_config(manifest.config, folder)
-                of_submission[path.folder] = PlannedTrial(studies[path.workload], path)
-            except (ManifestError, ValueError, TypeError) as error:
-                messages.append(f"{path.manifest} cannot be read ({str(error).splitlines()[0]}); left out")
-        trials += of_submission.values()
+        archive = archive_of_folder(folder)
+        packed = read_archive(archive) if archive.is_file() else ArchivedSubmission()
+        messages += [f"{archive}: {problem}" for problem in packed.problems]
+        trials += _list_trials_of_submission(folder, packed, messages)
     return trials, messages
+
+
+def _list_trials_of_submission(folder: Path, packed: ArchivedSubmission, messages: list[str]) -> Iterable[PlannedTrial]:
+    """The trials of a submission, of its plans first. A file of the folder counts before that of the archive."""
+    trials: dict[Path, PlannedTrial] = {}
+    for plan_path in sorted({*folder.glob("plan_*.json"), *(folder / name for name in packed.plans)}):
+        try:
+            content = packed.plans.get(plan_path.name)
+            plan = _read_plan(plan_path) if content is None or plan_path.exists() else parse_plan(content, plan_path)
+            trials |= {trial.path.folder: trial for trial in _planned_trials(plan, plan_path)}
+        except UserError as error:
+            messages += error.messages
+    # One manifest for each workload: the trials of a submission on it share the configuration of their study.
+    studies: dict[str, Run] = {}
+
+    def add(path: RecordPath, manifest: Manifest, archived: Manifest | None) -> None:
+        if path.folder not in trials:
+            if path.workload not in studies:
+                studies[path.workload] = _study_from_config(manifest.config, folder)
+            trials[path.folder] = PlannedTrial(studies[path.workload], path, archived)
+        elif archived is not None:
+            trials[path.folder] = replace(trials[path.folder], packed=archived)
+
+    for path in list_trials_of_submission(folder):
+        if path.folder in trials:
+            continue
+        try:
+            manifest = Manifest.read(path.manifest)
+            if manifest is not None:  # else a worker has just made the folder
+                add(path, manifest, None)
+        except (ManifestError, ValueError, TypeError) as error:
+            messages.append(f"{path.manifest} cannot be read ({str(error).splitlines()[0]}); left out")
+    for trial in packed.trials.values():
+        path = RecordPath.below(folder, trial.study, trial.workload, trial.trial)
+        if MANIFEST not in trial.files or path.manifest.exists():
+            continue
+        try:
+            archived = Manifest.parse(trial.files[MANIFEST])
+            add(path, archived, archived)
+        except (ManifestError, ValueError, TypeError) as error:
+            messages.append(f"{path.manifest} cannot be read ({str(error).splitlines()[0]}); left out")
+    return trials.values()
 
 
 def record_crash(trial: PlannedTrial, reason: str) -> None:
@@ -267,16 +306,13 @@ def _write_plan(path: Path, run: Run, trials: list[PlannedTrial]) -> None:
 
 def _read_plan(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-        if content["format"] != PLAN_FORMAT or content["format_version"] != PLAN_FORMAT_VERSION:
-            raise ValueError("of another format or version")
-        return dict(content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return parse_plan(path.read_bytes(), path)
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); remove it, and the same command plans again") from error
 
 
-def _planned_trials(path: Path) -> list[PlannedTrial]:
-    content = _read_plan(path)
+def _planned_trials(content: dict[str, Any], path: Path) -> list[PlannedTrial]:
+    """The trials of the plan at `path`, which has this content."""
     try:
         study = _study_from_config(content["config"], path.parent)
     except ValueError as error:

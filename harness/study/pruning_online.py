@@ -15,8 +15,9 @@ import numpy as np
 from harness.config.schema import Run
 from harness.errors import ManifestError
 from harness.interface.workload import WorkloadSpec
-from harness.records.evaluations import read_evaluations
-from harness.records.layout import RecordPath
+from harness.records.archive import read_archive
+from harness.records.evaluations import read_evaluations_of
+from harness.records.layout import ARCHIVE_SUFFIX, EVALUATIONS, MANIFEST, RecordPath, folder_of_archive
 from harness.records.manifest import Manifest
 from harness.study import pruning_rules
 from harness.study.pruning_rules import Curve, References
@@ -68,22 +69,40 @@ class OnlinePruner:
         return self._references
 
     def _trials_of_others(self) -> Iterator[tuple[str, int, Curve]]:
-        """(submission, study, curve) of the same scale, ruleset and machine, since seconds are compared too."""
+        """(submission, study, curve) of the same scale, ruleset and machine, since seconds are compared too. In folders
+        and in archives, which stay packed."""
         for path in self._path.trials_on_workload():
-            manifest = _read_finished(path, self._spec)
-            # The same algorithm under another label may have tried the same points.
-            if manifest is None or manifest.optimizer.get("name") in (None, self._optimizer):
-                continue
-            curve = _read_curve(path, self._spec)
-            if curve is not None:
-                yield path.label, path.study, curve
+            if self._is_of_another(_read_finished(path, self._spec)):
+                curve = _read_curve(path, self._spec)
+                if curve is not None:
+                    yield path.label, path.study, curve
+        for archive in sorted(self._path.machine_folder.glob(f"*{ARCHIVE_SUFFIX}")):
+            for trial in read_archive(archive).trials.values():
+                path = RecordPath.below(folder_of_archive(archive), trial.study, trial.workload, trial.trial)
+                if path.workload != self._path.workload or path.folder.exists() or EVALUATIONS not in trial.files:
+                    continue
+                if self._is_of_another(_parse_finished(trial.files.get(MANIFEST), self._spec)):
+                    curve = _parse_curve(path, trial.files[EVALUATIONS], self._spec)
+                    if curve is not None:
+                        yield path.label, path.study, curve
+
+    def _is_of_another(self, manifest: Manifest | None) -> bool:
+        # The same algorithm under another label may have tried the same points.
+        return manifest is not None and manifest.optimizer.get("name") not in (None, self._optimizer)
 
 
 def _read_finished(path: RecordPath, spec: WorkloadSpec) -> Manifest | None:
     """The manifest of a finished trial of this version of the workload; None for any other."""
+    try:
+        return _parse_finished(path.manifest.read_bytes(), spec)
+    except OSError:
+        return None
+
+
+def _parse_finished(content: bytes | None, spec: WorkloadSpec) -> Manifest | None:
     # A damaged manifest of another trial must not end this one.
     try:
-        manifest = Manifest.read(path.manifest)
+        manifest = None if content is None else Manifest.parse(content)
     except ManifestError:
         return None
     if manifest is None or not manifest.status.is_finished or manifest.workload_version != spec.version:
@@ -92,7 +111,14 @@ def _read_finished(path: RecordPath, spec: WorkloadSpec) -> Manifest | None:
 
 
 def _read_curve(path: RecordPath, spec: WorkloadSpec) -> Curve | None:
-    rows = read_evaluations(path.evaluations, f"validation/{spec.metric}")
+    try:
+        return _parse_curve(path, path.evaluations.read_bytes(), spec)
+    except OSError:
+        return None
+
+
+def _parse_curve(path: RecordPath, content: bytes, spec: WorkloadSpec) -> Curve | None:
+    rows = read_evaluations_of(content, f"validation/{spec.metric}")
     return None if rows is None else _make_curve(path, rows.seconds, rows.steps, rows.value, spec)
 
 

@@ -353,7 +353,7 @@ def _describe_points(job: _Job, points: Sequence[Point], finals: Mapping[str, li
 
 def _run_all(runs: Sequence[Run], machine: str, report: Report) -> list[PlannedTrial]:
     """Run the unfinished ones of the trials that `runs` ask for; raises UserError where one breaks down."""
-    trials = ledger.plan(runs, machine)
+    trials = ledger.plan(runs, machine, report)
     executors.execute(trials, report)
     for trial in trials:
         state = ledger.read_state(trial)

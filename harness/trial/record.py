@@ -24,6 +24,7 @@ from harness.records.differences import differences
 from harness.records.layout import CHECKPOINT, EVALUATIONS, MANIFEST, RecordPath
 from harness.records.lease import Lease
 from harness.records.manifest import FORMAT, FORMAT_VERSION, FinalFigures, Manifest
+from harness.records.packing import unpack_if_packed
 from harness.records.status import Status
 
 
@@ -199,6 +200,8 @@ class Record:
                 f"{self.folder} is being written by another process; wait for it, or give this run label=NAME"
             )
         self._lease = lease.start_heartbeat()
+        # It can have been packed since `load`. With the lease, since a folder in which a trial runs is not packed.
+        unpack_if_packed(self.path.submission_folder)
         status_before = self.status
         # Read again, now that nobody else writes.
         self._read_manifest()
@@ -212,6 +215,7 @@ class Record:
         counts: dict[str, Any] = {"preemption_count": 0}
         if former is not None:
             self._check_data(former, values)
+            self._check_version(former, values)
             counts = former.model_dump(include={"preemption_count", "failures"}, exclude_unset=True)
             if former.status.is_crash:
                 traceback = former.final.traceback if former.final is not None else None
@@ -241,6 +245,15 @@ class Record:
             raise UserError(
                 f"{self.folder} holds a trial on other data ({'; '.join(differing)}); give data= the folder it was "
                 "begun with, label=NAME for a record of its own, or overwrite=true to replace it"
+            )
+
+    def _check_version(self, former: Manifest, values: dict[str, Any]) -> None:
+        """Raise UserError if another version of Pacemark began the trial: its parts would be of two programs."""
+        before, now = (code.get("version") for code in (former.code, values.get("code", {})))
+        if before and now and before != now:
+            raise UserError(
+                f"{self.folder} was begun by Pacemark {before}, and this is {now}; continue it with `pip install "
+                f"pacemark=={before}`, or add overwrite=true to start it again"
             )
 
     def _check_lease(self) -> None:

@@ -10,8 +10,8 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from harness.interface.ranks import Ranks
 from harness.interface.workload import Split, Workload
 from harness.processes import world_size
 from harness.records.layout import RecordPath
+from harness.records.packing import unpack_if_packed
 from harness.records.status import Status
 from harness.trial import figures
 from harness.trial.distributed import announce_exit, init_distributed, watchdog
@@ -72,8 +73,8 @@ def run_trial(
     make_should_stop: makes the rule that `run.pruning` names. retry: run a trial that crashed again, from its last
     checkpoint. lease_token: of the lease of its folder, if the parent process holds it.
 
-    Returns the record and whether anything was done. Raises UserError, before anything is written, for errors that
-    the user can correct; every later failure is a status in the record.
+    A submission that is packed is unpacked first. Returns the record and whether anything was done. Raises UserError,
+    before anything is written, for errors that the user can correct; every later failure is a status in the record.
     """
     if run.pruning != "none" and make_should_stop is None:
         raise ValueError(f"pruning={run.pruning} takes a make_should_stop (harness.study.stop_rule)")
@@ -83,6 +84,8 @@ def run_trial(
     check_ranks(run)
     ranks = init_distributed()
     path = RecordPath.of_run(run, machine_folder(device, run.threads))
+    # Before any rank looks for its record. Rank 0 alone, and the others wait for it.
+    ranks.run_on_all(lambda: unpack_if_packed(path.submission_folder) if ranks.is_main else None)
     record = ranks.run_on_all(lambda: (Record if ranks.is_main else ReadOnlyRecord).load(run, path))
     is_done = record.is_over and not (retry and record.status is not None and record.status.is_crash)
     # Rank 0 decides: the others may read an older manifest from a shared file system.
@@ -110,20 +113,27 @@ def run_trial(
             logger.info("continues from the checkpoint at row %d", len(record.rows))
         should_stop = make_should_stop(run, path) if make_should_stop is not None and ranks.is_main else None
         trial = _Trial(training, record, observers, should_stop)
-        try:
+        with _report_lost_folder(record):
             trial.finish(trial.run(checkpoint))
-        except LeaseLost as error:
-            raise UserError(
-                f"{error} after this one missed its heartbeats; the trial goes on there, and nothing is to be done"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"records={run.records}: {record.folder} could not be written ({error.strerror}); make room there, "
-                "and the same command continues from the last checkpoint"
-            ) from error
         for observer in observers:
             observer.end(record)
     return record, True
+
+
+@contextmanager
+def _report_lost_folder(record: Record) -> Iterator[None]:
+    """Raise UserError where the body could not write the record any more."""
+    try:
+        yield
+    except LeaseLost as error:
+        raise UserError(
+            f"{error} after this one missed its heartbeats; the trial goes on there, and nothing is to be done"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"records={record.run.records}: {record.folder} could not be written ({error.strerror}); make room there, "
+            "and the same command continues from the last checkpoint"
+        ) from error
 
 
 def check_ranks(run: Run) -> None:

@@ -28,7 +28,7 @@ def algoperf_trial(root: Path, values: Sequence[float], seconds: float = 10.0, s
     return path
 
 
-def own_trial(
+def pacemark_trial(
     root: Path,
     values: Sequence[float],
     seconds: float = 10.0,

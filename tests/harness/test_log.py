@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from harness import log
+from harness.command_line import run_script
 from harness.display import make_console
-from harness.errors import UserError, run_script
+from harness.errors import UserError
 
 logger = logging.getLogger("harness.some.module")
 PATH = "/a/path/that/is/much/longer/than/eighty/columns/" + "x" * 80

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +10,7 @@ import pytest
 from harness.board.algorithm_table import WRAPPED, Algorithm, format_algorithms, read_times
 from harness.errors import UserError
 from harness.interface.needs import Need
+from tests.processes import call
 
 ROOT = Path(__file__).parents[3]
 TIMES = ROOT / "benchmarks" / "optimizer_step_mini.csv"
@@ -26,8 +25,7 @@ def test_the_committed_table_is_what_the_yamls_give_and_one_other_number_is_foun
     times = pd.read_csv(TIMES)
     times.loc[times["submission"] == "lion", "milliseconds"] *= 10
     times.to_csv(tmp_path / "times.csv", index=False)
-    command = [sys.executable, "scripts/algorithms.py", "--check", "--times", str(tmp_path / "times.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = call("algorithms", "--check", "--times", tmp_path / "times.csv")
     changed = [line for line in done.stdout.splitlines() if line.startswith(("+|", "-|"))]
     assert done.returncode == 1, done.stdout + done.stderr
     assert len(changed) == 2 and all("`lion`" in line for line in changed), done.stdout

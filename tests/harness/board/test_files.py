@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,8 @@ from harness.errors import UserError
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import load_records
 from harness.scoring.timings import Timings, read_timings
-from tests.harness.folders import own_trial
+from tests.harness.folders import pacemark_trial
+from tests.processes import call
 
 ROOT = Path(__file__).parents[3]
 NASTY = [
@@ -30,18 +29,13 @@ NASTY = [
 HEADER = b"machine,workload,submission,round,steps,seconds,build_seconds,compile_seconds\n"
 
 
-def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-
-
 def board_of(root: Path, studies: int = 3) -> Path:
     """Fast reaches the target at 20 s, slow at 30, never not at all; a little later in each further study."""
     for study in range(studies):
         for workload in ("lm", "mri"):
             for name, seconds, values in (("fast", 10, [3, 1, 1]), ("slow", 15, [3, 1, 1]), ("never", 10, [3, 3, 3])):
                 jitter = 1 + 0.01 * study * (1 + (workload == "mri"))
-                own_trial(root, values, seconds * jitter, submission=name, workload=workload, study=study)
+                pacemark_trial(root, values, seconds * jitter, submission=name, workload=workload, study=study)
     return root
 
 
@@ -69,7 +63,7 @@ def with_variant(root: Path) -> Path:
     board_of(root)
     for study in range(3):
         for name, values in (("fast", [3, 1, 1]), ("slow", [3, 3, 3])):
-            own_trial(root, values, 10 + study, submission=name, workload="lm_silu", study=study, variant_of="lm")
+            pacemark_trial(root, values, 10 + study, submission=name, workload="lm_silu", study=study, variant_of="lm")
     return root
 
 
@@ -159,7 +153,7 @@ def test_a_bad_timing_file_is_refused(tmp_path: Path, content: bytes, message: s
 def test_names_are_text_in_every_file(tmp_path: Path) -> None:
     for study in range(2):
         for name in NASTY:
-            own_trial(tmp_path / "records", [3, 1], 10.0 + study, submission=name.replace("/", "_"), study=study)
+            pacemark_trial(tmp_path / "records", [3, 1], 10.0 + study, submission=name.replace("/", "_"), study=study)
     board = score(load_records([tmp_path / "records"]))
     write_board(board, tmp_path / "out", "A <b>title", ["python"])
     assert {p.name for p in tmp_path.iterdir()} == {"records", "out"}
@@ -181,39 +175,39 @@ def test_names_are_text_in_every_file(tmp_path: Path) -> None:
 def test_the_script_writes_and_checks_and_only_inside_out(tmp_path: Path) -> None:
     records, out = board_of(tmp_path / "records"), tmp_path / "out"
     arguments = (records, "--out", out, "--baseline", "slow", "--title", "Test", "--consolidate", tmp_path / "all.csv")
-    written = script("leaderboard", *arguments)
+    written = call("leaderboard", *arguments)
     assert written.returncode == 0, written.stderr
     assert {p.name for p in out.iterdir()} == {"scores.csv", "times.csv", "LEADERBOARD.md", "leaderboard.tex", "site"}
     assert (out / "site" / "index.html").exists()
     header = (out / "scores.csv").read_text().splitlines()[0]
     wanted = "submission,score,score_low,score_high,steps_score,speedup,speedup_low,speedup_high,rank_low,rank_high"
     assert header.startswith(wanted)
-    assert script("leaderboard", *arguments, "--check").returncode == 0
+    assert call("leaderboard", *arguments, "--check").returncode == 0
     scores = pd.read_csv(out / "scores.csv")
     scores["score"] *= 1 + 1e-9  # another machine's last digits
     scores.to_csv(out / "scores.csv", index=False)
-    assert script("leaderboard", *arguments, "--check").returncode == 0
-    own_trial(records, [1, 1], 10, submission="slow", workload="lm", study=0)
-    differing = script("leaderboard", *arguments, "--check")
+    assert call("leaderboard", *arguments, "--check").returncode == 0
+    pacemark_trial(records, [1, 1], 10, submission="slow", workload="lm", study=0)
+    differing = call("leaderboard", *arguments, "--check")
     assert differing.returncode == 1 and "differs from" in differing.stdout and "scores.csv:2" in differing.stdout
     assert pd.read_csv(out / "scores.csv")["score"].iloc[0] == pytest.approx(1)
 
 
 def test_bad_arguments_end_with_status_2_and_one_message(tmp_path: Path) -> None:
-    done = script("leaderboard", tmp_path / "absent", "--out", tmp_path / "out")
+    done = call("leaderboard", tmp_path / "absent", "--out", tmp_path / "out")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_compare_gives_a_verdict_or_the_reason_for_none(tmp_path: Path) -> None:
     records = board_of(tmp_path)
-    done = script("compare", "fast", "slow", "--records", records)
+    done = call("compare", "fast", "slow", "--records", records)
     assert done.returncode == 0, done.stderr
     assert "no difference shown" in done.stdout  # in steps they are equal
     assert "--time measures both" in done.stdout
-    done = script("compare", "fast", "never", "--records", records)
+    done = call("compare", "fast", "never", "--records", records)
     assert "fast is faster" in done.stdout or "no verdict" in done.stdout
-    typo = script("compare", "fats", "slow", "--records", records)
+    typo = call("compare", "fats", "slow", "--records", records)
     assert typo.returncode == 2 and "did you mean `fast`" in typo.stderr
 
 
@@ -221,27 +215,27 @@ def test_compare_in_steps_takes_records_of_several_machines(tmp_path: Path) -> N
     for study in range(3):
         for name, machine in (("fast", "one"), ("slow", "other")):
             hardware = {"device": "cpu", "cpu": machine, "threads": 1}
-            own_trial(tmp_path, [3, 1, 1], 10, submission=name, study=study, machine=hardware)
-    refused = script("leaderboard", tmp_path, "--out", tmp_path / "out")
+            pacemark_trial(tmp_path, [3, 1, 1], 10, submission=name, study=study, machine=hardware)
+    refused = call("leaderboard", tmp_path, "--out", tmp_path / "out")
     assert refused.returncode == 2 and "2 machines" in refused.stderr
-    done = script("compare", "fast", "slow", "--records", tmp_path)
+    done = call("compare", "fast", "slow", "--records", tmp_path)
     assert done.returncode == 0 and "no difference shown" in done.stdout, done.stderr
 
 
 def test_a_table_of_some_of_the_workloads(tmp_path: Path) -> None:
     records = board_of(tmp_path / "records")
-    own_trial(records, [3, 1, 1], 5, submission="new", workload="mri")
-    written = script("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mri", "--baseline", "slow")
+    pacemark_trial(records, [3, 1, 1], 5, submission="new", workload="mri")
+    written = call("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mri", "--baseline", "slow")
     assert written.returncode == 0, written.stderr
     assert set(pd.read_csv(tmp_path / "out" / "times.csv")["workload"]) == {"mri"}
     scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("submission")["score"]
     assert scores["new"] == 1 and scores["never"] == 0
-    unknown = script("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mir")
+    unknown = call("leaderboard", records, "--out", tmp_path / "out", "--workloads", "mir")
     assert unknown.returncode == 2 and "which hold lm, mri" in unknown.stderr
 
 
 def test_compare_shows_held_out_variants_apart(tmp_path: Path) -> None:
-    done = script("compare", "fast", "slow", "--records", with_variant(tmp_path))
+    done = call("compare", "fast", "slow", "--records", with_variant(tmp_path))
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "lm_silu" in line]
     assert "slow missed (0 of 3 studies)" in line and line.endswith("held out, no part of the verdict")
@@ -250,7 +244,9 @@ def test_compare_shows_held_out_variants_apart(tmp_path: Path) -> None:
 def test_a_miss_of_unknown_length_and_a_broken_trial_leave_no_nan_scores(tmp_path: Path) -> None:
     board_of(tmp_path)
     for study in range(3):
-        (own_trial(tmp_path, [3], submission="broken", study=study, status="failed") / "eval_measurements.csv").unlink()
+        (
+            pacemark_trial(tmp_path, [3], submission="broken", study=study, status="failed") / "eval_measurements.csv"
+        ).unlink()
     scores = score(load_records([tmp_path]), baseline="slow").scores.set_index("submission")
     assert scores.loc["broken", ["score", "failed"]].tolist() == [0, 3]
     assert np.isfinite(scores["score"]).all()
@@ -260,7 +256,7 @@ def test_clocks_of_several_machines_meet_only_when_asked(tmp_path: Path) -> None
     cpus = [{"device": "cpu", "cpu": name, "threads": 1} for name in ("Fast", "Slow")]
     for study, seconds, machine in ((0, 10.0, cpus[0]), (1, 30.0, cpus[1])):
         for submission in ("a", "b"):
-            own_trial(tmp_path, [3, 1.5], seconds, submission=submission, study=study, machine=machine)
+            pacemark_trial(tmp_path, [3, 1.5], seconds, submission=submission, study=study, machine=machine)
     records = load_records([tmp_path])
     with pytest.raises(UserError, match=r"2 machines \(fast-1-thread, slow-1-thread\).*--timing.*--mix-machines"):
         score(records)

@@ -1,22 +1,21 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 from harness.board.recipe_table import format_recipes
 from harness.scoring.load_records import load_records
-from tests.harness.folders import own_trial
+from tests.harness.folders import pacemark_trial
+from tests.processes import call
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_a_row_says_how_much_of_the_budget_was_needed_or_how_close_it_came(tmp_path: Path) -> None:
-    own_trial(tmp_path, [4.0, 2.5, 2.2, 2.1], steps=110, submission="short")  # overshoots the budget
-    own_trial(tmp_path, [4.0, 1.9, 1.8, 1.7], submission="quick")
-    own_trial(tmp_path, [4.0, 3.0, 1.9, 1.8], submission="slow")
-    own_trial(tmp_path, [4.0, 3.5], submission="gone", status="diverged")
-    own_trial(tmp_path, [4.0, 3.0, 2.0, 1.8], submission="slow", workload="other")
+    pacemark_trial(tmp_path, [4.0, 2.5, 2.2, 2.1], steps=110, submission="short")  # overshoots the budget
+    pacemark_trial(tmp_path, [4.0, 1.9, 1.8, 1.7], submission="quick")
+    pacemark_trial(tmp_path, [4.0, 3.0, 1.9, 1.8], submission="slow")
+    pacemark_trial(tmp_path, [4.0, 3.5], submission="gone", status="diverged")
+    pacemark_trial(tmp_path, [4.0, 3.0, 2.0, 1.8], submission="slow", workload="other")
     lines = format_recipes(load_records([tmp_path])).splitlines()
     assert lines[0] == "Targets reached: `lm` by 2 of 4, `other` by 1 of 1."
     assert lines[2].startswith("| submission | lm: loss 2 | other: loss 2 |")
@@ -29,7 +28,5 @@ def test_a_row_says_how_much_of_the_budget_was_needed_or_how_close_it_came(tmp_p
 
 
 def test_the_committed_table_is_what_the_records_give() -> None:
-    done = subprocess.run(
-        [sys.executable, "scripts/recipes.py", "--check"], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+    done = call("recipes", "--check")
     assert done.returncode == 0, done.stdout + done.stderr

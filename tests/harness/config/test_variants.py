@@ -14,7 +14,8 @@ from harness.config.choices import list_variants, target_file
 from harness.config.compose import expand_sweep, load_run
 from harness.config.schema import Run
 from harness.errors import UserError
-from harness.records.layout import RecordPath
+from harness.records.archive import read_archive
+from harness.records.layout import RecordPath, folder_of_archive
 from harness.seeding import TrialSeeds
 from harness.study import ledger
 from harness.study.timing_run import measure_timings
@@ -130,23 +131,27 @@ def test_records_plans_and_manifests_have_the_full_name(
 
 def test_committed_records_are_still_those_of_their_runs() -> None:
     """A committed record is continued, or found finished, by a run with the same identity in its folder."""
-    paths = sorted(ROOT.glob("results/*/records/**/manifest.json"))
-    assert paths
+    archives = sorted(ROOT.glob("results/*/records/**/*.tar.xz"))
+    assert archives
+    contents = {path.parent: path.read_bytes() for path in ROOT.glob("results/*/records/**/manifest.json")}
+    for archive in archives:
+        trials = read_archive(archive).trials
+        contents |= {folder_of_archive(archive) / name: trial.files["manifest.json"] for name, trial in trials.items()}
     changed = []
-    for path in paths:
-        manifest = json.loads(path.read_text())
+    for folder, content in contents.items():
+        manifest = json.loads(content)
         run = Run(**manifest["config"], overwrite=False, debug=False)
-        record = RecordPath.parse(path.parent)
-        assert record is not None, path
+        record = RecordPath.parse(folder)
+        assert record is not None, folder
         labelled = run.model_copy(update={"records": record.records, "label": record.label})
         same = (
             json.loads(json.dumps(run.identity())) == manifest["identity"]
-            and RecordPath.of_run(labelled, record.machine).folder == path.parent
+            and RecordPath.of_run(labelled, record.machine).folder == folder
             and run.spec.full_name == manifest["workload"]
             and TrialSeeds(run.seed, run.trial).base == manifest["seeds"]["base"]
         )
         if not same:
-            changed.append(path)
+            changed.append(folder)
     assert changed == []
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from harness.interface.model_runner import Counters
-from harness.records.layout import EVALUATIONS, MANIFEST
+from harness.records.archive import read_archive
+from harness.records.layout import ARCHIVE_SUFFIX, EVALUATIONS, MANIFEST
 from harness.records.manifest import FORMAT_VERSION, FinalFigures, Manifest
 from harness.records.status import Status
 from harness.trial import figures
@@ -45,18 +46,18 @@ def columns_of_the_code() -> set[str]:
     return {generic(column) for column in row | figures.split_columns("test", metrics)}
 
 
-def committed(name: str) -> list[Path]:
+def committed(name: str) -> list[str]:
     """One file of this name of each submission in results/, for the test's speed."""
-    files = {path.parents[3]: path for path in sorted((ROOT / "results").glob(f"*/**/trial_*/{name}"))}
-    assert files, f"results/ has no {name}: read the committed records here in their present form"
-    return list(files.values())
+    archives = sorted((ROOT / "results").rglob(f"*{ARCHIVE_SUFFIX}"))
+    assert archives, "results/ has no packed records"
+    trials = [next(iter(read_archive(path).trials.values())) for path in archives]
+    return [trial.files[name].decode() for trial in trials]
 
 
 def test_every_column_is_listed() -> None:
     columns = columns_of_the_code()
-    for path in committed(EVALUATIONS):
-        with path.open() as file:
-            columns |= {generic(column) for column in file.readline().strip().split(",")}
+    for text in committed(EVALUATIONS):
+        columns |= {generic(column) for column in text.partition("\n")[0].split(",")}
     assert listed("Columns of eval_measurements.csv") == columns
 
 
@@ -67,8 +68,8 @@ def test_every_key_of_a_manifest_is_listed() -> None:
     parts = listed("In `arranged`, `seeds`, `data`, `code`, `machine`")
     final = listed("In `final`")
     assert final >= set(FinalFigures.model_fields)
-    for path in committed(MANIFEST):
-        manifest = json.loads(path.read_text())
+    for text in committed(MANIFEST):
+        manifest = json.loads(text)
         assert keys >= set(manifest)
         assert final >= {generic(key) for key in manifest["final"]}
         for key in ("arranged", "seeds", "code", "machine"):

@@ -37,7 +37,10 @@ def test_the_trials_of_a_submission_are_listed_and_nothing_else(tmp_path: Path) 
     others = [path.sibling(3, 2), path.sibling(4, 1)]
     for folder in (path.folder, *(other.folder for other in others), path.study_folder / "trial_1.old"):
         folder.mkdir(parents=True)
-    assert list_submission_folders(tmp_path) == [path.submission_folder]
+    # Packed, and a folder of a process that packs.
+    (path.machine_folder / "sgd.tar.xz").touch()
+    (path.machine_folder / ".lion.packing").mkdir()
+    assert list_submission_folders(tmp_path) == [path.submission_folder, path.machine_folder / "sgd"]
     assert list_trials_of_submission(path.submission_folder) == [path, *others]
     assert list(path.trials_of_study()) == [path, others[0]]
     assert list(path.trials_on_workload()) == [path, *others]

@@ -124,7 +124,7 @@ def test_any_text_is_a_manifest_or_an_error(content: bytes | str) -> None:
 
 
 @given(content=damaged())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_status_and_a_board_from_a_damaged_manifest_are_made_or_refused(
     content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

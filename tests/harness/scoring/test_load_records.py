@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 
 from harness.errors import UserError
 from harness.records.evaluations import parse_evaluations
+from harness.records.layout import folder_of_archive, list_submission_folders
+from harness.records.packing import pack, unpack
 from harness.records.status import SCORED, UNUSABLE
 from harness.scoring.leaderboard import score
-from harness.scoring.load_records import load_records
+from harness.scoring.load_records import Records, load_records
 from harness.scoring.targets import Target, Targets, read_targets
 from tests.harness import algoperf
-from tests.harness.folders import HEADER, algoperf_trial, curve, folder, own_trial
+from tests.harness.folders import HEADER, algoperf_trial, curve, folder, pacemark_trial
 
 LM = Targets(("lm",), (), {"lm": Target("loss", "min", 2.0)})
 
@@ -121,13 +124,13 @@ def test_many_files_at_once_read_like_each_alone(curves: list[list[float | None]
 
 def test_missing_unfinished_failed_and_duplicate_trials_have_a_status(tmp_path: Path) -> None:
     folder(tmp_path / "algoperf", trial=1)
-    own_trial(tmp_path / "x", [3.0], trial=2, status="running")
-    own_trial(tmp_path / "x", [3.0], trial=3, status="out_of_memory")
-    own_trial(tmp_path / "x", [3.0, 1.0], trial=4, status="failed")  # it met the target before it failed
-    own_trial(tmp_path / "y", [3.0, 1.0], trial=4)
-    own_trial(tmp_path / "x", [3.0], trial=5, status="reached", target=2.0)  # of an older target
-    (own_trial(tmp_path / "x", [3.0], trial=6) / "manifest.json").write_text("[1")
-    (own_trial(tmp_path / "x", [], trial=7, status="failed") / "eval_measurements.csv").unlink()
+    pacemark_trial(tmp_path / "x", [3.0], trial=2, status="running")
+    pacemark_trial(tmp_path / "x", [3.0], trial=3, status="out_of_memory")
+    pacemark_trial(tmp_path / "x", [3.0, 1.0], trial=4, status="failed")  # it met the target before it failed
+    pacemark_trial(tmp_path / "y", [3.0, 1.0], trial=4)
+    pacemark_trial(tmp_path / "x", [3.0], trial=5, status="reached", target=2.0)  # of an older target
+    (pacemark_trial(tmp_path / "x", [3.0], trial=6) / "manifest.json").write_text("[1")
+    (pacemark_trial(tmp_path / "x", [], trial=7, status="failed") / "eval_measurements.csv").unlink()
     records = load_records([tmp_path], LM)
     status = list(zip(records.trials["trial"], records.trials["status"], strict=True))
     assert status == [(1, "missing"), (2, "running"), (3, "out_of_memory"), (4, "reached"), (4, "duplicate"),
@@ -147,9 +150,9 @@ def test_folders_that_are_no_trials_are_reported(tmp_path: Path) -> None:
 
 
 def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
-    own_trial(tmp_path, [3.0, 1.0])
-    own_trial(tmp_path, [3.0, 1.0], submission="b", ruleset="external")
-    own_trial(tmp_path, [1.0], submission="c", modified=["max_steps"])
+    pacemark_trial(tmp_path, [3.0, 1.0])
+    pacemark_trial(tmp_path, [3.0, 1.0], submission="b", ruleset="external")
+    pacemark_trial(tmp_path, [1.0], submission="c", modified=["max_steps"])
     with pytest.raises(UserError, match=r"mix rulesets.*external, quick.*--ruleset"):
         load_records([tmp_path])
     records = load_records([tmp_path], ruleset="quick")
@@ -157,7 +160,7 @@ def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
     assert any("overridden" in p.message for p in records.problems)
     with pytest.raises(UserError, match="no record is of ruleset=extrnal; there are: external, quick"):
         load_records([tmp_path], ruleset="extrnal")
-    own_trial(tmp_path, [1.0], submission="d", workload_version=2)
+    pacemark_trial(tmp_path, [1.0], submission="d", workload_version=2)
     with pytest.raises(UserError, match="no table mixes versions"):
         load_records([tmp_path], ruleset="quick")
 
@@ -165,39 +168,49 @@ def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("newest_first", [True, False])
 def test_of_several_versions_of_a_target_the_newest_scores_all_curves(tmp_path: Path, newest_first: bool) -> None:
     names = ("a", "b") if newest_first else ("b", "a")
-    own_trial(tmp_path, [3.0, 1.0], submission=names[0], target=1.2, target_version=2, status="reached")
+    pacemark_trial(tmp_path, [3.0, 1.0], submission=names[0], target=1.2, target_version=2, status="reached")
     old = {"target": 2.0, "target_version": 1, "status": "reached"}
-    own_trial(tmp_path, [1.9, 1.5, 1.1], submission=names[1], config={"run_to_end": True}, **old)
+    pacemark_trial(tmp_path, [1.9, 1.5, 1.1], submission=names[1], config={"run_to_end": True}, **old)
     records = load_records([tmp_path])
     assert records.targets.targets["lm"].value == 1.2 and "target 2" in records.targets.targets["lm"].version
     assert dict(zip(records.trials["submission"], records.trials["steps"], strict=True)) == {
         names[0]: 200.0, names[1]: 300.0,
     }  # fmt: skip
-    own_trial(tmp_path, [1.9], submission="c", config={"run_to_end": False}, **old)
+    pacemark_trial(tmp_path, [1.9], submission="c", config={"run_to_end": False}, **old)
     with pytest.raises(UserError, match=r"1 trials stopped at another target.*c/.*its target was 2, here it is 1.2"):
         load_records([tmp_path])
 
 
+def test_versions_of_the_package_are_reported_where_they_mix(tmp_path: Path) -> None:
+    for trial, version in enumerate(("0.1.0", "0.1.0", "0.2.0"), 1):
+        pacemark_trial(tmp_path, [3.0, 1.0], trial=trial, code={"version": version})
+    pacemark_trial(tmp_path, [3.0, 1.0], trial=4, code={"commit": "a" * 40})
+    (problem,) = load_records([tmp_path]).problems
+    assert problem.message == "trials of several versions of Pacemark: 2 by 0.1.0, 1 by 0.2.0"
+    shutil.rmtree(tmp_path / "mini" / "quick" / "machine" / "a" / "study_0" / "lm_pytorch" / "trial_3")
+    assert not load_records([tmp_path]).problems
+
+
 def test_one_version_of_a_target_has_one_value(tmp_path: Path) -> None:
-    own_trial(tmp_path, [3.0, 1.0])
-    own_trial(tmp_path, [3.0, 1.0], submission="b", target=1.5)
+    pacemark_trial(tmp_path, [3.0, 1.0])
+    pacemark_trial(tmp_path, [3.0, 1.0], submission="b", target=1.5)
     with pytest.raises(UserError, match="no table mixes versions"):
         load_records([tmp_path])
 
 
 def test_a_variant_is_held_out_where_its_workload_has_records(tmp_path: Path) -> None:
-    own_trial(tmp_path, [3.0, 1.0])
+    pacemark_trial(tmp_path, [3.0, 1.0])
     assert load_records([tmp_path]).targets.held_out == ()
-    own_trial(tmp_path, [3.0, 1.0], workload="lm_silu", variant_of="lm", target=1.5)
-    own_trial(tmp_path, [3.0, 1.0], workload="mri_silu", variant_of="mri")
-    own_trial(tmp_path, [3.0, 1.0], workload="other_silu", variant_of=["lm"])
+    pacemark_trial(tmp_path, [3.0, 1.0], workload="lm_silu", variant_of="lm", target=1.5)
+    pacemark_trial(tmp_path, [3.0, 1.0], workload="mri_silu", variant_of="mri")
+    pacemark_trial(tmp_path, [3.0, 1.0], workload="other_silu", variant_of=["lm"])
     records = load_records([tmp_path])
     assert records.targets.base == ("lm", "other_silu") and records.targets.held_out == ("lm_silu",)
     assert records.targets.base_of("lm_silu") == "lm" and records.targets.targets["lm_silu"].value == 1.5
     assert set(records.trials["workload"]) == {"lm", "lm_silu", "other_silu"}
     (problem,) = records.problems
     assert problem.path == "mri_silu" and "there are no records of mri" in problem.message
-    own_trial(tmp_path / "alone", [3.0, 1.0], workload="mri_silu", variant_of="mri")
+    pacemark_trial(tmp_path / "alone", [3.0, 1.0], workload="mri_silu", variant_of="mri")
     with pytest.raises(UserError, match="mri_silu: 1 trials not scored: it is held out"):
         load_records([tmp_path / "alone"])
 
@@ -227,3 +240,102 @@ def test_the_published_algoperf_scores_come_out_of_the_raw_records(tmp_path: Pat
     ours = records.trials[table.columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(ours, table, check_dtype=False)
     assert records.trials["status"].value_counts()["missing"] == 174
+
+
+# ---- archives ----------------------------------------------------------------------------------------------------
+
+
+def assert_same(a: Records, b: Records) -> None:
+    """To the last digit, with the same problems."""
+    pd.testing.assert_frame_equal(a.trials, b.trials, check_exact=True)
+    for name in ("trial", "seconds", "steps", "value"):
+        np.testing.assert_array_equal(getattr(a.rows, name), getattr(b.rows, name))
+    for name, column in a.rows.further.items():
+        np.testing.assert_array_equal(column, b.rows.further[name])
+    assert (a.problems, a.manifests, a.targets) == (b.problems, b.manifests, b.targets)
+
+
+def several_submissions(root: Path) -> Path:
+    for submission in ("a", "b", "c"):
+        for study in range(3):
+            pacemark_trial(root, [3.0, 2.5, 1.9], submission=submission, study=study, status="reached")
+            pacemark_trial(root, [3.0, np.nan], submission=submission, study=study, trial=2, status="diverged")
+    # What is repaired or refused in a folder is so in an archive too.
+    (pacemark_trial(root, [3.0], study=7, status="failed") / "eval_measurements.csv").write_text("a,b\n1,2\n")
+    (pacemark_trial(root, [3.0], study=8, status="failed") / "eval_measurements.csv").unlink()
+    return root
+
+
+def test_archives_are_read_as_the_folders_were(tmp_path: Path) -> None:
+    root = several_submissions(tmp_path / "records")
+    folders = load_records([root])
+    assert folders.problems
+    first, second, _ = [pack(folder) for folder in list_submission_folders(root)]
+    assert_same(load_records([root]), folders)
+    unpack(second)
+    assert_same(load_records([root]), folders)  # some of each
+    for below in (root / "mini/quick/machine", first):
+        assert load_records([below]).trials["submission"].iloc[0] == "a"
+    assert load_records([first]).trials["machine"].unique().tolist() == ["machine"]
+
+
+def test_the_committed_archives_are_read_as_folders_are(tmp_path: Path) -> None:
+    committed = Path(__file__).parents[3] / "results" / "untuned" / "records"
+    copy = tmp_path / "records"
+    shutil.copytree(committed, copy)
+    archives = sorted(copy.rglob("*.tar.xz"))
+    for archive in archives:
+        unpack(archive)
+    assert archives and not list(copy.rglob("*.tar.xz")) and list(copy.rglob("eval_measurements.csv"))
+    assert_same(load_records([committed]), load_records([copy]))
+
+
+def test_a_trial_in_the_folder_and_in_the_archive_counts_once(tmp_path: Path) -> None:
+    root = several_submissions(tmp_path / "records")
+    folders = load_records([root])
+    archive = pack(root / "mini/quick/machine/b")
+    content = archive.read_bytes()
+    unpack(archive)
+    archive.write_bytes(content)
+    assert_same(load_records([root]), folders)
+    # The folder counts, and it is reported.
+    path = root / "mini/quick/machine/b/study_1/lm_pytorch/trial_1/eval_measurements.csv"
+    path.write_text(curve([3.0, 1.0]))
+    records = load_records([root])
+    duplicates = records.trials[records.trials["status"] == "duplicate"]
+    assert duplicates["path"].tolist() == ["mini/quick/machine/b.tar.xz/study_1/lm_pytorch/trial_1"]
+    counted = records.trials[records.trials["status"] != "duplicate"]
+    assert len(counted) == len(folders.trials)
+    of_folder = counted[counted["path"] == "mini/quick/machine/b/study_1/lm_pytorch/trial_1"]
+    assert of_folder["steps"].tolist() == [200]
+    (problem,) = [problem for problem in records.problems if ".tar.xz" in problem.path]
+    assert problem.message == "left out: the same trial as mini/quick/machine/b/study_1/lm_pytorch/trial_1"
+
+
+def test_a_damaged_archive_is_reported_and_what_is_before_the_damage_counts(tmp_path: Path) -> None:
+    root = several_submissions(tmp_path / "records")
+    archive = pack(root / "mini/quick/machine/b")
+    content = archive.read_bytes()
+    lengths = set()
+    for tenth in range(10):
+        archive.write_bytes(content[: len(content) * tenth // 10])
+        records = load_records([root])
+        (problem,) = [problem for problem in records.problems if problem.path.endswith("b.tar.xz")]
+        assert problem.path == "mini/quick/machine/b.tar.xz" and "damaged (it is cut off)" in problem.message
+        assert (records.trials["submission"] != "b").sum() == 14
+        lengths.add(len(records.trials))
+    assert 14 in lengths and len(lengths) > 2
+
+
+def test_other_files_beside_records_are_no_archives(tmp_path: Path) -> None:
+    root = several_submissions(tmp_path / "records")
+    folders = load_records([root])
+    archive = pack(root / "mini/quick/machine/b")
+    content = archive.read_bytes()
+    unpack(archive)
+    (root / "mini/quick/machine/x.tar.gz").write_bytes(content)
+    (root / "link.tar.xz").symlink_to(root / "mini/quick/machine/x.tar.gz")
+    # Of a process that packs or unpacks.
+    working = root / "mini/quick/machine/.b.packing/fresh"
+    shutil.copytree(folder_of_archive(archive), working)
+    assert_same(load_records([root]), folders)

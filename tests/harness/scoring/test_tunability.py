@@ -19,7 +19,7 @@ from harness.config.search_space import parse_search_space
 from harness.scoring import tunability
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import load_records
-from tests.harness.folders import own_trial
+from tests.harness.folders import pacemark_trial
 
 times = st.lists(st.one_of(st.floats(1, 100), st.just(np.inf)), min_size=1, max_size=6)
 
@@ -131,7 +131,7 @@ def tuned(root: Path) -> Path:
     for study in range(3):
         for trial, (lr, warmup) in enumerate([(1e-3, 0.1), (1e-2, 0.1), (1e-1, 0.0), (3e-2, 0.3)], 1):
             recipe = {"hyperparameters": {"lr": lr, "betas": [0.9, 0.999]}, "warmup_fraction": warmup}
-            own_trial(
+            pacemark_trial(
                 root, [3, 3 if trial in (1, 3) else 1, 3], 10.0 + trial + study, study=study, trial=trial,
                 ruleset="external", config={"optimizer": {"search_space": SPACE, "recipe": recipe}},
             )  # fmt: skip
@@ -164,7 +164,7 @@ def test_the_board_shows_tunability_where_studies_have_several_trials(tmp_path: 
     )
     page = page_data(board, "t", [])["submissions"][0]["tunability"]
     assert page["curves"]["lm"]["k"] == [1, 2, 3, 4] and len(page["bands"]) == 3
-    own_trial(tmp_path / "single", [3, 1])
+    pacemark_trial(tmp_path / "single", [3, 1])
     single = score(load_records([tmp_path / "single"]))
     assert single.tunability is None and set(format_files(single, "t", [])) == set(TEXTS)
     assert page_data(single, "t", [])["submissions"][0]["tunability"] is None

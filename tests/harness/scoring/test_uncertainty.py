@@ -1,7 +1,7 @@
 """The intervals say 95%: simulated leaderboards with a known truth, misses included, count whether that is so.
 
 `TIMES_MORE=20 pytest -s tests/harness/scoring/test_uncertainty.py -k "cover or called"` simulates 20 times as many
-tables and prints the rates, which is where the README's figures come from.
+tables and prints the rates, which is where the figures of docs/measuring.md come from.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def simulate(
 
 
 def simulate_each(name: str, log_medians: np.ndarray, replications: int) -> dict[int, Coverage]:
-    """Coverage by number of studies, printed as README quotes it."""
+    """Coverage by number of studies, printed as docs/measuring.md quotes it."""
     by_studies = {studies: simulate(log_medians, studies, TIMES_MORE * replications) for studies in STUDIES}
     for studies, coverage in by_studies.items():
         rates = {kind: coverage.rate(kind) for kind in ("times", "speedups", "scores")}
@@ -123,7 +123,8 @@ def simulate_each(name: str, log_medians: np.ndarray, replications: int) -> dict
 one_process = pytest.mark.xdist_group("simulated coverage")
 """Of tests that share these tables: each process of pytest-xdist would simulate them anew."""
 
-# So many replications that chance moves a coverage by 0.5 to 1 points, and so many times TIMES_MORE for README's rates.
+# So many replications that chance moves a coverage by 0.5 to 1 points, and so many times TIMES_MORE for the published
+# rates.
 # Seeds are fixed.
 
 
@@ -169,7 +170,7 @@ def test_times_cover_the_truth_where_many_studies_miss() -> None:
 def test_times_cover_on_average_where_workloads_differ_in_noise() -> None:
     """One sigma is pooled from all workloads: noisy ones are covered too rarely, quiet ones too often.
 
-    The workloads vary as README's three do under AdamW. Comparisons over all of them are not affected.
+    The workloads vary as the three of docs/measuring.md do under AdamW. Comparisons over all of them are not affected.
     """
     coverage = simulate(TIED, 3, 200, sigma=np.array([0.028, 0.043, 0.049]))
     by_workload = np.array(coverage.times).reshape(-1, *TIED.shape).mean(axis=(0, 1))

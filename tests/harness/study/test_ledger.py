@@ -4,6 +4,7 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +14,12 @@ from harness.config.compose import load_run
 from harness.config.schema import Run
 from harness.errors import UserError
 from harness.records.lease import Lease
+from harness.records.packing import pack
 from harness.study import ledger
 from harness.study.ledger import PlannedTrial
 from harness.study.status import seconds_left, survey_records
+from harness.study.worker import acquire_lease
+from harness.trial import trial as trial_module
 from harness.trial.trial import run_trial
 from tests.conftest import TINY_GPT2
 from tests.harness.manifests import write_manifest
@@ -217,3 +221,114 @@ def test_time_left_goes_by_trials_of_the_same_kind(tmp_path: Path) -> None:
     other = load_run(["workload=vit", "optimizer=lion", "machine=here", f"records={tmp_path}", "ruleset=external"])
     planned(other)
     assert seconds_left(survey_records(tmp_path)[0]) == (pytest.approx(10 * 100.0), 15)
+
+
+# ---- studies that are packed -------------------------------------------------------------------------------------
+
+
+def finished_study(records: Path) -> list[PlannedTrial]:
+    trials = planned(study(records))
+    for trial in trials:
+        write(trial, "reached", identity=trial.run.identity(), config=trial.run.model_dump(mode="json"))
+    return trials
+
+
+def test_a_packed_study_is_listed_as_its_folder_was_and_stays_packed(tmp_path: Path) -> None:
+    trials = finished_study(tmp_path)
+    run_trial(load_run([*TINY_GPT2, "optimizer=sgd", f"records={tmp_path}", "machine=here"]))
+    before = [(trial.trial.name, trial.state.name) for trial in survey_records(tmp_path)[0]]
+    for label in ("adamw", "sgd"):
+        folder = next(path for path in trials[0].path.machine_folder.parents[1].glob(f"*/*/{label}"))
+        pack(folder)
+    packed = contents(tmp_path)
+    surveyed, messages = survey_records(tmp_path)
+    assert [(trial.trial.name, trial.state.name) for trial in surveyed] == before
+    assert len(before) == 7 and not messages
+    assert contents(tmp_path) == packed and len(packed) == 2
+
+
+def test_a_damaged_archive_is_named_and_the_rest_is_listed(tmp_path: Path) -> None:
+    archive = pack(finished_study(tmp_path)[0].path.submission_folder)
+    archive.write_bytes(archive.read_bytes()[:-40])
+    listed, messages = ledger.list_all_trials(tmp_path)
+    assert len(listed) == 6 and len(messages) == 1 and str(archive) in messages[0] and "damaged" in messages[0]
+
+
+def test_a_packed_study_is_unpacked_before_it_is_planned_and_nothing_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = finished_study(tmp_path)
+    before, folder = contents(tmp_path), trials[0].path.submission_folder
+    archive = pack(folder)
+    again = planned(study(tmp_path))
+    assert capsys.readouterr().out == f"unpacked {archive}; scripts/records.py pack packs it again\n"
+    assert contents(tmp_path) == before
+    assert {ledger.read_state(trial).name for trial in again} == {"reached"}
+    # A study that grows, and one of another configuration.
+    lines: list[str] = []
+    pack(folder)
+    grown = ledger.plan([study(tmp_path, "ruleset.trials=4")], "unused", lines.append)
+    assert [ledger.read_state(trial).name for trial in grown].count("planned") == 2 and len(lines) == 1
+    with pytest.raises(UserError, match="the trial has not begun"):
+        pack(folder)
+
+
+def test_a_packed_study_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    trials = planned(study(tmp_path, "label=mine"))
+    for trial in trials:
+        write(trial, "reached")
+    pack(trials[0].path.submission_folder)
+    with pytest.raises(UserError, match=r"precision: fp32 there, bf16 now.*label=NAME.*overwrite=true"):
+        planned(study(tmp_path, "label=mine", "precision=bf16"))
+
+
+def test_a_damaged_archive_stops_a_command_before_anything_is_written(tmp_path: Path) -> None:
+    archive = pack(finished_study(tmp_path)[0].path.submission_folder)
+    archive.write_bytes(archive.read_bytes()[:-40])
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="git checkout"):
+        planned(study(tmp_path))
+    with pytest.raises(UserError, match="git checkout"):
+        run_trial(study(tmp_path))
+    assert contents(tmp_path) == before
+
+
+def test_a_trial_that_lies_packed_is_not_run_again(tmp_path: Path) -> None:
+    run = load_run([*TINY_GPT2, "optimizer=sgd", f"records={tmp_path}"])
+    first, _ = run_trial(run)
+    pack(first.path.submission_folder)
+    second, ran = run_trial(run)
+    assert not ran and second.manifest == first.manifest and second.folder.is_dir()
+    pack(first.path.submission_folder)
+    _, ran = run_trial(run.model_copy(update={"overwrite": True}))
+    assert ran and first.folder.is_dir() and len(list(tmp_path.rglob("*.tar.xz"))) == 0
+
+
+def test_a_study_that_is_packed_while_its_trial_waits_is_unpacked_by_the_worker(tmp_path: Path) -> None:
+    trials = finished_study(tmp_path)
+    write(trials[0], "failed")  # it can be tried again
+    before = contents(tmp_path)
+    pack(trials[0].path.submission_folder)
+    lease = acquire_lease(trials[0])
+    assert lease is not None
+    lease.release()
+    assert contents(tmp_path) == before and ledger.read_state(trials[0]).name == "to retry"
+
+
+def test_a_study_that_is_packed_while_its_trial_loads_is_not_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at its record and the lease of its folder."""
+    run = load_run([*TINY_GPT2, "optimizer=sgd", f"records={tmp_path}"])
+    first, _ = run_trial(run)
+    content = first.path.manifest.read_text().replace('"exhausted"', '"failed"')
+    first.path.manifest.write_text(content)
+    load = trial_module.load_workload
+
+    def pack_and_load(*arguments: Any) -> Any:
+        pack(first.path.submission_folder)
+        return load(*arguments)
+
+    monkeypatch.setattr(trial_module, "load_workload", pack_and_load)
+    second, ran = run_trial(run, retry=True)
+    assert ran and second.manifest is not None and len(second.manifest.failures) == 1

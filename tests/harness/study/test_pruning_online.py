@@ -14,13 +14,14 @@ import pytest
 
 from harness.board.files import format_files
 from harness.errors import UserError
+from harness.records.packing import pack
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import load_records
 from harness.scoring.targets import Target, Targets
 from harness.scoring.timings import Timings
 from harness.study.timing_run import time_records
 from harness.trial.record import Record, Status
-from tests.harness.folders import own_trial
+from tests.harness.folders import pacemark_trial
 
 Trial = Callable[..., Record]
 EASY = "workload.target=5.5"
@@ -75,8 +76,10 @@ def test_only_finished_trials_of_the_same_study_are_siblings(trial: Trial) -> No
     assert trial(EASY, *STUCK, "trial=2", "pruning=exact").status is Status.EXHAUSTED
 
 
-@pytest.mark.parametrize("submission", ["lion", "adamw"])
-def test_futility_compares_with_other_submissions_but_not_with_its_own(trial: Trial, submission: str) -> None:
+@pytest.mark.parametrize(("submission", "packed"), [("lion", False), ("adamw", False), ("lion", True), ("adamw", True)])
+def test_futility_compares_with_other_submissions_but_not_with_its_own(
+    trial: Trial, submission: str, packed: bool
+) -> None:
     target = "workload.target=5.25"
     for optimizer, lr in (("lion", 0.002), ("sgd", 0.02)):
         name = f"label={optimizer}-x"
@@ -84,6 +87,8 @@ def test_futility_compares_with_other_submissions_but_not_with_its_own(trial: Tr
         assert record.status is Status.REACHED and len(record.rows) > 1
         for study in range(1, 6):
             shutil.copytree(record.folder.parents[1], record.folder.parents[2] / f"study_{study}")
+        if packed:
+            pack(record.path.submission_folder)
     stuck = trial(target, *STUCK, "pruning=futility", "run_to_end=true", optimizer=submission)
     if submission == "lion":  # what is left are six trials of one submission
         assert stuck.status is Status.EXHAUSTED
@@ -100,9 +105,9 @@ LM = Targets(("lm",), (), {"lm": Target("loss", "min", 2.0)})
 
 def pruned_study(root: Path) -> Path:
     for study in range(3):
-        own_trial(root, [3, 1], submission="a", study=study)
-        own_trial(root, [3, 3], submission="a", study=study, trial=2, status="pruned")
-        own_trial(root, [3, 3, 3], submission="b", study=study, status="pruned")
+        pacemark_trial(root, [3, 1], submission="a", study=study)
+        pacemark_trial(root, [3, 3], submission="a", study=study, trial=2, status="pruned")
+        pacemark_trial(root, [3, 3, 3], submission="b", study=study, status="pruned")
     return root
 
 
@@ -115,12 +120,12 @@ def test_a_pruned_trial_is_a_miss_of_the_length_it_had(tmp_path: Path) -> None:
     assert board.scores.set_index("submission")["score"].to_dict() == {"a": 1, "b": 0}
     assert any("6 trials were stopped early" in note for note in board.notes)
     assert "3 reached, 3 pruned" in format_files(board, "t", [])["LEADERBOARD.md"]
-    own_trial(tmp_path / "none", [3, 1])
+    pacemark_trial(tmp_path / "none", [3, 1])
     assert "pruned" not in score(load_records([tmp_path / "none"])).scores
 
 
 def test_another_target_than_the_one_it_was_pruned_under_is_said(tmp_path: Path) -> None:
-    own_trial(tmp_path, [3, 2.5], status="pruned")
+    pacemark_trial(tmp_path, [3, 2.5], status="pruned")
     assert not load_records([tmp_path], LM).problems
     easier = load_records([tmp_path], Targets(("lm",), (), {"lm": Target("loss", "min", 2.2)}))
     assert "pruned under the target 2.0; under 2.2" in easier.problems[0].message

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -16,8 +14,9 @@ from harness.scoring.targets import Target, Targets, read_targets
 from harness.study.pruning_replay import make_curves, replay, replay_study
 from harness.study.pruning_rules import Futility
 from tests.harness import algoperf
-from tests.harness.folders import algoperf_trial, own_trial
+from tests.harness.folders import algoperf_trial, pacemark_trial
 from tests.harness.study.test_pruning_rules import curve
+from tests.processes import call
 
 ROOT = Path(__file__).parents[3]
 LM = Targets(("lm",), (), {"lm": Target("loss", "min", 2.0)})
@@ -75,7 +74,7 @@ def test_only_other_submissions_that_may_be_looked_at_are(tmp_path: Path) -> Non
 
 
 def test_the_budget_of_our_records_is_in_steps(tmp_path: Path) -> None:
-    own_trial(tmp_path, [3, 3], config={"workload": {"max_steps": 400}})
+    pacemark_trial(tmp_path, [3, 3], config={"workload": {"max_steps": 400}})
     algoperf_trial(tmp_path / "theirs", [3, 3, 3, 3], submission="z")
     curves = make_curves(load_records([tmp_path], LM))
     assert [c.progress.tolist() for c in curves.values()] == [[0.25, 0.5], [0.25, 0.5, 0.75, 1.0]]
@@ -86,12 +85,11 @@ def test_the_script_prints_a_line_for_each_setting(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(
         '{"base_workloads": ["lm"], "workloads": {"lm": {"target_metric_name": "loss", "validation_target_value": 2}}}'
     )
-    command = [sys.executable, str(ROOT / "scripts" / "replay.py"), str(tmp_path / "r")]
-    command += ["--targets", str(tmp_path / "t.json")]
-    done = subprocess.run([*command, "--margins", "2", "1", "--parallel", "1", "2"], capture_output=True, text=True)
+    arguments = [tmp_path / "r", "--targets", tmp_path / "t.json"]
+    done = call("replay", *arguments, "--margins", "2", "1", "--parallel", "1", "2")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[2:8]] == ["exact"] * 2 + ["futility"] * 4
-    bad = subprocess.run([*command, "--parallel", "0"], capture_output=True, text=True)
+    bad = call("replay", *arguments, "--parallel", "0")
     assert bad.returncode == 2 and "--parallel must be at least 1" in bad.stderr
 
 

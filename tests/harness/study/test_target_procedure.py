@@ -19,6 +19,8 @@ from harness.errors import UserError
 from harness.hashing import stable_hash
 from harness.interface.workload import WorkloadSpec
 from harness.records.evaluations import Evaluations
+from harness.records.layout import list_submission_folders
+from harness.records.packing import pack
 from harness.study import ledger, target_procedure
 from harness.study.executors import Report
 from harness.study.ledger import PlannedTrial
@@ -98,6 +100,12 @@ def test_the_procedure_reads_the_target_off_its_records_and_finds_them_again(
         measured
     )  # NaN among the figures is no change
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    # From packed records too, without a further trial.
+    archives = [pack(folder) for folder in list_submission_folders(tmp_path / "records")]
+    lines: list[str] = []
+    assert str(measure_target("gpt2", scale, arguments, machine, lines.append)) == str(measured)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert sum(line.startswith("unpacked ") for line in lines) == len(archives) > 4
 
 
 def test_a_config_without_a_place_for_the_target_is_refused(tmp_path: Path) -> None:

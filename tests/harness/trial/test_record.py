@@ -12,7 +12,7 @@ import pytest
 from harness.errors import UserError
 from harness.trial.record import Record, Status
 from harness.trial.training import Training
-from tests.harness.trial.test_trial import interrupted
+from tests.harness.trial.test_trial import interrupted, stopped
 
 Trial = Callable[..., Record]
 
@@ -54,6 +54,19 @@ def test_another_configuration_in_the_folder_is_refused(trial: Trial, tmp_path: 
         trial("label=mine", "optimizer.hyperparameters.lr=0.5")
     assert contents(tmp_path) == before
     trial("label=mine", "optimizer.hyperparameters.lr=0.5", "overwrite=true")
+
+
+def test_a_trial_is_not_continued_by_another_version(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(trial)
+    before = contents(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.trial.hardware.package_version", lambda: "9.9")
+        with pytest.raises(UserError, match=r"begun by Pacemark .*, and this is 9\.9; .*overwrite=true"):
+            trial()
+    assert contents(tmp_path) == before
+    assert trial().preemption_count == 1
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "garbage"])

@@ -91,8 +91,8 @@ def test_images_with_statistics_of_batches_resume_to_the_same_bits(trial: Trial,
     test_every_optimizer_resumes_to_the_same_bits(trial, optimizer, base=TINY_RESNET)
 
 
-def interrupted(trial: Trial, *arguments: str, **options: Any) -> Record:
-    """Stop the trial by Ctrl-C after its second evaluation, then run the same command again."""
+def stopped(trial: Trial, *arguments: str, **options: Any) -> Record:
+    """A trial that Ctrl-C has stopped after its second evaluation, or its first if it is very short."""
     segment = Training.segment
     calls = 0
 
@@ -107,9 +107,14 @@ def interrupted(trial: Trial, *arguments: str, **options: Any) -> Record:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.trial.training.Training.segment", stop_in_the_third_segment)
-        stopped = trial(*arguments, "checkpoint_seconds=0", **options)
-    assert stopped.status is Status.STOPPED
-    assert stopped.path.checkpoint.exists()
+        record = trial(*arguments, "checkpoint_seconds=0", **options)
+    assert record.status is Status.STOPPED and record.path.checkpoint.exists()
+    return record
+
+
+def interrupted(trial: Trial, *arguments: str, **options: Any) -> Record:
+    """Stop the trial by Ctrl-C, then run the same command again."""
+    stopped(trial, *arguments, **options)
     finished = trial(*arguments, "checkpoint_seconds=0", **options)
     assert finished.status is not Status.STOPPED and not finished.path.checkpoint.exists()
     return finished
@@ -177,9 +182,9 @@ def test_statuses(trial: Trial) -> None:
 
 def test_ctrl_c_is_stopped_and_resumable(trial: Trial) -> None:
     seams.Interrupted.pressed = False
-    stopped = trial(*seam("Interrupted"), "checkpoint_seconds=0", optimizer="any")
-    assert stopped.status is Status.STOPPED
-    assert len(stopped.rows) == 2
+    record = trial(*seam("Interrupted"), "checkpoint_seconds=0", optimizer="any")
+    assert record.status is Status.STOPPED
+    assert len(record.rows) == 2
     assert trial(*seam("Interrupted"), "checkpoint_seconds=0", optimizer="any").status is Status.EXHAUSTED
 
 

@@ -1,0 +1,27 @@
+"""What all commands share: exit statuses, messages and the level of the log."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from harness.errors import UserError
+from harness.log import take_verbosity
+
+
+def run_script(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run the `main` of a script with its arguments and return its exit status: 2 with one line per problem after a
+    UserError, 130 after Ctrl-C. -v and -vv are taken from the arguments (see `harness.log`)."""
+    try:
+        return main(take_verbosity(arguments))
+    except UserError as error:
+        for message in error.messages:
+            print(f"error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough. Python would complain again when it flushes on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
