@@ -61,4 +61,5 @@ def test_differences_that_could_have_been_detected(line: str) -> None:
 
 def test_reading_records() -> None:
     (text,) = [text for language, text in BLOCKS if language == "python"]
-    assert "reached" in run("-c", f"{text}\nprint(records.trials['status'].unique())")
+    printed = run("-c", f"{text}\nprint(trials['status'].unique(), len(curves), 'hp.lr' in trials)")
+    assert "reached" in printed and printed.split()[-2:] == ["15257", "True"]
