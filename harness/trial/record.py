@@ -252,8 +252,8 @@ class Record:
         before, now = (code.get("version") for code in (former.code, values.get("code", {})))
         if before and now and before != now:
             raise UserError(
-                f"{self.folder} was begun by Pacemark {before}, and this is {now}; continue it with `pip install "
-                f"pacemark=={before}`, or add overwrite=true to start it again"
+                f"{self.folder} was begun by Pacemark {before}, and this is {now}; continue it with that "
+                "version, or add overwrite=true to start it again"
             )
 
     def _check_lease(self) -> None:
