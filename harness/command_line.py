@@ -12,7 +12,10 @@ from harness.log import take_verbosity
 
 def run_script(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run the `main` of a script with its arguments and return its exit status: 2 with one line per problem after a
-    UserError, 130 after Ctrl-C. -v and -vv are taken from the arguments (see `harness.log`)."""
+    UserError or where a file cannot be read or written, 130 after Ctrl-C.
+
+    -v and -vv are taken from the arguments (see `harness.log`).
+    """
     try:
         return main(take_verbosity(arguments))
     except UserError as error:
@@ -25,3 +28,7 @@ def run_script(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         # The reader, such as `head`, has enough. Python would complain again when it flushes on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # A file or folder that an option names: the text has its path and what is wrong with it.
+        print(f"error: {error}; give another path, or make room there", file=sys.stderr)
+        return 2

@@ -69,7 +69,9 @@ def parse_options(arguments: list[str]) -> Options:
         elif name in _NOT_HERE:
             raise UserError(f"{name}: not used here; {_NOT_HERE[name]}")
         else:
-            raise UserError(f"{word}: no such option; there are --help, --version, --show, -m and --config-dir FOLDER")
+            raise UserError(
+                f"{word}: no such option; there are --help, --version, --show, -m, -v and --config-dir FOLDER"
+            )
     return options
 
 

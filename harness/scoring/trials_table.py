@@ -37,6 +37,7 @@ def write_trials_table(records: Records, path: Path) -> None:
     """
     columns = [*TEXTS, *INTEGERS, *AT_TARGET, *OPTIONAL]
     table = records.trials[columns].dropna(axis="columns", how="all")
+    path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False, lineterminator="\n")
 
 

@@ -193,6 +193,14 @@ def test_the_script_writes_and_checks_and_only_inside_out(tmp_path: Path) -> Non
     assert pd.read_csv(out / "scores.csv")["score"].iloc[0] == pytest.approx(1)
 
 
+def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    records, blocked = board_of(tmp_path / "records"), tmp_path / "file"
+    blocked.touch()
+    done = call("leaderboard", records, "--out", tmp_path / "out", "--consolidate", blocked / "all.csv")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and str(blocked) in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_arguments_end_with_status_2_and_one_message(tmp_path: Path) -> None:
     done = call("leaderboard", tmp_path / "absent", "--out", tmp_path / "out")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
