@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from harness.errors import PreparationError
-from harness.interface import Batch, Split, Workload, WorkloadError
+from harness.interface import Batch, Split, Workload, WorkloadError, to_device
 from workloads.data import bpe, kjv, openwebtext, prepared
 from workloads.data.openwebtext import Tokens
 from workloads.data.read_ahead import ReadAhead
@@ -244,8 +244,8 @@ class GPT2(Workload):
         else:
             assert isinstance(self._train, Tensor)
             context = self.model_options.context
-            start = (indices * context + keys.remainder(context)).to(self._device)
-            windows = self._train[start[:, None] + torch.arange(context + 1, device=self._device)].long()
+            start = to_device(indices * context + keys.remainder(context), self._device)
+            windows = self._train.unfold(0, context + 1, 1).index_select(0, start).long()
         return {"inputs": windows[:, :-1], "labels": windows[:, 1:]}
 
     def _read_windows(self, indices: Tensor, keys: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from harness.errors import PreparationError
-from harness.interface import Batch, Split, Workload, WorkloadError
+from harness.interface import Batch, Split, Workload, WorkloadError, to_device
 from workloads.data import cifar10, fashion_mnist, imagenet, prepared
 from workloads.data.decoding import Augmentation
 from workloads.data.device_images import DeviceImages
@@ -179,11 +179,11 @@ class ImageClassification(Workload):
         micro, count = self.spec.micro_batch, len(keys)
         # By micro-batch and not by batch, so that a rank needs no images but those of its own micro-batches.
         shares = np.repeat(mixup_shares(keys[::micro].numpy(), self.data_options.mixup), micro)[:count]
-        share = torch.from_numpy(shares).float().to(self._device)
+        share = to_device(torch.from_numpy(shares).float(), self._device)
         position = torch.arange(count)
         first = position // micro * micro
         size = (count - first).clamp(max=micro)
-        partner = (first + (position - first + 1) % size).to(self._device)
+        partner = to_device(first + (position - first + 1) % size, self._device)
         inputs, labels = batch["inputs"], F.one_hot(batch["labels"], self.model_options.classes).float()
         image_share, label_share = share[:, None, None, None], share[:, None]
         return {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.interface import Batch, Split
+from harness.interface import Batch, Split, to_device
 
 ImagesAndLabels = tuple[np.ndarray, np.ndarray]
 """uint8 [n, h, w] or [n, h, w, channels], and labels [n]."""
@@ -41,6 +41,7 @@ class DeviceImages:
         # Padded once, so that a random crop is a single gather.
         sides = [pad] * 4 if pixels.ndim == 3 else [0, 0] + [pad] * 4
         self._images = F.pad(pixels, sides)
+        self._crops = _crop_views(self._images, 2 * pad + 1)
         self._evaluation = {split: normalise(*pair) for split, pair in evaluation.items()}
         self._pad, self._flip, self._device = pad, flip, device
 
@@ -55,22 +56,32 @@ class DeviceImages:
 
         The bits 0-15 of a key give the row of the crop, 16-31 its column, and bit 32 the mirroring.
         """
-        indices, keys = indices.to(self._device), keys.to(self._device)
-        size, shifts = self._images.shape[1] - 2 * self._pad, 2 * self._pad + 1
-        # Row and column indices [n, size] instead of slices, since every image has its own crop.
-        span = torch.arange(size, device=self._device)
-        rows = (keys & 0xFFFF).remainder(shifts)[:, None] + span
-        columns = (keys >> 16 & 0xFFFF).remainder(shifts)[:, None] + span
+        shifts = 2 * self._pad + 1
+        rows, columns = (keys & 0xFFFF).remainder(shifts), (keys >> 16 & 0xFFFF).remainder(shifts)
+        # One copy for all four.
+        indices, rows, columns, mirrored = to_device(
+            torch.stack([indices, rows, columns, keys >> 32 & 1]), self._device
+        ).unbind()
+        images = self._crops[indices, rows, columns] if self._pad else self._images.index_select(0, indices)
         if self._flip:
-            columns = torch.where((keys >> 32 & 1).bool()[:, None], columns.flip(1), columns)
-        images = self._images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return {"inputs": _move_channels_first(images), "labels": self._labels[indices]}
+            images = torch.where(mirrored.bool().view(-1, *[1] * (images.ndim - 1)), images.flip(2), images)
+        return {"inputs": _move_channels_first(images), "labels": self._labels.index_select(0, indices)}
 
     def evaluation_batches(self, split: Split, size: int, part: slice = slice(None)) -> Iterator[Batch]:
         """The batches of an evaluation split. size: images per batch. part: which of the batches, by number."""
         images, labels = self._evaluation[split]
         for inputs, classes in zip(images.split(size)[part], labels.split(size)[part], strict=True):
             yield {"inputs": _move_channels_first(inputs), "labels": classes}
+
+
+def _crop_views(images: Tensor, shifts: int) -> Tensor:
+    """All crops of all images, which share their memory: [n, row, column, h, w] or [n, row, column, h, w, channels]."""
+    count, height, width, *channels = images.shape
+    per_image, per_row, per_column, *per_channel = images.stride()
+    return images.as_strided(
+        (count, shifts, shifts, height - shifts + 1, width - shifts + 1, *channels),
+        (per_image, per_row, per_column, per_row, per_column, *per_channel),
+    )
 
 
 def _move_channels_first(images: Tensor) -> Tensor:
