@@ -86,7 +86,8 @@ def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None
         for kind in ("real", "held") if number % 2 else ("held", "real"):
             runner.load_batch = load_batch if kind == "real" else keep_batch  # type: ignore[method-assign, assignment]
             seconds, waited = elapsed.submission, elapsed.data_wait
-            training.segment(runner.counters.examples + steps * nominal, charge_compile=False)
+            with memory.measure("training"):
+                training.segment(runner.counters.examples + steps * nominal, charge_compile=False)
             # The first round warms up.
             if number:
                 rates[kind].append((elapsed.submission - seconds) / steps)
@@ -100,7 +101,7 @@ def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None
         f"{workload.spec.full_name:16} {nominal / best['real']:10.0f} examples/s "
         f"{labels / best['real']:12.0f} labels/s   MFU {utilisation['real']} of {total_peak / 1e12:.3g} TFLOP/s, "
         f"held {utilisation['held']}   data wait {100 * min(waits):.2f}%   "
-        f"peak memory {memory.bytes() / 2**30:.2f} GiB   {machine_folder(device, run.threads)}, {run.precision}"
+        f"peak memory {memory.peaks['training'] / 2**30:.2f} GiB   {machine_folder(device, run.threads)}, {run.precision}"
         f"{', compiled' if run.compile else ''}; slowest round x {max(rates['real']) / best['real']:.2f}"
     )
 

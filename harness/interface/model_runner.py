@@ -8,8 +8,9 @@ starts from the step's initial buffers, and the step ends with the mean of the b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,13 +84,22 @@ class ModelRunner:
         model: nn.Module,
         seeds: TrialSeeds,
         precision_context: Callable[[], AbstractContextManager[object]],
-        forward_model: nn.Module | None = None,
         ranks: Ranks = SINGLE_RANK,
+        *,
+        compiled: bool = False,
+        sizes_vary: bool = False,
+        pass_context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """forward_model: the compiled model, which shares its parameters with `model` (default: `model` itself)."""
+        """compiled: whether forward passes go through torch.compile, and the loss with them. sizes_vary: whether
+        micro-batches of other sizes than the workload's will come. pass_context: entered around every pass."""
         self.workload = workload
         self.model = model
-        self.forward_model = forward_model if forward_model is not None else model
+        loss = BatchLoss(workload, model)
+        # The loss is compiled with the model: alone, it would write and read the logits several times.
+        self.forward_model: Any = torch.compile(model) if compiled else model
+        self._loss: Any = torch.compile(loss) if compiled else loss
+        self._marks_sizes = compiled and sizes_vary
+        self.pass_context = pass_context
         self.seeds = seeds
         self.precision_context = precision_context
         self.ranks = ranks
@@ -99,6 +109,15 @@ class ModelRunner:
         self.buffers = [buffer for buffer in model.buffers() if buffer.numel()]
         self.packed_buffers = PackedBuffers(self.buffers)
         self._label_generator: torch.Generator | None = None
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """The mean loss of a micro-batch, a scalar with its graph."""
+        if self._marks_sizes:
+            # One compilation for all sizes.
+            for tensor in batch.values():
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        loss: Tensor = self._loss(batch)
+        return loss
 
     def load_batch(self, selection: Selection) -> StepBatch:
         """Load those micro-batches of `selection` that this rank runs."""
@@ -160,6 +179,19 @@ class ModelRunner:
         if self._label_generator is None:
             self._label_generator = torch.Generator(self.parameters[0].device)
         return self._label_generator
+
+
+class BatchLoss(nn.Module):
+    """The workload's loss of a batch, as a module that torch.compile takes as a whole."""
+
+    def __init__(self, workload: Workload, model: nn.Module) -> None:
+        super().__init__()
+        self.workload = workload
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss, a scalar."""
+        return self.workload.loss(self.workload.forward(self.model, batch), batch)
 
 
 class PackedBuffers:

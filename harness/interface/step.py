@@ -240,7 +240,10 @@ class StepContext:
         divisor = batch.size / self._runner.ranks.size if Need.COMMUNICATION in self._needs else batch.size
         total: Tensor | None = None
         # Only the first pass moves the buffers: BatchNorm statistics do not depend on how many passes a step takes.
-        with self._runner.averaged_buffers(batch, update=self._passes == 1) as end_micro_batch:
+        with (
+            self._runner.pass_context(),
+            self._runner.averaged_buffers(batch, update=self._passes == 1) as end_micro_batch,
+        ):
             for number, micro_batch in batch.micro_batches.items():
                 loss = self._micro_batch_loss(number, micro_batch, labels)
                 # A weight by size makes the sum the mean over all examples where the last micro-batch is smaller.
@@ -263,10 +266,11 @@ class StepContext:
         # By step and number, and not by pass: every pass of a step sees the same dropout masks.
         runner.seeds.seed_model_randomness(runner.counters.update_steps, number)
         with runner.precision_context():
+            if labels == "true":
+                return runner.batch_loss(micro_batch)
             outputs = runner.workload.forward(runner.forward_model, micro_batch)
-            if labels == "sampled":
-                micro_batch = micro_batch | {"labels": self._sample_labels(outputs.detach(), number)}
-            return runner.workload.loss(outputs, micro_batch)
+            sampled = {"labels": self._sample_labels(outputs.detach(), number)}
+            return runner.workload.loss(outputs, micro_batch | sampled)
 
     def _sample_labels(self, outputs: Tensor, number: int) -> Tensor:
         runner, generator = self._runner, self._runner.label_generator

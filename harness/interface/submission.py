@@ -249,7 +249,7 @@ class OptimizerSubmission(Submission):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-            _restore_dtypes(optimizer, saved)
+            _restore_tensors(optimizer, saved)
 
     @override
     def state_tensors(self) -> list[Tensor]:
@@ -315,19 +315,22 @@ class Wrapper(Submission):
         return self.inner.state_tensors() + collect_tensors(wrapper_state)
 
 
-def _restore_dtypes(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Undo that Optimizer.load_state_dict casts state to the dtype of its parameter.
+def _restore_tensors(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Undo that Optimizer.load_state_dict casts state to the dtype of its parameter and moves it to its device.
 
-    NAdam's mu_product, for example, does not survive bfloat16.
+    NAdam's mu_product, for example, does not survive bfloat16, and on a GPU every step would wait to read it.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     indices = [index for group in saved["param_groups"] for index in group["params"]]
     for index, parameter in zip(indices, parameters, strict=True):
         state = optimizer.state.get(parameter, {})
         for name, value in saved["state"].get(index, {}).items():
-            if isinstance(value, Tensor) and isinstance(state.get(name), Tensor) and state[name].dtype != value.dtype:
-                # copy: the optimizer updates its state in place, and `saved` belongs to the caller.
-                state[name] = value.to(state[name].device, copy=True)
+            loaded = state.get(name)
+            if not isinstance(value, Tensor) or not isinstance(loaded, Tensor):
+                continue
+            if loaded.dtype != value.dtype or loaded.device != value.device:
+                # A copy: the optimizer updates its state in place, and `saved` belongs to the caller.
+                state[name] = value.clone()
 
 
 def collect_tensors(value: Any) -> list[Tensor]:

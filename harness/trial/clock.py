@@ -31,7 +31,7 @@ class Elapsed:
     build: float = 0.0
     """Building the submission on the model."""
     data_wait: float = 0.0
-    """Selecting examples and waiting for the training batch."""
+    """Selecting examples and waiting for the training batch; on a GPU as long as the GPU waits (`DataWait`)."""
     compile: float = 0.0
     """Compiling the submission's own code, from an empty cache."""
     averaging: float = 0.0
@@ -62,9 +62,12 @@ class Clock:
         self.elapsed = Elapsed()
         # None where no energy counter can be read.
         self.meter = make_meter(device)
+        self._data_wait = DataWait(device)
         if self.meter is not None:
             self.elapsed.energy = 0.0
         self._compile = _CompileTime()
+        # Seconds of `_compile` that went into the workload's model.
+        self._model_compile = 0.0
         self._total_mark = time.perf_counter()
 
     @contextmanager
@@ -72,27 +75,32 @@ class Clock:
         """Run the training clock, and the column `column` of `Elapsed` beside it if given.
 
         charge_compile=False does not charge compilation: compiling again after a resume is not the submission's fault.
-        Segments must not be nested.
+        Compilation within `model_compilation` is never charged. Segments must not be nested.
         """
         synchronize(self.device)
-        compile_before = self._compile.seconds
+        compile_before, model_compile_before = self._compile.seconds, self._model_compile
         if self.meter is not None:
             self.meter.start()
         # Read last, so that reading the energy counters is not charged. perf_counter is monotonic.
         cpu, start = time.process_time(), time.perf_counter()
+        is_complete = False
         try:
             yield
             # Not in `finally`: after an exception the device may be waiting for a lost rank.
             synchronize(self.device)
+            is_complete = True
         finally:
             # First, so that the bookkeeping below is not charged.
             seconds = time.perf_counter() - start
-            compiling = self._compile.seconds - compile_before
+            of_model = self._model_compile - model_compile_before
+            compiling = self._compile.seconds - compile_before - of_model
+            seconds -= of_model
             if charge_compile:
                 self.elapsed.compile += compiling
             else:
                 seconds -= compiling
             self.elapsed.submission += seconds
+            self.elapsed.data_wait += self._data_wait.take_seconds() if is_complete else 0.0
             self.elapsed.cpu += time.process_time() - cpu
             if self.meter is not None and self.elapsed.energy is not None:
                 self.elapsed.energy += self.meter.stop()
@@ -110,10 +118,23 @@ class Clock:
         finally:
             self._add(column, time.perf_counter() - start)
 
-    def data_wait(self, seconds: float) -> None:
-        """Add to the column of data waiting. The seconds are part of a segment, and so charged already. Host time only,
-        without synchronisation."""
-        self.elapsed.data_wait += seconds
+    @contextmanager
+    def data_wait(self) -> Iterator[None]:
+        """Count the body to the column of data waiting, within a segment, which charges it already. Nothing waits for
+        the device."""
+        self._data_wait.begin()
+        yield
+        self._data_wait.end()
+
+    @contextmanager
+    def model_compilation(self) -> Iterator[None]:
+        """Charge nothing that is compiled within the body: a pass of the workload's model, which is the same for every
+        submission."""
+        before = self._compile.seconds
+        try:
+            yield
+        finally:
+            self._model_compile += self._compile.seconds - before
 
     def tick(self) -> None:
         """Bring `total` up to date."""
@@ -137,6 +158,48 @@ class Clock:
 
     def _add(self, column: str, seconds: float) -> None:
         setattr(self.elapsed, column, getattr(self.elapsed, column) + seconds)
+
+
+class DataWait:
+    """Seconds between `begin` and `end`, as the device sees them.
+
+    On a GPU the host runs ahead: its own time says nothing about whether the GPU had work. Events on the stream say how
+    long the GPU took from the last operation before `begin` to the last one before `end`: it was idle, or busy with
+    making the batch.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._start = 0.0
+        # Made once and used in every segment.
+        self._events: list[tuple[Any, Any]] = []
+        self._used = 0
+
+    def begin(self) -> None:
+        """Called before the batch is asked for."""
+        if self._device.type != "cuda":
+            self._start = time.perf_counter()
+            return
+        if self._used == len(self._events):
+            self._events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+        self._events[self._used][0].record(torch.cuda.current_stream(self._device))
+
+    def end(self) -> None:
+        """Called when all work on the batch has been given to the device."""
+        if self._device.type != "cuda":
+            self._seconds += time.perf_counter() - self._start
+            return
+        self._events[self._used][1].record(torch.cuda.current_stream(self._device))
+        self._used += 1
+
+    def take_seconds(self) -> float:
+        """Seconds since the last call; the device must have been waited for."""
+        # elapsed_time is in milliseconds.
+        self._seconds += sum(start.elapsed_time(end) for start, end in self._events[: self._used]) / 1000
+        self._used = 0
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 class _CompileTime:

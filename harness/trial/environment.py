@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 
@@ -59,10 +59,9 @@ def configure_torch(run: Run, device: torch.device) -> None:
     torch.use_deterministic_algorithms(run.deterministic)
     # Deterministic mode fills fresh memory with NaN, a debugging aid that would be charged to the submission.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # torch's defaults differ between matrix products and convolutions.
-    products = "tf32" if run.precision == "tf32" else "ieee"
-    cudnn: Any = torch.backends.cudnn
-    torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = products
+    # torch's defaults differ between matrix products and convolutions. Set by the older of torch's two interfaces,
+    # which sets both: after the newer one, libraries that read the older one raise an error.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.precision == "tf32"
     # Benchmarking picks algorithms by their time, so it may pick others in the next run.
     torch.backends.cudnn.benchmark = not run.deterministic
 
@@ -70,20 +69,40 @@ def configure_torch(run: Run, device: torch.device) -> None:
 @contextmanager
 def private_compiler_cache(wanted: bool) -> Iterator[None]:
     """Within it torch.compile starts from an empty cache, so that every trial pays for its own compilation."""
-    if not wanted:
+    with ExitStack() as stack:
+        if wanted:
+            _enter_empty_compiler_cache(stack)
         yield
-        return
+
+
+def use_empty_compiler_cache() -> None:
+    """Let torch.compile start from an empty cache, for the rest of this process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    _enter_empty_compiler_cache(stack)
+
+
+def _enter_empty_compiler_cache(stack: ExitStack) -> None:
+    """Let torch.compile start from an empty cache until `stack` is closed; what was compiled before is forgotten."""
     import torch._dynamo
 
     # Code that an earlier trial of this process compiled must be paid for again.
     torch._dynamo.reset()
-    with tempfile.TemporaryDirectory(prefix="pacemark-compile-") as folder, ExitStack() as stack:
-        before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        logger.info("torch.compile starts from an empty cache: %s", folder)
-        # Before the folder is deleted, so that nothing compiles into a folder that is gone.
-        stack.callback(_restore_environment, "TORCHINDUCTOR_CACHE_DIR", before)
-        yield
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pacemark-compile-"))
+    logger.info("torch.compile starts from an empty cache: %s", folder)
+    # TRITON_CACHE_DIR too: Inductor sets it at its first use, and would find the kernels of earlier trials there.
+    for name, value in (("TORCHINDUCTOR_CACHE_DIR", folder), ("TRITON_CACHE_DIR", f"{folder}/triton")):
+        # Restored before the folder is deleted, so that nothing compiles into a folder that is gone.
+        stack.callback(_restore_environment, name, os.environ.get(name))
+        os.environ[name] = value
+
+
+def is_compiler_error(error: BaseException) -> bool:
+    """Whether torch.compile raised `error`, and not the code that it compiled."""
+    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._inductor.exc import InductorError
+
+    return isinstance(error, BackendCompilerFailed | InductorError)
 
 
 def _restore_environment(name: str, value: str | None) -> None:

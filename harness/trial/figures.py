@@ -26,13 +26,13 @@ def row_values(
     metrics: dict[str, float],
     *,
     preemption_count: int,
-    peak_memory_bytes: int,
+    memory: dict[str, int],
     state_bytes: int,
 ) -> Row:
     """A row of eval_measurements.csv: AlgoPerf's columns first, ours after them.
 
     train_loss: mean over the steps since the last row. metrics: of the validation split. Times are in seconds, and
-    accumulated since the trial began.
+    accumulated since the trial began. memory: `PeakMemory.columns`.
     """
     # Brings total_duration up to date.
     training.clock.tick()
@@ -57,7 +57,7 @@ def row_values(
         "accumulated_cpu_time": elapsed.cpu,
         **({} if elapsed.energy is None else {"accumulated_energy_joules": elapsed.energy}),
         **asdict(training.runner.counters),
-        "peak_memory_bytes": peak_memory_bytes,
+        **memory,
         "optimizer_state_bytes": state_bytes,
     }
 

@@ -9,8 +9,9 @@ import platform
 import re
 import resource
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -80,21 +81,41 @@ def code_version() -> dict[str, Any]:
 
 
 class PeakMemory:
-    """Peak memory of one trial in bytes: allocated on the GPU, or resident in this process on a CPU."""
+    """Peak memory of a trial in bytes, of its training and of its evaluations, each by itself.
+
+    On a GPU: allocated by torch, above what was allocated when this object was made, which are the data. On a CPU:
+    resident in this process, with the data and the interpreter.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        self.data_bytes = torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+        """Allocated on the GPU before there was a model; None on a CPU."""
+        self.peaks = {"training": 0, "evaluation": 0}
+        """The largest peak so far of each phase."""
+
+    @contextlib.contextmanager
+    def measure(self, phase: Literal["training", "evaluation"]) -> Iterator[None]:
+        """Take the peak within the body into account."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
         else:
             # On Linux this resets the high-water mark of earlier work in this process.
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
+        yield
+        self.peaks[phase] = max(self.peaks[phase], self._peak_bytes())
 
-    def bytes(self) -> int:
-        """The peak since this object was made."""
+    def columns(self) -> dict[str, int]:
+        """The columns of a row."""
+        of_data = {} if self.data_bytes is None else {"data_memory_bytes": self.data_bytes}
+        evaluation = {"evaluation_memory_bytes": self.peaks["evaluation"]}
+        return {"peak_memory_bytes": self.peaks["training"]} | evaluation | of_data
+
+    def _peak_bytes(self) -> int:
+        """The peak since it was reset."""
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+            return torch.cuda.max_memory_allocated(self._device) - (self.data_bytes or 0)
         # VmHWM is what clear_refs resets.
         try:
             high_water_mark = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())

@@ -134,9 +134,9 @@ class Record:
         self._check_lease()
         write_atomically(self.path.checkpoint, buffer.getbuffer())
 
-    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """The last checkpoint's state, with tensors on `device`; None if there is none. Sets `rows` to the rows of the
-        checkpoint. Raises UserError if it is corrupt."""
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint's state, with all tensors on the CPU; None if there is none. Sets `rows` to the rows of
+        the checkpoint. Raises UserError if it is corrupt."""
         if not self.path.checkpoint.exists():
             return None
         try:
@@ -145,7 +145,7 @@ class Record:
                 damaged = archive.testzip()
             if damaged:
                 raise ValueError(f"damaged at {damaged}")
-            state = torch.load(self.path.checkpoint, map_location=device, weights_only=True)
+            state = torch.load(self.path.checkpoint, map_location="cpu", weights_only=True)
             self.rows = state.pop("rows")
         except Exception as error:
             raise UserError(

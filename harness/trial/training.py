@@ -6,10 +6,10 @@ segments of several submissions (harness/study/timing_run.py).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -30,10 +30,16 @@ from harness.interface.workload import Workload
 from harness.seeding import TrialSeeds
 from harness.trial.batch_norm import recompute_statistics
 from harness.trial.clock import Clock, Disturbance
+from harness.trial.devices import device_types, restore_devices
+from harness.trial.environment import is_compiler_error, use_empty_compiler_cache
+
+logger = logging.getLogger(__name__)
 
 # A compiled model has no second derivatives, and a hook set after compilation would never fire.
 UNCOMPILED_NEEDS = frozenset({Need.SECOND_DERIVATIVES, Need.LAYERS})
 """Needs under which the model is not compiled."""
+VARYING_SIZES = frozenset({Need.SELECTION, Need.MICRO_BATCH_GRADIENTS})
+"""Needs under which micro-batches may have other sizes than the workload's."""
 
 
 class Training:
@@ -82,10 +88,18 @@ class Training:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.train()
         roles = parameter_roles(model, self.workload.role_patterns())
-        forward_model: Any = torch.compile(model) if self.compiles_model else model
-        self.runner = ModelRunner(self.workload, model, self.seeds, self._precision, forward_model, self.ranks)
+        self.runner = ModelRunner(
+            self.workload,
+            model,
+            self.seeds,
+            self._precision,
+            self.ranks,
+            compiled=self.compiles_model,
+            sizes_vary=bool(self.needs & VARYING_SIZES),
+            pass_context=self.clock.model_compilation if self.compiles_model else nullcontext,
+        )
         # Off the clock: model and compilation belong to the workload, and are the same for every submission.
-        self._warm_up()
+        self._warm_up_with_sound_cache()
         generator = torch.Generator().manual_seed(self.seeds.key("submission"))
         device_generator = generator
         if self.device.type != "cpu":
@@ -140,14 +154,39 @@ class Training:
         stream = ExampleStream(self.seeds, self.workload.train_size)
         recompute_statistics(self.runner, (stream.peek(start, nominal) for start in starts))
 
+    def _warm_up_with_sound_cache(self) -> None:
+        """`_warm_up`, once more from an empty compiler cache where the shared one holds a damaged file: a process that
+        was killed while it compiled leaves one behind."""
+        try:
+            self._warm_up()
+        except Exception as error:
+            if not self.compiles_model or not is_compiler_error(error):
+                raise
+            logger.warning("torch.compile failed, and compiles again from an empty cache: %s", error)
+            use_empty_compiler_cache()
+            self._warm_up()
+
     def _warm_up(self) -> None:
         """Fill caches and compile the model, off the clock, on the first batch; leaves no trace in the model."""
         runner = self.runner
         buffers_before = [buffer.detach().clone() for buffer in runner.buffers]
         batch = runner.load_batch(self.stream.peek(0, self.spec.nominal_batch))
+
+        def context() -> StepContext:
+            # All needs, for the passes that every submission finds warmed up.
+            return StepContext(runner, batch, 0, frozenset(Need), "warm-up")
+
         for _ in range(2):
-            # All needs: what the submission declares must not decide what is warmed up.
-            StepContext(runner, batch, 0, frozenset(Need), "warm-up").backward()
+            context().backward()
+        # What the declared needs run besides; a submission pays for its own work, not for the model's first run of it.
+        if Need.LOSS in self.needs:
+            context().loss()
+        if Need.SAMPLED_LABELS in self.needs:
+            context().gradients(labels="sampled")
+        if self.needs & VARYING_SIZES:
+            context().micro_batch_gradients(2 * batch.count)
+        if Need.SECOND_DERIVATIVES in self.needs:
+            context().hessian_vector_product([torch.zeros_like(parameter) for parameter in runner.parameters])
         for buffer, value in zip(runner.buffers, buffers_before, strict=True):
             buffer.copy_(value)
         for parameter in runner.parameters:
@@ -180,13 +219,12 @@ class Training:
     def _step(self) -> Tensor | None:
         """One step; its first loss. The batch is freed on return, before the next one needs the room."""
         counters = self.runner.counters
-        start = perf_counter()
-        selection = self.submission.select(self.stream)
-        # After select(), which has moved the stream to the next batch; before load_batch(), which may wait, so that the
-        # next batches are read meanwhile.
-        self._prefetch()
-        batch = self.runner.load_batch(selection)
-        self.clock.data_wait(perf_counter() - start)
+        with self.clock.data_wait():
+            selection = self.submission.select(self.stream)
+            # After select(), which has moved the stream to the next batch; before load_batch(), which may wait, so that
+            # the next batches are read meanwhile.
+            self._prefetch()
+            batch = self.runner.load_batch(selection)
         position = counters.examples / self.spec.nominal_batch
         ctx = StepContext(self.runner, batch, position, self.needs, self.run.optimizer.name)
         self.submission.step(ctx)
@@ -214,7 +252,8 @@ class Training:
         setup = self.submission.setup
         state = {
             "model": self.runner.model.state_dict(),
-            "submission": self.submission.state_dict(),
+            "submission": (submission := self.submission.state_dict()),
+            "submission_devices": device_types(submission),
             "generator": setup.generator.get_state(),
             "device_generator": setup.device_generator.get_state(),
             "position": self.stream.position,
@@ -225,15 +264,15 @@ class Training:
         return {"of_ranks": self.ranks.all_gather(state)} if Need.COMMUNICATION in self.needs else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned, on as many ranks if their states are in it."""
+        """Continue from what `state_dict` returned, on as many ranks if their states are in it. The tensors may be on
+        the CPU."""
         if "of_ranks" in state:
             state = state["of_ranks"][self.ranks.rank]
         setup = self.submission.setup
         self.runner.model.load_state_dict(state["model"])
-        self.submission.load_state_dict(state["submission"])
-        # cpu(): loading has moved all tensors to the device, and set_state takes a CPU tensor.
-        setup.generator.set_state(state["generator"].cpu())
-        setup.device_generator.set_state(state["device_generator"].cpu())
+        self.submission.load_state_dict(restore_devices(state["submission"], state["submission_devices"], self.device))
+        setup.generator.set_state(state["generator"])
+        setup.device_generator.set_state(state["device_generator"])
         self.stream.position = state["position"]
         self.runner.counters = Counters(**state["counters"])
         self.clock.load_state_dict(state["clock"])

@@ -34,7 +34,7 @@ from harness.trial.distributed import announce_exit, init_distributed, watchdog
 from harness.trial.environment import configure_torch, private_compiler_cache, select_device
 from harness.trial.figures import Row
 from harness.trial.hardware import PeakMemory, machine_folder
-from harness.trial.outcome import Outcome
+from harness.trial.outcome import Outcome, out_of_memory_cause
 from harness.trial.record import ReadOnlyRecord, Record
 from harness.trial.training import Training
 
@@ -103,7 +103,7 @@ def run_trial(
         stack.callback(record.close)
         observers = make_observers() if ranks.is_main else []
         # Before the folder is taken: a corrupt checkpoint is refused, and nothing is changed.
-        checkpoint = None if run.overwrite else ranks.run_on_all(lambda: record.load_checkpoint(device))
+        checkpoint = None if run.overwrite else ranks.run_on_all(lambda: record.load_checkpoint())
         _check_checkpoint(checkpoint, record, ranks)
         training = Training(run, workload, device, ranks)
         ranks.run_on_all(lambda: record.start(figures.manifest_values(training), lease_token))
@@ -112,9 +112,11 @@ def run_trial(
             record.write_rows()
             logger.info("continues from the checkpoint at row %d", len(record.rows))
         should_stop = make_should_stop(run, path) if make_should_stop is not None and ranks.is_main else None
-        trial = _Trial(training, record, observers, should_stop)
+        trial = _Trial(training, record, observers, should_stop, checkpoint)
+        # The trial lets go of it once it is loaded; this frame would keep it to the end.
+        del checkpoint
         with _report_lost_folder(record):
-            trial.finish(trial.run(checkpoint))
+            trial.finish(trial.run())
         for observer in observers:
             observer.end(record)
     return record, True
@@ -182,8 +184,16 @@ class _Trial:
     """A training with its evaluations, and the record of them."""
 
     def __init__(
-        self, training: Training, record: Record, observers: list[Observer], should_stop: ShouldStop | None
+        self,
+        training: Training,
+        record: Record,
+        observers: list[Observer],
+        should_stop: ShouldStop | None,
+        checkpoint: dict[str, Any] | None,
     ) -> None:
+        """checkpoint: to continue from; None to start."""
+        # None once it is loaded.
+        self._checkpoint_to_load = checkpoint
         self.training, self.record, self.observers, self.should_stop = training, record, observers, should_stop
         self.run_config, self.workload, self.spec = training.run, training.workload, training.spec
         self.clock, self.ranks = training.clock, training.ranks
@@ -194,14 +204,15 @@ class _Trial:
 
     # ---- the life of a trial ---------------------------------------------------------------------------------------
 
-    def run(self, checkpoint: dict[str, Any] | None) -> Outcome:
+    def run(self) -> Outcome:
         """Train from the checkpoint or from the start to the end; how it ended. Raises OSError and LeaseLost, for the
         record cannot be written then."""
         try:
             own_compilation = Need.OWN_COMPILATION in self.training.needs
             with watchdog(self.ranks, self._give_up), private_compiler_cache(own_compilation):
-                self._build(checkpoint)
-                outcome = self._train(resumed=checkpoint is not None)
+                resumed = self._checkpoint_to_load is not None
+                self._build()
+                outcome = self._train(resumed)
         # Here and for a lost lease there is no outcome: it could not be written into the record.
         except _RecordNotWritten as caught:
             raise caught.error from caught
@@ -220,11 +231,13 @@ class _Trial:
         self.record.finish(outcome.status, figures.final_values(self.training, self.record.rows, self.reached_row,
                                                                 self.state_bytes, outcome))  # fmt: skip
 
-    def _build(self, checkpoint: dict[str, Any] | None) -> None:
+    def _build(self) -> None:
+        checkpoint, self._checkpoint_to_load = self._checkpoint_to_load, None
         self.training.build(charge_compile=checkpoint is None)
         if checkpoint is not None:
             self.training.load_state_dict(checkpoint["training"])
             self.reached_row, self.state_bytes = checkpoint["reached_row"], checkpoint["state_bytes"]
+            self.memory.peaks = checkpoint["memory_peaks"]
             self._resume_energy()
         for observer in self.observers:
             observer.begin(self.record, self.training.nominal_step)
@@ -237,7 +250,8 @@ class _Trial:
         while True:
             # No rank's clock or energy runs while another is still busy off the clock.
             self.ranks.barrier()
-            train_loss = self.training.segment(self._next_goal(), charge_compile=not resumed)
+            with self.memory.measure("training"):
+                train_loss = self.training.segment(self._next_goal(), charge_compile=not resumed)
             resumed = False
             outcome = self._evaluate_and_record(train_loss)
             with self.clock.off("logging"):
@@ -288,7 +302,7 @@ class _Trial:
         with self.clock.submission("averaging"):
             weights.__enter__()
         try:
-            with self.clock.off("evaluation"), torch.no_grad():
+            with self.clock.off("evaluation"), self.memory.measure("evaluation"), torch.no_grad():
                 model.eval()
                 sums: dict[str, Tensor] = {}
                 # The ranks share the batches, each taking every size-th.
@@ -343,11 +357,9 @@ class _Trial:
         text = traceback.format_exc()
         if isinstance(caught, KeyboardInterrupt):
             return Outcome(Status.STOPPED, INTERRUPTED)
-        if isinstance(caught, torch.OutOfMemoryError):
+        if (cause := out_of_memory_cause(caught)) is not None:
             # torch's message says how much was asked for and how much was free.
-            return Outcome(Status.OUT_OF_MEMORY, self._how_to_need_less_memory(), f"{caught}\n{text}")
-        if isinstance(caught, MemoryError):
-            return Outcome(Status.OUT_OF_MEMORY, self._how_to_need_less_memory(), text)
+            return Outcome(Status.OUT_OF_MEMORY, self._how_to_need_less_memory(), f"{cause}\n{text}")
         return Outcome(Status.FAILED, None, text)
 
     def _how_to_need_less_memory(self) -> str:
@@ -394,7 +406,7 @@ class _Trial:
             float(train_loss),
             metrics,
             preemption_count=self.record.preemption_count,
-            peak_memory_bytes=self.memory.bytes(),
+            memory=self.memory.columns(),
             state_bytes=self.state_bytes,
         )
 
@@ -402,7 +414,8 @@ class _Trial:
         """Rank 0's row, so that all take the same decisions, with the largest of the figures that each rank has of its
         own, and the energy of all."""
         rows = self.ranks.all_gather(row)
-        largest = ("peak_memory_bytes", "optimizer_state_bytes", "accumulated_data_wait_time")
+        memory = (key for key in rows[0] if key.endswith("_memory_bytes"))
+        largest = (*memory, "optimizer_state_bytes", "accumulated_data_wait_time")
         combined = rows[0] | {key: max(of_rank[key] for of_rank in rows) for key in largest}
         energy = "accumulated_energy_joules"
         if energy in combined:
@@ -426,6 +439,7 @@ class _Trial:
             "training": self.training.state_dict(),
             "reached_row": self.reached_row,
             "state_bytes": self.state_bytes,
+            "memory_peaks": self.memory.peaks,
         }
 
     def _write(self, action: Callable[[], None]) -> None:

@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_TIME_AND_MEMORY = {"score", "total_duration", "preemption_count", "peak_memory_bytes"}
+_TIME_AND_MEMORY = {
+    "score",
+    "total_duration",
+    "preemption_count",
+    "peak_memory_bytes",
+    "evaluation_memory_bytes",
+    "data_memory_bytes",
+}
 
 
 class Outcome(NamedTuple):

@@ -27,7 +27,8 @@ SOURCES = tuple(str(ROOT / folder) for folder in ("harness", "workloads", "submi
 
 # Operations whose CUDA implementation reads a result on the host: a size, a status, or whether a value is valid.
 WAITING = {
-    "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero", "aten::_unique2", "aten::unique_dim",
+    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero",
+    "aten::_unique2", "aten::unique_dim",
     "aten::unique_consecutive", "aten::unique_dim_consecutive", "aten::repeat_interleave.Tensor", "aten::multinomial",
     "aten::bincount", "aten::_linalg_check_errors", "aten::_linalg_eigh", "aten::_linalg_svd", "aten::linalg_eig",
     "aten::linalg_lstsq", "aten::segment_reduce",
@@ -151,11 +152,7 @@ def _run(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
     if asked is not None:
         inner_keywords["device"] = "cpu"
         inner_keywords.pop("pin_memory", None)
-    if name == "aten::_to_copy" and asked is not None and not inner_keywords.get("dtype"):
-        # A copy to another device must not share the values.
-        results = function(*inner_arguments, **inner_keywords)
-    else:
-        results = function(*inner_arguments, **inner_keywords)
+    results = function(*inner_arguments, **inner_keywords)
     if not result_on_device or name == "aten::_local_scalar_dense":
         return results
     results = tree_map_only(Tensor, lambda t: t if isinstance(t, CudaTensor) else CudaTensor(t), results)
@@ -165,14 +162,12 @@ def _run(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
 def _check(function: Any, name: str, arguments: Any, tensors: list[Tensor]) -> None:
     """Record what makes the host wait, and raise what CUDA would raise."""
     overload = f"{name}.{function._overloadname}"
-    if name == "aten::_local_scalar_dense" or name in WAITING or overload in WAITING:
-        if name != "aten::_local_scalar_dense" or isinstance(arguments[0], CudaTensor):
-            waits.add(name.removeprefix("aten::"))
-    if torch.are_deterministic_algorithms_enabled() and (name in NONDETERMINISTIC or overload in NONDETERMINISTIC):
+    if name in WAITING or overload in WAITING:
+        waits.add(name.removeprefix("aten::"))
+    nondeterministic = name in NONDETERMINISTIC or overload in NONDETERMINISTIC
+    nondeterministic |= name in ("aten::cumsum", "aten::cumprod") and arguments[0].is_floating_point()
+    if nondeterministic and torch.are_deterministic_algorithms_enabled():
         raise RuntimeError(f"{name} CUDA does not have a deterministic implementation")
-    if name in ("aten::cumsum", "aten::cumprod") and torch.are_deterministic_algorithms_enabled():
-        if arguments[0].is_floating_point():
-            raise RuntimeError(f"{name} CUDA does not have a deterministic implementation")
     if name in ("aten::index", "aten::index_put_", "aten::_index_put_impl_"):
         for index in arguments[1]:
             if index is not None and index.dtype in (torch.bool, torch.uint8):
@@ -184,7 +179,7 @@ def _check(function: Any, name: str, arguments: Any, tensors: list[Tensor]) -> N
         mixed = [t for t in tensors if not isinstance(t, CudaTensor) and t.ndim > 0]
         if mixed and "_fused_" not in name:
             raise RuntimeError(
-                f"{name}: expected all tensors to be on the same device, but found cuda:0 and cpu {tuple(mixed[0].shape)}"
+                f"{name}: expected all tensors to be on the same device, but one {tuple(mixed[0].shape)} is on the CPU"
             )
 
 

@@ -42,7 +42,8 @@ def columns_of_the_code() -> set[str]:
         runner=SimpleNamespace(counters=Counters()),
     )
     metrics = {"loss": 1.0, "accuracy": 0.5, "num_examples": 1.0}
-    row = figures.row_values(training, 1.0, metrics, preemption_count=0, peak_memory_bytes=1, state_bytes=1)
+    memory = dict.fromkeys(("peak_memory_bytes", "evaluation_memory_bytes", "data_memory_bytes"), 1)
+    row = figures.row_values(training, 1.0, metrics, preemption_count=0, memory=memory, state_bytes=1)
     return {generic(column) for column in row | figures.split_columns("test", metrics)}
 
 

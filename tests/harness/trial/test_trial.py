@@ -224,10 +224,20 @@ def test_closures(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize(("precision", "products"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
-def test_products_of_a_gpu_are_as_precise_as_stated(trial: Trial, precision: str, products: str) -> None:
+def test_products_of_a_gpu_are_as_precise_as_stated_in_both_of_torchs_interfaces(
+    trial: Trial, precision: str, products: str
+) -> None:
     trial(f"precision={precision}")
+    cudnn: Any = torch.backends.cudnn
     assert torch.backends.cuda.matmul.fp32_precision == products
-    assert torch.backends.cudnn.conv.fp32_precision == products
+    # "none" is torch's default, which is no TF32.
+    allowed = "tf32" if products == "tf32" else "none"
+    assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == allowed
+    assert torch.backends.cuda.matmul.allow_tf32 == cudnn.allow_tf32 == (products == "tf32")
+    assert torch.get_float32_matmul_precision() == ("high" if products == "tf32" else "highest")
+    # Libraries change the settings for a while, and read them all for it.
+    with cudnn.flags(enabled=True):
+        pass
 
 
 def test_bf16_and_other_precisions_differ(trial: Trial) -> None:
