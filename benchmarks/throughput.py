@@ -95,13 +95,14 @@ def _measure(run: Run, ranks: Ranks, steps: int, rounds: int, peak: float | None
                     waits.append((elapsed.data_wait - waited) / (elapsed.submission - seconds))
     # The fastest round is the least disturbed by other processes.
     best = {kind: min(values) for kind, values in rates.items()}
+    peak_bytes = memory.peaks["training"]
     total_peak = (peak * 1e12 if peak else _peak_flops(device)) * ranks.size
     utilisation = {kind: f"{100 * flops / value / total_peak:.1f}%" for kind, value in best.items()}
     return (
         f"{workload.spec.full_name:16} {nominal / best['real']:10.0f} examples/s "
         f"{labels / best['real']:12.0f} labels/s   MFU {utilisation['real']} of {total_peak / 1e12:.3g} TFLOP/s, "
         f"held {utilisation['held']}   data wait {100 * min(waits):.2f}%   "
-        f"peak memory {memory.peaks['training'] / 2**30:.2f} GiB   {machine_folder(device, run.threads)}, {run.precision}"
+        f"peak memory {peak_bytes / 2**30:.2f} GiB   {machine_folder(device, run.threads)}, {run.precision}"
         f"{', compiled' if run.compile else ''}; slowest round x {max(rates['real']) / best['real']:.2f}"
     )
 

@@ -25,7 +25,7 @@ from harness.config.schema import Run
 from harness.errors import CheckFailed
 from harness.interface.submission import Setup, Submission
 from harness.trial.conformance_problem import STEPS, TARGET_LOSS, make_problem
-from harness.trial.environment import configure_torch
+from harness.trial.environment import configure_torch, select_device
 from harness.trial.training import Training
 
 SHORT_RUN = 12
@@ -35,10 +35,11 @@ INTERRUPTED_AFTER = 7
 
 
 class Subject:
-    """A submission on the problem."""
+    """A submission on the problem, on a device."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, device: torch.device) -> None:
         self.run = run
+        self.device = device
 
     @cached_property
     def short_run(self) -> Training:
@@ -47,9 +48,9 @@ class Subject:
 
     def build(self, dtype: str = "float32") -> Training:
         """A training that is built and not trained. dtype: of the parameters."""
-        problem = make_problem(dtype)
+        problem = make_problem(dtype, self.device)
         run = self.run.model_copy(update={"workload": problem.spec.model_dump()})
-        training = Training(run, problem, torch.device("cpu"))
+        training = Training(run, problem, self.device)
         training.build()
         return training
 
@@ -235,11 +236,12 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 
 
 def make_subject(name: str, *arguments: str) -> Subject:
-    """The submission of configs/optimizer/<name>.yaml; `arguments` as for run.py."""
+    """The submission of configs/optimizer/<name>.yaml, on the device of `run.device`; `arguments` as for run.py."""
     # Any workload makes a configuration complete; Subject.build replaces it.
     run = load_run([f"workload={list_choices('workload')[0]}", f"optimizer={name}", *arguments])
-    configure_torch(run, torch.device("cpu"))
-    return Subject(run)
+    device = select_device(run)
+    configure_torch(run, device)
+    return Subject(run, device)
 
 
 def run_checks(subject: Subject) -> dict[str, str]:
@@ -266,7 +268,7 @@ def _train_interrupted(subject: Subject, dtype: str = "float32") -> Training:
     torch.save(subject.train(INTERRUPTED_AFTER, dtype).state_dict(), buffer)
     buffer.seek(0)
     training = subject.build(dtype)
-    training.load_state_dict(torch.load(buffer, weights_only=True))
+    training.load_state_dict(torch.load(buffer, map_location="cpu", weights_only=True))
     train_until(training, SHORT_RUN)
     return training
 
@@ -274,7 +276,7 @@ def _train_interrupted(subject: Subject, dtype: str = "float32") -> Training:
 def _bits(training: Training) -> dict[str, bytes]:
     # Bytes, since torch.equal takes NaN for different from itself and -0.0 for equal to 0.0.
     return {
-        name: value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        name: value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         for name, value in training.runner.model.state_dict().items()
     }
 

@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from typing_extensions import override
 
+from harness.interface.transfer import to_device
 from harness.interface.workload import Batch, Split, Workload, WorkloadSpec
 
+CPU = torch.device("cpu")
 STEPS = 80
 """Budget of the problem."""
 TARGET_LOSS = 0.9
@@ -66,10 +68,10 @@ class Problem(Workload):
     @override
     def load(self, source: str, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
-        # On the CPU, where all checks run.
-        self._tokens = torch.randint(6, (256, 4), generator=generator)
-        total = self._tokens.sum(1)
-        self._classes = (total > 8) * 1 + (total > 11) * 1
+        tokens = torch.randint(6, (256, 4), generator=generator)
+        total = tokens.sum(1)
+        self._device = device
+        self._tokens, self._classes = tokens.to(device), ((total > 8) * 1 + (total > 11) * 1).to(device)
 
     @property
     @override
@@ -87,6 +89,7 @@ class Problem(Workload):
 
     @override
     def batch(self, indices: Tensor, keys: Tensor) -> Batch:
+        indices = to_device(indices, self._device)
         return {"inputs": self._tokens[indices], "labels": self._classes[indices]}
 
     @override
@@ -106,13 +109,13 @@ class Problem(Workload):
         return {"loss": self.loss(outputs, batch, "none").sum(), "num_examples": torch.tensor(len(batch["labels"]))}
 
 
-def make_problem(dtype: str = "float32") -> Problem:
-    """The problem with its data on the CPU. dtype: of the parameters, float32 or bfloat16."""
+def make_problem(dtype: str = "float32", device: torch.device = CPU) -> Problem:
+    """The problem with its data on `device`. dtype: of the parameters, float32 or bfloat16."""
     spec: dict[str, Any] = dict(
         name="conformance", description="", class_path="harness.trial.conformance_problem.Problem", version=1,
         metric="loss", direction="min", target=TARGET_LOSS, target_version=1, nominal_batch=32, micro_batch=16,
         max_steps=STEPS, eval_every=1, max_seconds=60.0, model={"dtype": dtype}, data={},
     )  # fmt: skip
     problem = Problem(WorkloadSpec(**spec))
-    problem.load("", torch.device("cpu"))
+    problem.load("", device)
     return problem

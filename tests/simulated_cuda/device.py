@@ -11,7 +11,7 @@ import traceback
 import types
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _foreach_supported_types
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("cuda", 0)
 ROOT = Path(__file__).parents[2]
@@ -75,7 +74,7 @@ class Memory:
 
     def add(self, tensor: CudaTensor) -> None:
         """Count the storage of a new tensor until the last tensor on it is gone."""
-        storage = tensor.inner.untyped_storage()
+        storage = tensor.on_host.untyped_storage()
         address, size = storage.data_ptr(), storage.nbytes()
         if not self._tensors[address]:
             self.allocated += size
@@ -98,9 +97,9 @@ memory = Memory()
 
 
 class CudaTensor(Tensor):
-    """A tensor that says it is on the device; its values are in `inner`, on the CPU."""
+    """A tensor that says it is on the device; its values are in `on_host`."""
 
-    inner: Tensor
+    on_host: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> CudaTensor:
@@ -108,24 +107,28 @@ class CudaTensor(Tensor):
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             layout=inner.layout, device=DEVICE, requires_grad=inner.requires_grad,
         )  # fmt: skip
-        tensor.inner = inner
+        tensor.on_host = inner
         memory.add(tensor)
         return tensor
 
+    def tolist(self) -> Any:
+        waits.add("tolist")
+        return self.detach().on_host.tolist()
+
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.on_host.data_ptr()
 
     def untyped_storage(self) -> Any:
-        return self.inner.untyped_storage()
+        return self.on_host.untyped_storage()
 
     def numpy(self, **_: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _rebuild, (self.detach().inner, self.requires_grad)
+        return _rebuild, (self.detach().on_host, self.requires_grad)
 
     def __repr__(self, **_: Any) -> str:
-        return f"{self.inner!r} on {DEVICE}"
+        return f"{self.on_host!r} on {DEVICE}"
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, _: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -141,22 +144,45 @@ class Device(TorchDispatchMode):
 
 def _run(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
     name = function._schema.name
-    tensors = [value for value in tree_leaves((arguments, keywords)) if isinstance(value, Tensor)]
+    tensors = list(_tensors((arguments, keywords)))
     on_device = any(isinstance(tensor, CudaTensor) for tensor in tensors)
     asked = keywords.get("device")
     result_on_device = on_device if asked is None else torch.device(asked).type == "cuda"
     if on_device:
         _check(function, name, arguments, tensors)
     _record_copies(name, arguments, keywords, tensors, result_on_device)
-    inner_arguments, inner_keywords = tree_map_only(CudaTensor, lambda t: t.inner, (arguments, keywords))
+    inner_arguments, inner_keywords = _map((arguments, keywords), lambda t: getattr(t, "on_host", t))
     if asked is not None:
         inner_keywords["device"] = "cpu"
         inner_keywords.pop("pin_memory", None)
     results = function(*inner_arguments, **inner_keywords)
     if not result_on_device or name == "aten::_local_scalar_dense":
         return results
-    results = tree_map_only(Tensor, lambda t: t if isinstance(t, CudaTensor) else CudaTensor(t), results)
+    results = _map(results, lambda t: t if isinstance(t, CudaTensor) else CudaTensor(t))
     return return_and_correct_aliasing(function, arguments, keywords, results) if on_device else results
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _map(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`value` with every tensor in it changed. Several times as fast as torch's own functions on trees."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list):
+        return [_map(item, change) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_map(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: _map(item, change) for key, item in value.items()}
+    return value
 
 
 def _check(function: Any, name: str, arguments: Any, tensors: list[Tensor]) -> None:
@@ -254,7 +280,7 @@ def load(file: Any, map_location: Any = None, **keywords: Any) -> Any:
     finally:
         _map_location[0] = None
     if map_location is not None and torch.device(map_location).type == "cuda":
-        value = tree_map_only(Tensor, lambda t: t if isinstance(t, CudaTensor) else CudaTensor(t), value)
+        value = _map(value, lambda t: t if isinstance(t, CudaTensor) else CudaTensor(t))
     return value
 
 
