@@ -8,8 +8,8 @@ test, Algorithms 1 and 2):
 The variance over examples is estimated from at least `pieces` micro-batches: the variance of a mean of s examples,
 times s. (Per-example gradients are costly, and undefined with BatchNorm.) The batch starts at `initial_batch` and stays
 within `max_batch`, both in nominal batches; it is rounded up to a multiple of `pieces`. Weight decay is added to the
-gradient. State: G and b. The paper tunes η in (0, 1). The default η = 0.5 and the bounds of the batch are ours; ε is
-torch's.
+gradient. The host chooses the next batch, and waits for the device once a step for it. State: G and b. The paper tunes
+η in (0, 1). The default η = 0.5 and the bounds of the batch are ours; ε is torch's.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class _AdaptiveBatchSubmission(OptimizerSubmission):
     """An optimizer whose batch size b follows the norm test, the first equation of the module docstring."""
 
     needs = frozenset({Need.SELECTION, Need.MICRO_BATCH_GRADIENTS})
+    host_waits = "each step"
 
     def __init__(
         self,

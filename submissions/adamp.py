@@ -27,40 +27,41 @@ class _ProjectedRule(Rule):
 
     @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
-        directions, decay_factors = list(direction), [1.0] * len(direction)
-        matrices = [k for k, theta in enumerate(bucket.theta) if theta.ndim > 1 and theta.numel()]
-        if matrices:
-            # One transfer to the host for all matrices together.
-            invariances = torch.stack(
-                [_is_scale_invariant(bucket.theta[k], bucket.g[k], bucket["delta"]) for k in matrices]
-            ).tolist()
-            for k, (per_channel, per_tensor) in zip(matrices, invariances, strict=True):
-                if per_channel or per_tensor:
-                    rows = len(bucket.theta[k]) if per_channel else 1
-                    directions[k] = _remove_radial_component(bucket.theta[k], directions[k], rows)
-                    decay_factors[k] = bucket["wd_ratio"]
+        directions, matrices, others = list(direction), [], []
+        rate = bucket["lr"] * bucket["weight_decay"] / (1 - bucket.group.get("momentum", 0.0))
+        for k, theta in enumerate(bucket.theta):
+            if theta.ndim < 2 or not theta.numel():
+                others.append(theta)
+                continue
+            directions[k], is_projected = _project(theta, bucket.g[k], direction[k], bucket["delta"])
+            # new_full and not a number, which `where` would take for float32.
+            projected_factor = theta.new_full((), 1 - rate * bucket["wd_ratio"])
+            # Decided on the device: nothing waits for it.
+            matrices.append((theta, torch.where(is_projected, projected_factor, 1 - rate)))
         if bucket["weight_decay"]:
-            rate = bucket["lr"] * bucket["weight_decay"] / (1 - bucket.group.get("momentum", 0.0))
-            torch._foreach_mul_(bucket.theta, [1 - rate * factor for factor in decay_factors])
+            torch._foreach_mul_(others, 1 - rate)
+            for theta, factor in matrices:
+                theta.mul_(factor)
         torch._foreach_add_(bucket.theta, directions, alpha=-bucket["lr"])
 
 
-def _is_scale_invariant(theta: Tensor, g: Tensor, delta: float) -> Tensor:
-    """Whether |cos(θ, g)| is below its bound for every output channel, and for the whole tensor: bool [2]."""
-    w, u = theta.flatten(1), g.flatten(1)
-    products, w_squared, u_squared = (torch.linalg.vecdot(a, b) for a, b in ((w, u), (w, w), (u, u)))
+def _project(theta: Tensor, g: Tensor, p: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+    """p - (θ̂ · p) θ̂ if θ is taken for scale-invariant, else p; and whether it is, a bool scalar.
+
+    For every output channel by itself if |cos(θ, g)| is below its bound in all of them; otherwise for the whole tensor
+    if it is below the bound there.
+    """
+    w, u, v = theta.flatten(1), g.flatten(1), p.flatten(1)
+    w_u, w_w, u_u, w_v = (torch.linalg.vecdot(a, b) for a, b in ((w, u), (w, w), (u, u), (w, v)))
     # The bound avoids a division by zero where weights or gradients are zero.
-    channel_cosines = products.abs() / (w_squared * u_squared).sqrt().clamp(min=1e-8)
-    cosine = products.sum().abs() / (w_squared.sum() * u_squared.sum()).sqrt().clamp(min=1e-8)
-    return torch.stack([channel_cosines.max() < delta / w.shape[1] ** 0.5, cosine < delta / w.numel() ** 0.5])
-
-
-def _remove_radial_component(theta: Tensor, p: Tensor, rows: int) -> Tensor:
-    """p - (θ̂ · p) θ̂, where θ̂ and p are cut into `rows` vectors, each projected by itself."""
-    w = theta.reshape(rows, -1)
-    unit = w / (w.norm(dim=1, keepdim=True) + 1e-8)
-    vectors = p.reshape(rows, -1)
-    return (vectors - unit * (unit * vectors).sum(1, keepdim=True)).reshape(theta.shape)
+    channel_cosines = w_u.abs() / (w_w * u_u).sqrt().clamp(min=1e-8)
+    cosine = w_u.sum().abs() / (w_w.sum() * u_u.sum()).sqrt().clamp(min=1e-8)
+    per_channel, per_tensor = channel_cosines.max() < delta / w.shape[1] ** 0.5, cosine < delta / w.numel() ** 0.5
+    # (θ̂ · p) θ̂ = share θ, with one share for each channel or one for all.
+    share_of_channel = w_v / (w_w.sqrt() + 1e-8).square()
+    share_of_tensor = w_v.sum() / (w_w.sum().sqrt() + 1e-8).square()
+    share = torch.where(per_channel, share_of_channel, torch.where(per_tensor, share_of_tensor, 0.0))
+    return torch.addcmul(v, w, share[:, None], value=-1).view(theta.shape), per_channel | per_tensor
 
 
 class AdamP(_ProjectedRule):

@@ -44,7 +44,8 @@ class _ClippedContext(WrappedContext):
         for parameter in self.ctx.parameters:
             g = parameter.grad
             if g is not None and g.numel():
-                # kthvalue, as torch.quantile refuses large tensors.
-                bound = g.abs().flatten().kthvalue(max(1, round((1 - self.share) * g.numel()))).values
+                # topk, as torch.quantile refuses large tensors, and kthvalue is not deterministic on a GPU.
+                rank = max(1, round((1 - self.share) * g.numel()))
+                bound = g.abs().flatten().topk(g.numel() - rank + 1, sorted=False).values.amin()
                 g.clamp_(min=-bound, max=bound)
         return loss

@@ -36,8 +36,7 @@ class DoG(Rule):
         weight_decay: float = 0.0,
     ) -> None:
         hyperparameters = {"lr": lr, "reps_rel": reps_rel, "eps": eps, "weight_decay": weight_decay}
-        # r and G are in the parameter groups, which are saved with the optimizer's state.
-        super().__init__(params, hyperparameters | {"distance": 0.0, "gradients": 0.0})
+        super().__init__(params, hyperparameters)
 
     @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -45,27 +44,28 @@ class DoG(Rule):
 
     @override
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
-        # All groups hold the same r and G.
-        shared = self.param_groups[0]
         if not buckets:
             return
-        norms: list[Tensors] = [torch._foreach_norm(_gradient_with_decay(bucket)) for bucket in buckets]
-        gradients = shared["gradients"] + float(_sum_of_squares(norms))
-        if shared["gradients"] == 0:
-            gradients += shared["eps"]
+        first = buckets[0]
+        squares = _sum_of_squares([torch._foreach_norm(_gradient_with_decay(bucket)) for bucket in buckets])
+
+        def first_distance() -> Tensor:
             start = _sum_of_squares([torch._foreach_norm(bucket.theta) for bucket in buckets])
-            distance = shared["reps_rel"] * (1 + float(start) ** 0.5)
-        else:
-            moved = _sum_of_squares(
-                [torch._foreach_norm(torch._foreach_sub(bucket.theta, bucket.state("start"))) for bucket in buckets]
-            )
-            distance = max(shared["distance"], float(moved) ** 0.5)
-        for group in self.param_groups:
-            group |= {"distance": distance, "gradients": gradients}
+            return first["reps_rel"] * (1 + start.sqrt())
+
+        # r and G are float64 numbers on the device of the parameters: nothing waits for them.
+        gradients = self.shared("gradients", lambda: torch.full_like(squares, first["eps"])).add_(squares)
+        distance = self.shared("distance", first_distance)
+        moved = _sum_of_squares(
+            [torch._foreach_norm(torch._foreach_sub(bucket.theta, bucket.state("start"))) for bucket in buckets]
+        )
+        torch.maximum(distance, moved.sqrt(), out=distance)
+        for bucket in buckets:
+            bucket.scratch["step_size"] = (distance / gradients.sqrt()).to(bucket.theta[0].dtype)
 
     @override
     def direction(self, bucket: Bucket) -> Tensors:
-        return torch._foreach_mul(_gradient_with_decay(bucket), bucket["distance"] / bucket["gradients"] ** 0.5)
+        return torch._foreach_mul(_gradient_with_decay(bucket), bucket.scratch["step_size"])
 
     @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
@@ -104,5 +104,5 @@ def _gradient_with_decay(bucket: Bucket) -> Tensors:
 
 
 def _sum_of_squares(norms: list[Tensors]) -> Tensor:
-    """The sum of the squares of all norms of all buckets, a scalar."""
-    return torch.stack([norm for of_bucket in norms for norm in of_bucket]).square().sum()
+    """The sum of the squares of all norms of all buckets, a float64 scalar."""
+    return torch.stack([norm for of_bucket in norms for norm in of_bucket]).square().sum().double()

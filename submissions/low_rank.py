@@ -43,6 +43,8 @@ from submissions.rule import Bucket, adam_direction
 class GaLore(MatrixSubmission):
     """GaLore for hidden matrices and convolutions. rank: r. refresh_every: T. scale: α."""
 
+    host_waits = "every T steps, for singular vectors"
+
     def __init__(
         self,
         setup: Setup,

@@ -17,7 +17,7 @@ tensors per parameter: d, and v for MoMo-Adam. Defaults (paper and package): f* 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import FiniteFloat
@@ -48,9 +48,11 @@ class MoMo(OptimizerSubmission):
         loss = ctx.backward()
         self.clip_gradients()
         for optimizer in self.optimizers:
-            assert isinstance(optimizer, MoMoRule)
-            optimizer.loss = float(loss)
+            cast(MoMoRule, optimizer).loss = loss
         self.update(ctx)
+        # Nothing of this step is kept.
+        for optimizer in self.optimizers:
+            cast(MoMoRule, optimizer).loss = 0.0
 
 
 class MoMoAdam(MoMo):
@@ -79,8 +81,8 @@ class MoMoRule(Rule):
 
     def __init__(self, params: ParamsT, lr: float, beta: float, weight_decay: float, lower_bound: float) -> None:
         hyperparameters = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "lower_bound": lower_bound}
-        super().__init__(params, hyperparameters | {"mean_loss": 0.0, "mean_product": 0.0, "updates": 0})
-        self.loss = 0.0
+        super().__init__(params, hyperparameters | {"updates": 0})
+        self.loss: Tensor | float = 0.0
 
     @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -109,18 +111,21 @@ class MoMoRule(Rule):
                 torch.stack([(g * theta).sum(), (m * theta).sum(), (m * s).sum()])
                 for g, theta, m, s in zip(bucket.g, bucket.theta, d, step, strict=True)
             ]
-        # ⟨g, θ⟩, ⟨d, θ⟩ and ⟨d, D⁻¹ d⟩ in one transfer to the host.
-        gradient_product, momentum_product, squared_norm = torch.stack(products).sum(0).tolist()
+        # ⟨g, θ⟩, ⟨d, θ⟩ and ⟨d, D⁻¹ d⟩, which stay on the device, as all that follows from them: nothing waits for it.
+        gradient_product, momentum_product, squared_norm = torch.stack(products).sum(0).double().unbind()
         rho = 1 - beta**updates if self.averages_start_at_zero else 1.0
         old_weight = beta if updates > 1 or self.averages_start_at_zero else 0.0
-        loss = old_weight * shared["mean_loss"] + (1 - old_weight) * self.loss
-        product = old_weight * shared["mean_product"] + (1 - old_weight) * gradient_product
+        loss = self.shared("mean_loss", lambda: torch.zeros_like(squared_norm))
+        loss.mul_(old_weight).add_((1 - old_weight) * torch.as_tensor(self.loss, dtype=torch.float64))
+        product = self.shared("mean_product", lambda: torch.zeros_like(squared_norm))
+        product.mul_(old_weight).add_((1 - old_weight) * gradient_product)
         for group in self.param_groups:
-            decay = 1 + group["lr"] * group["weight_decay"]
-            gap = decay * (loss - rho * group["lower_bound"] - product) + momentum_product
-            polyak = max(gap, 0.0) / squared_norm if squared_norm > 0 else 0.0
-            group |= {"mean_loss": loss, "mean_product": product, "updates": updates}
-            group["step_size"] = min(group["lr"] / rho, polyak)
+            group["updates"] = updates
+        for bucket in buckets:
+            decay = 1 + bucket["lr"] * bucket["weight_decay"]
+            gap = decay * (loss - rho * bucket["lower_bound"] - product) + momentum_product
+            polyak = torch.where(squared_norm > 0, gap.clamp_min(0) / squared_norm, 0.0)
+            bucket.scratch["step_size"] = polyak.clamp_max(bucket["lr"] / rho).to(bucket.theta[0].dtype)
 
     @override
     def direction(self, bucket: Bucket) -> Tensors:
@@ -129,7 +134,7 @@ class MoMoRule(Rule):
 
     @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
-        torch._foreach_add_(bucket.theta, direction, alpha=-bucket["step_size"])
+        torch._foreach_sub_(bucket.theta, torch._foreach_mul(direction, bucket.scratch["step_size"]))
         torch._foreach_div_(bucket.theta, 1 + bucket["lr"] * bucket["weight_decay"])
 
 

@@ -24,12 +24,10 @@ the D of Adam and AdaGrad.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pydantic import FiniteFloat, PositiveFloat
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup, StepContext
@@ -47,8 +45,10 @@ class LossSubmission(OptimizerSubmission):
 
     @override
     def step(self, ctx: StepContext) -> None:
-        self.rule.loss = float(self._gradient(ctx))
+        self.rule.loss = self._gradient(ctx)
         self.update(ctx)
+        # Nothing of this step is kept.
+        self.rule.loss = 0.0
 
 
 class ALRSMAG(LossSubmission):
@@ -116,27 +116,24 @@ class PSPSHutchinson(LossSubmission):
     @override
     def step(self, ctx: StepContext) -> None:
         # The gradient first: only the first pass of a step updates BatchNorm's statistics.
-        self.rule.loss = float(self._gradient(ctx))
+        self.rule.loss = self._gradient(ctx)
         generator = self.setup.device_generator
         z = [torch.randint(0, 2, p.shape, generator=generator, device=p.device).mul_(2).sub_(1).to(p.dtype)
              for p in self.setup.parameters]  # fmt: skip
         estimate = torch._foreach_mul(z, ctx.hessian_vector_product(z))
         self.hutchinson.estimates = dict(zip(self.setup.parameters, estimate, strict=True))
         self.update(ctx)
-        # The estimates must not keep their memory until the next step.
-        self.hutchinson.estimates = {}
+        # Nothing of this step is kept.
+        self.rule.loss, self.hutchinson.estimates = 0.0, {}
 
 
 class PolyakRule(Rule):
     """θ ← (1 - η_t λ) θ - η_t u with the Polyak step size η_t = min{ η, (f - f*) / (c ‖u‖²) } for all parameters.
 
-    A subclass defines u and its norm. Set `loss`, the loss of the batch, before each step.
+    A subclass defines u and its norm. Set `loss`, the loss of the batch (a scalar), before each step.
     """
 
-    loss = 0.0
-
-    def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
-        super().__init__(params, hyperparameters)
+    loss: Tensor | float
 
     def direction_and_squared_norm(self, bucket: Bucket) -> tuple[Tensors, Tensor]:
         """The direction u of a bucket, and its squared norm in the metric of the rule (a scalar)."""
@@ -147,8 +144,8 @@ class PolyakRule(Rule):
         directions = [self.direction_and_squared_norm(bucket) for bucket in buckets]
         for bucket, (direction, _) in zip(buckets, directions, strict=True):
             squared_norm = torch.stack([squared_norm for _, squared_norm in directions]).sum()
-            gap = max(self.loss - bucket["lower_bound"], 0.0)
             # Stays on the device: nothing waits for it.
+            gap = torch.as_tensor(self.loss - bucket["lower_bound"]).clamp_min(0)
             step_size = gap / (bucket["c"] * squared_norm).clamp_min(torch.finfo(squared_norm.dtype).tiny)
             bucket.scratch.update(direction=direction, step_size=step_size.clamp_max(bucket["lr"]))
 

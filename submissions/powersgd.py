@@ -30,6 +30,7 @@ class PowerSGD(Wrapper):
     """PowerSGD. powersgd_rank: columns of P and Q."""
 
     needs = frozenset({Need.COMMUNICATION})
+    host_waits = "each step, several times: torch's hook draws its matrices on the host"
 
     def __init__(self, setup: Setup, inner: Submission, *, powersgd_rank: PositiveInt = 2) -> None:
         super().__init__(setup, inner)

@@ -82,6 +82,9 @@ class Rule(torch.optim.Optimizer):
     """About how many elements a CPU updates together: so few that what one operation has written is still in its cache
     when the next one reads it."""
 
+    host_waits: ClassVar[str] = ""
+    """As `harness.interface.Submission.host_waits`."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         renamed.refuse_overrides(cls, {"survey": "prepare_step"})

@@ -31,6 +31,8 @@ from submissions.rule import Bucket, adam_direction
 class Shampoo(MatrixSubmission):
     """Shampoo for hidden matrices and convolutions, with AdamW for the rest. precondition_frequency: f."""
 
+    host_waits = "every f steps, for eigendecompositions"
+
     def __init__(
         self,
         setup: Setup,

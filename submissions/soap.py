@@ -30,6 +30,8 @@ from submissions.rule import Bucket
 class SOAP(MatrixSubmission):
     """SOAP for hidden matrices and convolutions, with AdamW for the rest. precondition_frequency: f."""
 
+    host_waits = "at its first step, for an eigendecomposition"
+
     def __init__(
         self,
         setup: Setup,

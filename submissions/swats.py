@@ -6,8 +6,9 @@ learning rate. Over all parameters together, with Adam's step -η u:
     Λ ← β2 Λ + (1 - β2) γ                         switch once |Λ̂ - γ| < tolerance, Λ̂ > 0 and t > 1
     v ← β1 v + g,  θ ← θ - (1 - β1) Λ̂ v           after the switch, with Λ̂ = Λ / (1 - β2^t) at the switch
 
-The schedule scales Λ̂ together with η. Two state tensors per parameter (v replaces the momentum). Defaults (paper):
-Adam's, tolerance 1e-9. The paper has no weight decay; here it is decoupled.
+The schedule scales Λ̂ together with η. The host decides when to switch, and until then waits for the device once a step.
+Two state tensors per parameter (v replaces the momentum). Defaults (paper): Adam's, tolerance 1e-9. The paper has no
+weight decay; here it is decoupled.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Swats(Rule):
     """SWATS: the update of the module docstring."""
 
     buffers = ("momentum", "second_moment")
+    host_waits = "each step until the switch"
 
     def __init__(
         self,
@@ -49,8 +51,13 @@ class Swats(Rule):
         for bucket in buckets:
             bucket.scratch["adam"] = adam(bucket)
         pairs = [(u, g) for bucket in buckets for u, g in zip(bucket.scratch["adam"], bucket.g, strict=True)]
-        u_squared = float(torch.stack([u.square().sum() for u, _ in pairs]).sum())
-        u_times_g = float(torch.stack([(u * g).sum() for u, g in pairs]).sum())
+        # The one wait for the device in a step.
+        u_squared, u_times_g = torch.stack(
+            [
+                torch.stack([u.square().sum() for u, _ in pairs]).sum(),
+                torch.stack([(u * g).sum() for u, g in pairs]).sum(),
+            ]
+        ).tolist()
         if u_times_g == 0:
             return
         gamma, beta2, updates = u_squared / u_times_g, shared["betas"][1], shared["updates"] + 1

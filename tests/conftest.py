@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,6 +21,7 @@ from harness.config.compose import load_run
 from harness.study.stop_rule import make_should_stop
 from harness.trial.record import Record
 from harness.trial.trial import run_trial
+from tests.simulated_cuda import library
 from workloads.data import fashion_mnist
 
 # Deterministic, and no second ever decides: machines are shared.
@@ -73,6 +78,23 @@ def trial(tmp_path: Path) -> Callable[..., Record]:
         return run_trial(config, make_should_stop=make_should_stop)[0]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def simulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, dict[str, Any]]]:
+    """Run tests/simulated_cuda/program.py with these arguments; its results by name."""
+    if reason := library.missing():
+        pytest.skip(reason)
+    path = library.build(tmp_path_factory.mktemp("library"))
+
+    def measure(*arguments: str) -> dict[str, dict[str, Any]]:
+        command = [sys.executable, "-m", "tests.simulated_cuda.program", str(path), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+        results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return {result.pop("name"): result for result in results}
+
+    return measure
 
 
 @pytest.fixture(scope="session")

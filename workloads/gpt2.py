@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from harness.errors import PreparationError
-from harness.interface import Batch, Split, Workload, WorkloadError, to_device
+from harness.interface import Batch, Split, Workload, WorkloadError, sample_classes, to_device
 from workloads.data import bpe, kjv, openwebtext, prepared
 from workloads.data.openwebtext import Tokens
 from workloads.data.read_ahead import ReadAhead
@@ -265,7 +265,7 @@ class GPT2(Workload):
     @override
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         probabilities = outputs.float().softmax(-1).flatten(0, 1)
-        return torch.multinomial(probabilities, 1, generator=generator).view(outputs.shape[:2])
+        return sample_classes(probabilities, generator).view(outputs.shape[:2])
 
     @override
     def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:

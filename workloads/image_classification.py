@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from harness.errors import PreparationError
-from harness.interface import Batch, Split, Workload, WorkloadError, to_device
+from harness.interface import Batch, Split, Workload, WorkloadError, sample_classes, to_device
 from workloads.data import cifar10, fashion_mnist, imagenet, prepared
 from workloads.data.decoding import Augmentation
 from workloads.data.device_images import DeviceImages
@@ -199,7 +199,7 @@ class ImageClassification(Workload):
     @override
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         """As `Workload.sample_labels`; int64 [n]."""
-        return torch.multinomial(outputs.float().softmax(-1), 1, generator=generator).squeeze(1)
+        return sample_classes(outputs.float().softmax(-1), generator)
 
     @override
     def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:

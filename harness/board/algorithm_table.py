@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.config.declared_needs import declared_needs
-from harness.config.hyperparameters import import_algorithm
+from harness.config.hyperparameters import import_algorithm, import_wrapper
 from harness.config.schema import Run
 from harness.errors import UserError
 from harness.interface.needs import Need
@@ -40,6 +40,8 @@ class Algorithm:
     kind: str
     """RULES, STEP_OWNERS or WRAPPED."""
     needs: tuple[Need, ...]
+    host_waits: tuple[str, ...]
+    """When the host waits for the device, of each class where it does (`Submission.host_waits`)."""
     state: float
     """Bytes held between steps, per parameter."""
 
@@ -47,17 +49,19 @@ class Algorithm:
 def describe_algorithm(run: Run, state: float) -> Algorithm:
     """The row of the submission that `run` trains. state: bytes held between steps, per parameter."""
     options = run.optimizer
-    owns_step = issubclass(import_algorithm(options.class_path), Submission)
+    algorithm = import_algorithm(options.class_path)
+    classes = [algorithm, *map(import_wrapper, options.wrappers)]
     needs = declared_needs(run)
     return Algorithm(
         name=options.name,
         description=options.description,
         paper=options.paper or "",
         classes=(options.class_path, *options.wrappers),
-        kind=WRAPPED if options.wrappers else STEP_OWNERS if owns_step else RULES,
+        kind=WRAPPED if options.wrappers else STEP_OWNERS if issubclass(algorithm, Submission) else RULES,
         # In the order of the enumeration: that of a set of strings differs from process to process, and --check
         # compares texts.
         needs=tuple(need for need in Need if need in needs),
+        host_waits=tuple(filter(None, (getattr(cls, "host_waits", "") for cls in classes))),
         state=state,
     )
 
@@ -84,8 +88,9 @@ def format_algorithms(algorithms: Sequence[Algorithm], times: pd.DataFrame) -> s
         members = [algorithm for algorithm in algorithms if algorithm.kind == kind]
         heading = (
             f"## {kind} ({len(members)})\n\n"
-            "| name | what it is | paper | capabilities used | state, bytes per parameter | time of an update |\n"
-            "|---|---|---|---|---|---|\n"
+            "| name | what it is | paper | capabilities used | host waits | state, bytes per parameter | "
+            "time of an update |\n"
+            "|---|---|---|---|---|---|---|\n"
         )
         parts.append(heading + "".join(_row(algorithm, times) for algorithm in members))
     return "\n".join(parts)
@@ -97,11 +102,12 @@ def _row(algorithm: Algorithm, times: pd.DataFrame) -> str:
     if algorithm.name in times.index:
         ratio = f"{(times['milliseconds'] / times['fused_adamw'])[algorithm.name]:.1f}"
     needs = ", ".join(need.value.replace("_", " ") for need in algorithm.needs)
+    waits = "; ".join(algorithm.host_waits)
     rule, *wrappers = algorithm.classes
     code = _link_source(rule) + "".join(f", in {_link_source(wrapper)}" for wrapper in wrappers)
     cells = (
         f"`{algorithm.name}` ({code})", _escape(algorithm.description), _link_paper(_escape(algorithm.paper)), needs,
-        f"{algorithm.state:.2f}", ratio,
+        waits, f"{algorithm.state:.2f}", ratio,
     )  # fmt: skip
     return f"| {' | '.join(cells)} |\n"
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.interface.submission import Setup as Setup
     from harness.interface.submission import Submission as Submission
     from harness.interface.submission import Wrapper as Wrapper
+    from harness.interface.transfer import sample_classes as sample_classes
     from harness.interface.transfer import to_device as to_device
     from harness.interface.workload import Batch as Batch
     from harness.interface.workload import Split as Split
@@ -40,7 +41,7 @@ _MODULE_OF = {
     "Schedule": "harness.interface.schedules",
     **dict.fromkeys(("StepContext", "WrappedContext", "swapped"), "harness.interface.step"),
     **dict.fromkeys(("OptimizerSubmission", "Setup", "Submission", "Wrapper"), "harness.interface.submission"),
-    "to_device": "harness.interface.transfer",
+    **dict.fromkeys(("sample_classes", "to_device"), "harness.interface.transfer"),
     **dict.fromkeys(("Batch", "Split", "Workload", "WorkloadSpec"), "harness.interface.workload"),
 }
 __all__ = sorted(_MODULE_OF)

@@ -127,6 +127,9 @@ class Submission:
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     """Capabilities that it uses; read before any model exists."""
+    host_waits: ClassVar[str] = ""
+    """When the host waits for the device because it has to decide something, in words, for the table of algorithms;
+    empty for never. Each wait costs a GPU the time in which the host could have run ahead."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

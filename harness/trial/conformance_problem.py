@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from typing_extensions import override
 
-from harness.interface.transfer import to_device
+from harness.interface.transfer import sample_classes, to_device
 from harness.interface.workload import Batch, Split, Workload, WorkloadSpec
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ class Problem(Workload):
 
     @override
     def sample_labels(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.multinomial(outputs.float().softmax(-1), 1, generator=generator).squeeze(1)
+        return sample_classes(outputs.float().softmax(-1), generator)
 
     @override
     def evaluation_batches(self, split: Split, part: slice = slice(None)) -> Iterator[Batch]:

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from harness.config.choices import list_choices
+from harness.config.compose import load_run
+from harness.config.hyperparameters import import_algorithm, import_wrapper
+from tests.simulated_cuda.program import STEPS
+
+pytestmark = pytest.mark.xdist_group("simulated_cuda")
+Measure = Callable[..., dict[str, dict[str, Any]]]
+NAMES = [name for name in list_choices("optimizer") if name != "any"]
+MORE_THAN_ONE_A_STEP = {"powersgd"}
+"""torch's hook waits at every matrix."""
+
+
+def declared_waits(name: str) -> str:
+    options = load_run(["workload=gpt2", f"optimizer={name}"]).optimizer
+    classes = [import_algorithm(options.class_path), *map(import_wrapper, options.wrappers)]
+    return "; ".join(filter(None, (getattr(cls, "host_waits", "") for cls in classes)))
+
+
+# In parts, each in a process of its own.
+@pytest.mark.parametrize("names", [NAMES[i::3] for i in range(3)], ids=range(3))
+def test_no_step_of_a_submission_makes_the_host_wait_unless_it_says_so(
+    simulated_cuda: Measure, names: list[str]
+) -> None:
+    results = simulated_cuda("submissions", *names)
+    assert list(results) == names
+    errors = {name: result["error"] for name, result in results.items() if result["error"]}
+    assert not errors
+    undeclared = {}
+    for name, result in results.items():
+        waits = [sum(result[phase].values()) for phase in ("before", "after")]
+        # Nothing is imported where there is nothing to excuse.
+        allowed = 0 if not any(waits) or not declared_waits(name) else STEPS
+        if max(waits) > allowed and name not in MORE_THAN_ONE_A_STEP:
+            undeclared[name] = result["before"] | result["after"]
+    assert not undeclared
+    # The measurement sees the waits of a method that decides on the host by its nature.
+    if "swats" in names:
+        assert sum(results["swats"]["before"].values()) == sum(results["swats"]["after"].values()) == STEPS
