@@ -39,7 +39,8 @@ class _ProjectedRule(Rule):
             # Decided on the device: nothing waits for it.
             matrices.append((theta, torch.where(is_projected, projected_factor, 1 - rate)))
         if bucket["weight_decay"]:
-            torch._foreach_mul_(others, 1 - rate)
+            if others:
+                torch._foreach_mul_(others, 1 - rate)
             for theta, factor in matrices:
                 theta.mul_(factor)
         torch._foreach_add_(bucket.theta, directions, alpha=-bucket["lr"])
