@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.interface.data_order import Selection
+from harness.interface.gradient_buckets import GradientBuckets
 from harness.interface.ranks import SINGLE_RANK, Ranks
 from harness.interface.workload import Batch, Workload
 from harness.seeding import TrialSeeds
@@ -109,6 +111,11 @@ class ModelRunner:
         self.buffers = [buffer for buffer in model.buffers() if buffer.numel()]
         self.packed_buffers = PackedBuffers(self.buffers)
         self._label_generator: torch.Generator | None = None
+
+    @cached_property
+    def gradient_buckets(self) -> GradientBuckets | None:
+        """Sums the gradients over the ranks; None for one rank."""
+        return GradientBuckets(self.parameters) if self.ranks.size > 1 else None
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """The mean loss of a micro-batch, a scalar with its graph."""

@@ -8,7 +8,7 @@ same numbers on each, unless it declares Need.COMMUNICATION. How the passes run:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -89,12 +89,21 @@ class StepContext:
         for parameter in self._parameters:
             parameter.grad = None
 
+        buckets = None if Need.COMMUNICATION in self._needs else self._runner.gradient_buckets
+        passes_left = len(self._batch.micro_batches)
+
         def accumulate(loss: Tensor, weight: float) -> None:
-            # A step of one micro-batch saves the multiplication and its backward.
-            (loss if weight == 1 else loss * weight).backward()
+            nonlocal passes_left
+            passes_left -= 1
+            # The last micro-batch completes the gradients.
+            with buckets.sending() if buckets is not None and not passes_left else nullcontext():
+                # A step of one micro-batch saves the multiplication and its backward.
+                (loss if weight == 1 else loss * weight).backward()
 
         loss = self._run_micro_batches(accumulate, "true")
-        return self._reduce(loss, [parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        if buckets is not None:
+            buckets.finish()
+        return self._reduce(loss)
 
     @renamed.arguments(at="params")
     def gradients(

@@ -63,8 +63,8 @@ def test_memory_is_told_apart(results: dict[str, dict[str, Any]]) -> None:
     assert last["data_memory_bytes"] >= 4 * (58_000 * 32 * 32 + 12_000 * 28 * 28)
     # The data are in neither of the others; one evaluation batch is larger than a training batch.
     assert 0 < last["peak_memory_bytes"] < last["evaluation_memory_bytes"] < last["data_memory_bytes"]
-    # A resume keeps the peak of the steps before it, and the checkpoint is no second copy on the device. A sum of losses
-    # more or less is a few bytes.
+    # A resume keeps the peak of the steps before it, and the checkpoint is no second copy on the device.
+    # abs: a sum of losses more or less is a few bytes.
     for name in TRIALS:
         whole, cut = (results[name][kind]["rows"][-1] for kind in ("whole", "cut"))
         assert cut["peak_memory_bytes"] == pytest.approx(whole["peak_memory_bytes"], abs=64), name
