@@ -29,6 +29,8 @@ class AcceleratedSGD(Rule):
     long_step: κ. advantage: ξ, at most √κ. delta: δ.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         params: ParamsT,

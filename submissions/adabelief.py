@@ -21,6 +21,7 @@ from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, r
 class AdaBelief(Rule):
     """AdaBelief with decoupled weight decay: the update of the module docstring."""
 
+    elementwise = True
     buffers = ("momentum", "variance")
 
     def __init__(

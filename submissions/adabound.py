@@ -25,6 +25,8 @@ class AdaBound(Rule):
     final_lr: η*. gamma: γ, the speed at which the bounds converge.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         params: ParamsT,

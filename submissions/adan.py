@@ -26,6 +26,7 @@ from submissions.rule import Bucket, Rule, Tensors, average_, average_square_, r
 class Adan(Rule):
     """Adan: the update of the module docstring."""
 
+    elementwise = True
     buffers = ("momentum", "difference", "second_moment")
 
     def __init__(

@@ -47,6 +47,7 @@ class AdEMAMix(OptimizerSubmission):
 class AdEMAMixRule(Rule):
     """The update of the module docstring, with T in `warmup_steps`."""
 
+    elementwise = True
     buffers = ("momentum", "slow_momentum", "second_moment")
 
     def __init__(

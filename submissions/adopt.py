@@ -25,6 +25,7 @@ from submissions.rule import Bucket, Rule, Tensors, average_, average_square_
 class Adopt(Rule):
     """ADOPT with decoupled weight decay: the update of the module docstring."""
 
+    elementwise = True
     buffers = ("momentum",)
 
     def __init__(

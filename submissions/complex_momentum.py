@@ -24,6 +24,7 @@ from submissions.rule import Bucket, Rule, Tensors
 class ComplexMomentum(Rule):
     """SGD with complex momentum: the update of the module docstring. momentum: |β|. angle: φ in radians."""
 
+    elementwise = True
     buffers = ("real", "imaginary")
 
     def __init__(

@@ -19,6 +19,7 @@ from submissions.rule import Bucket, Rule, Tensors, adam
 class DiffGrad(Rule):
     """diffGrad with decoupled weight decay: the update of the module docstring."""
 
+    elementwise = True
     buffers = ("momentum", "second_moment", "last_gradient")
 
     def __init__(

@@ -18,6 +18,7 @@ from submissions.rule import Bucket, Rule, Tensors, adam
 class Grams(Rule):
     """Grams with decoupled weight decay: the update of the module docstring."""
 
+    elementwise = True
     buffers = ("momentum", "second_moment")
 
     def __init__(

@@ -21,6 +21,7 @@ from submissions.rule import Bucket, Rule, Tensors, average_
 class Lion(Rule):
     """Lion: the update of the module docstring."""
 
+    elementwise = True
     buffers = ("momentum",)
 
     def __init__(

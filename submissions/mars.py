@@ -141,7 +141,7 @@ class MarsRule(Rule):
         if self.previous_gradients is None:
             last = bucket.state("last_gradient")
         else:
-            last = [self.previous_gradients[p].to(g.dtype) for p, g in zip(bucket.parameters, bucket.g, strict=True)]
+            last = bucket.look_up(self.previous_gradients)
         corrected = torch._foreach_sub(bucket.g, last)
         torch._foreach_mul_(corrected, bucket["gamma"] * beta1 / (1 - beta1))
         torch._foreach_add_(corrected, bucket.g)

@@ -31,6 +31,7 @@ class RandomScalingSGD(OptimizerSubmission):
 class RandomScalingRule(Rule):
     """The update of the module docstring. generator: draws s, on the CPU."""
 
+    elementwise = True
     buffers = ("momentum",)
 
     def __init__(

@@ -16,13 +16,16 @@ A rule gives the direction u that the learning rate multiplies; the step then is
 A rule works on whole lists of tensors, a `Bucket` at a time. Parameters without a gradient are skipped, and their step
 counter is not incremented: each parameter counts its own steps, which bias corrections need. Parameters narrower than
 32 bits are updated in float32, state included, and rounded once.
+
+A CPU updates a block of parameters at a time, which stays in its cache. For a rule that says it is `elementwise`, large
+parameters are cut into pieces, which changes no bit; any other rule gets its parameters whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,18 +35,33 @@ from typing_extensions import override
 from harness import renamed
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
+VECTOR = 64
+"""A multiple of the elements that a CPU's vector operations take at once."""
 __getattr__ = renamed.names("submissions.rule")
+
+
+class _Piece(NamedTuple):
+    """A part of a parameter: elements `start` to `stop` in the order of its memory."""
+
+    order: torch.memory_format
+    start: int
+    stop: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The same elements of a tensor of the parameter's shape; a view if its memory has the same order."""
+        return _flatten(tensor, self.order)[self.start : self.stop]
 
 
 @dataclass(frozen=True)
 class Bucket:
     """Parameters of one group that are updated together: all have a gradient, the same dtype and the same step count.
 
-    On a CPU a large group is several buckets.
+    On a CPU a large group is several buckets, and for an elementwise rule a large parameter is several entries, each a
+    one-dimensional piece of theta, g and the state.
     """
 
     parameters: list[Tensor]
-    """The parameters themselves, as keys of what a submission hands to its rule. Not to be written to."""
+    """The parameters themselves, see `look_up`. Not to be written to."""
     theta: list[Tensor]
     """Their values, to be updated in place; copies in float32 where the parameters are narrower than 32 bits."""
     g: list[Tensor]
@@ -56,6 +74,10 @@ class Bucket:
     """The parameter group, with its hyperparameters by name."""
     scratch: dict[str, Any] = field(default_factory=dict)
     """What `prepare_step` leaves for `direction` and `apply` of the same step."""
+    pieces: list[_Piece | None] = field(default_factory=list)
+    """The part of its parameter that each entry is; None: the whole."""
+    narrow: list[Tensor] = field(default_factory=list)
+    """What theta is rounded into after the step; empty if theta are the parameters themselves."""
 
     def __getitem__(self, hyperparameter: str) -> Any:
         return self.group[hyperparameter]
@@ -64,13 +86,22 @@ class Bucket:
         """The state tensors `name` of all parameters, parallel to theta."""
         return [state[name] for state in self.states]
 
+    def look_up(self, values: Mapping[Tensor, Tensor]) -> list[Tensor]:
+        """What a submission hands to its rule by parameter: the values of this bucket, in the dtype of theta."""
+        found = []
+        for parameter, theta, piece in zip(self.parameters, self.theta, self.pieces, strict=True):
+            value = values[parameter] if piece is None else piece.of(values[parameter])
+            found.append(value.to(theta.dtype))
+        return found
+
     def subset(self, positions: Sequence[int]) -> Bucket:
         """A bucket of some of the parameters."""
 
         def pick(values: list[Any]) -> list[Any]:
             return [values[i] for i in positions]
 
-        return Bucket(pick(self.parameters), pick(self.theta), pick(self.g), self.t, pick(self.states), self.group)
+        parameters, theta, g = pick(self.parameters), pick(self.theta), pick(self.g)
+        return Bucket(parameters, theta, g, self.t, pick(self.states), self.group, pieces=pick(self.pieces))
 
 
 class Rule(torch.optim.Optimizer):
@@ -78,6 +109,10 @@ class Rule(torch.optim.Optimizer):
 
     buffers: ClassVar[tuple[str, ...]] = ()
     """Names of state tensors of the parameter's shape that start at zero."""
+    elementwise: ClassVar[bool] = False
+    """Whether `direction` and `apply` treat every element by itself, with numbers that are the same for all elements of
+    a parameter: no norms, sums or matrix products, and no new state tensors in place of the old ones. Not inherited by
+    a class that overrides one of the two."""
     block: ClassVar[float] = 2**18
     """About how many elements a CPU updates together: so few that what one operation has written is still in its cache
     when the next one reads it."""
@@ -88,6 +123,9 @@ class Rule(torch.optim.Optimizer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         renamed.refuse_overrides(cls, {"survey": "prepare_step"})
+        # What a base says of its own equations does not hold for others.
+        if {"direction", "apply"} & vars(cls).keys() and "elementwise" not in vars(cls):
+            cls.elementwise = False
 
     def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
         super().__init__(params, hyperparameters)
@@ -119,9 +157,9 @@ class Rule(torch.optim.Optimizer):
         # One bucket after the other, so that the direction of only one bucket is in memory.
         for bucket in buckets:
             self.apply(bucket, self.direction(bucket))
-            # theta are float32 copies of narrow parameters: the only rounding is here.
-            if bucket.theta[0] is not bucket.parameters[0]:
-                torch._foreach_copy_(bucket.parameters, bucket.theta)
+            # The only rounding of narrow parameters.
+            if bucket.narrow:
+                torch._foreach_copy_(bucket.narrow, bucket.theta)
         return loss
 
     def shared(self, name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -134,7 +172,7 @@ class Rule(torch.optim.Optimizer):
 
     def _buckets(self, group: dict[str, Any]) -> list[Bucket]:
         """The group's parameters with gradients, by what must be alike within a bucket."""
-        alike: dict[tuple[torch.dtype, torch.device, int, int], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
+        alike: dict[tuple[torch.dtype, torch.device, int, int], list[_Row]] = {}
         elements = 0
         for parameter in group["params"]:
             g = parameter.grad
@@ -142,20 +180,42 @@ class Rule(torch.optim.Optimizer):
                 continue
             if g.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
-            state = self._advance_state(parameter, g, group)
-            elements += parameter.numel()
+            whole = _Row(parameter, None, parameter, g, self._advance_state(parameter, g, group))
             # A GPU is faster with all parameters at once.
-            block = int(elements // self.block) if parameter.device.type == "cpu" else 0
-            key = parameter.dtype, parameter.device, state["step"], block
-            alike.setdefault(key, []).append((parameter, g, state))
+            on_cpu = parameter.device.type == "cpu"
+            for row in self._cut(whole) if on_cpu and self.elementwise else (whole,):
+                elements += row.value.numel()
+                block = int(elements // self.block) if on_cpu else 0
+                alike.setdefault((parameter.dtype, parameter.device, whole.state["step"], block), []).append(row)
         buckets = []
         for (dtype, _, step, _), rows in alike.items():
-            parameters, gradients, states = (list(column) for column in zip(*rows, strict=True))
-            narrow = dtype.itemsize < 4
-            theta = [upcast(parameter) for parameter in parameters] if narrow else parameters
-            g = [upcast(gradient) for gradient in gradients] if narrow else gradients
-            buckets.append(Bucket(parameters, theta, g, step, states, group))
+            parameters, pieces, values, gradients, states = (list(column) for column in zip(*rows, strict=True))
+            if dtype.itemsize < 4:
+                theta, g, narrow = [upcast(v) for v in values], [upcast(gradient) for gradient in gradients], values
+            else:
+                theta, g, narrow = values, gradients, []
+            buckets.append(Bucket(parameters, theta, g, step, states, group, pieces=pieces, narrow=narrow))
         return buckets
+
+    def _cut(self, whole: _Row) -> Iterator[_Row]:
+        """The pieces of a parameter that is larger than a block; the parameter itself otherwise, and where it, its
+        gradient and its state do not lie in memory in the same order."""
+        size = whole.value.numel()
+        shaped = {
+            name: value
+            for name, value in whole.state.items()
+            if isinstance(value, Tensor) and value.shape == whole.value.shape
+        }
+        order = _common_order([whole.value, whole.g, *shaped.values()]) if size > self.block else None
+        if order is None:
+            yield whole
+            return
+        # Whole vectors of the processor, whose operations may round differently from those on the rest of a tensor.
+        length = max(1, int(self.block) // VECTOR) * VECTOR
+        columns = [_flatten(tensor, order).split(length) for tensor in (whole.value, whole.g, *shaped.values())]
+        for k, (value, g, *states) in enumerate(zip(*columns, strict=True)):
+            piece = _Piece(order, k * length, min(size, (k + 1) * length))
+            yield _Row(whole.parameter, piece, value, g, whole.state | dict(zip(shaped, states, strict=True)))
 
     def _advance_state(self, parameter: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter, made at its first step, with its step counted."""
@@ -164,6 +224,30 @@ class Rule(torch.optim.Optimizer):
             state |= {"step": 0} | self.initial_state(upcast(parameter), upcast(g), group)
         state["step"] += 1
         return state
+
+
+class _Row(NamedTuple):
+    """A parameter or a piece of one, with its gradient and its state; value: as the model holds it."""
+
+    parameter: Tensor
+    piece: _Piece | None
+    value: Tensor
+    g: Tensor
+    state: dict[str, Any]
+
+
+def _common_order(tensors: Sequence[Tensor]) -> torch.memory_format | None:
+    """The order in which all the tensors lie in memory without gaps; None where they differ or have gaps."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return torch.contiguous_format
+    if all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors):
+        return torch.channels_last
+    return None
+
+
+def _flatten(tensor: Tensor, order: torch.memory_format) -> Tensor:
+    """All elements in an order of `_common_order`, one-dimensional; a view if they lie in memory like this."""
+    return (tensor.permute(0, 2, 3, 1) if order == torch.channels_last else tensor).reshape(-1)
 
 
 def upcast(tensor: Tensor) -> Tensor:

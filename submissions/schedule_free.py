@@ -27,6 +27,8 @@ from submissions.rule import Bucket, Rule, Tensors, average_square_, root
 class ScheduleFreeSGD(Rule):
     """Schedule-Free SGD: the update of the module docstring with u = g + λ y. momentum: β, above 0."""
 
+    elementwise = True
+
     def __init__(self, params: ParamsT, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
         _check_nonzero("momentum", momentum)
         self._initialise(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -89,6 +91,7 @@ class ScheduleFreeSGD(Rule):
 class ScheduleFreeAdamW(ScheduleFreeSGD):
     """Schedule-Free AdamW: the update of the module docstring with u = g / (√v̂ + ε) + λ y. betas: (β, β2), β > 0."""
 
+    elementwise = True
     buffers = ("second_moment",)
 
     def __init__(

@@ -24,6 +24,7 @@ from submissions.rule import Bucket, Rule, Tensors, average_
 class SGDSaI(Rule):
     """SGD-SaI: the update of the module docstring. momentum: μ."""
 
+    elementwise = True
     buffers = ("momentum",)
 
     def __init__(

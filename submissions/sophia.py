@@ -32,6 +32,7 @@ from submissions.rule import Bucket, Rule, Tensors, average_
 class SophiaRule(Rule):
     """The update of the module docstring. State: m as `momentum`, h as `hessian`."""
 
+    elementwise = True
     buffers = ("momentum", "hessian")
     estimates: dict[Tensor, Tensor] | None = None
     """ĥ by parameter. Set it before a step that updates h, and to None after it."""
@@ -49,8 +50,7 @@ class SophiaRule(Rule):
         (beta1, beta2), momentum, hessian = bucket["betas"], bucket.state("momentum"), bucket.state("hessian")
         average_(momentum, bucket.g, beta1)
         if self.estimates is not None:
-            new = [self.estimates[p].to(h.dtype) for p, h in zip(bucket.parameters, hessian, strict=True)]
-            average_(hessian, new, beta2)
+            average_(hessian, bucket.look_up(self.estimates), beta2)
         # Hutchinson's estimates may be negative; the bound makes the step there a sign step.
         denominator = torch._foreach_mul(hessian, bucket["gamma"])
         torch._foreach_clamp_min_(denominator, bucket["eps"])
