@@ -129,6 +129,19 @@ class Rule(torch.optim.Optimizer):
 
     def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
         super().__init__(params, hyperparameters)
+        self._compiled: Callable[[Bucket], None] | None = None
+
+    def compile_update(self) -> None:
+        """From now on an elementwise rule updates in one pass over memory, which its first step compiles
+        (submissions/compilation.py). The results differ by rounding. Nothing changes for another rule."""
+        from submissions.compilation import CompiledUpdate
+
+        if self.elementwise:
+            self._compiled = CompiledUpdate(self.update)
+
+    def update(self, bucket: Bucket) -> None:
+        """Move `bucket.theta`."""
+        self.apply(bucket, self.direction(bucket))
 
     def direction(self, bucket: Bucket) -> Tensors:
         """What the learning rate multiplies, parallel to `bucket.theta`."""
@@ -156,7 +169,7 @@ class Rule(torch.optim.Optimizer):
         self.prepare_step(buckets)
         # One bucket after the other, so that the direction of only one bucket is in memory.
         for bucket in buckets:
-            self.apply(bucket, self.direction(bucket))
+            (self._compiled or self.update)(bucket)
             # The only rounding of narrow parameters.
             if bucket.narrow:
                 torch._foreach_copy_(bucket.narrow, bucket.theta)
@@ -181,11 +194,11 @@ class Rule(torch.optim.Optimizer):
             if g.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
             whole = _Row(parameter, None, parameter, g, self._advance_state(parameter, g, group))
-            # A GPU is faster with all parameters at once.
-            on_cpu = parameter.device.type == "cpu"
-            for row in self._cut(whole) if on_cpu and self.elementwise else (whole,):
+            # A GPU is faster with all parameters at once, and a compiled update leaves nothing in a cache to be read.
+            in_blocks = parameter.device.type == "cpu" and self._compiled is None
+            for row in self._cut(whole) if in_blocks and self.elementwise else (whole,):
                 elements += row.value.numel()
-                block = int(elements // self.block) if on_cpu else 0
+                block = int(elements // self.block) if in_blocks else 0
                 alike.setdefault((parameter.dtype, parameter.device, whole.state["step"], block), []).append(row)
         buckets = []
         for (dtype, _, step, _), rows in alike.items():

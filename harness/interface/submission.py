@@ -56,6 +56,8 @@ class Setup:
     _model: nn.Module
     _ranks: Ranks = SINGLE_RANK
     _recalibrate: Callable[[int], None] | None = None
+    compile: bool = False
+    """Whether the run has `compile=true`: submissions that can compile their update do so, on the clock."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -178,11 +180,16 @@ class OptimizerSubmission(Submission):
     def __init__(self, setup: Setup, optimizers: Sequence[torch.optim.Optimizer], *, closure: bool = False) -> None:
         """closure: hand the gradient to the optimizers as a closure, as LBFGS needs it.
 
+        With `Setup.compile`, optimizers that have a method `compile_update()` are told to compile their update.
+
         Raises ValueError unless the optimizers hold each parameter once, and where a schedule finds no `lr` to act on.
         """
         super().__init__(setup)
         self.optimizers = list(optimizers)
         self.closure = closure
+        if setup.compile:
+            for optimizer in self.optimizers:
+                getattr(optimizer, "compile_update", lambda: None)()
         self._check_each_parameter_is_claimed_once()
         # Before a resume loads the groups: their lr is then one that the schedule has scaled already.
         self._initial_rates = [[group.get("lr") for group in optimizer.param_groups] for optimizer in self.optimizers]

@@ -127,6 +127,7 @@ class Training:
             _model=model,
             _ranks=self.ranks,
             _recalibrate=self._recalibrate,
+            compile=self.run.compile,
         )
 
     def _build_submission(self, setup: Setup) -> Submission:

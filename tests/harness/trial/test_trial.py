@@ -253,3 +253,13 @@ def test_a_compiled_model_trains_alike(trial: Trial) -> None:
     assert compiled.status is Status.EXHAUSTED, compiled.manifest.final.traceback
     assert compiled.rows[-1]["validation/loss"] == pytest.approx(eager.rows[-1]["validation/loss"], rel=1e-4)
     assert compiled.rows[-1]["accumulated_compile_time"] == 0  # the fixed model's compilation is off the clock
+
+
+def test_an_elementwise_rule_is_compiled_with_the_model_and_charged_for_it(trial: Trial) -> None:
+    quick = ["workload.max_steps=3", "workload.model.dropout=0.0"]
+    compiled = trial(*quick, "compile=true", "label=c", optimizer="ademamix")
+    eager = trial(*quick, "label=e", optimizer="ademamix")
+    assert compiled.rows[-1]["validation/loss"] == pytest.approx(eager.rows[-1]["validation/loss"], rel=1e-4)
+    row = compiled.rows[-1]
+    assert 0 < row["accumulated_compile_time"] < row["accumulated_submission_time"]
+    assert eager.rows[-1]["accumulated_compile_time"] == 0
