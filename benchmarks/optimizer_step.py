@@ -1,19 +1,21 @@
 """The cost of an update: milliseconds per step and bytes of state of every submission, with fixed gradients.
 
-    python benchmarks/optimizer_step.py [--names NAME ...] [--set gpt | mini | both] [--rounds 5] [--steps 10]
-                                        [--threads 2] [--seconds 20] [--clock wall | cpu] [--out CSV]
+    python benchmarks/optimizer_step.py [--names NAME ...] [--set mini | gpt | large ...] [--rounds 5] [--steps 10]
+                                        [--threads 2] [--seconds 20] [--clock wall | cpu] [--compile] [--out CSV]
 
-Sets of parameters: `gpt` is a GPT-2 of 8 layers and width 332, 10.8M parameters in 100 tensors; `mini` is the model of
-the workload gpt2. A step is the submission's step without the model's passes: its context returns fixed gradients,
-Hessian-vector products and micro-batch gradients. So the additional forward and backward passes of an algorithm are not
-measured; nor is clipping, which is switched off.
+Sets of parameters: `mini` is the model of the workload gpt2; `gpt` is a GPT-2 of 8 layers and width 332, 10.8M
+parameters in 100 tensors; `large` is GPT-2 with 124M parameters in 148 tensors. A step is the submission's step without
+the model's passes: its context returns fixed gradients, Hessian-vector products and micro-batch gradients. So the
+additional forward and backward passes of an algorithm are not measured; nor is clipping, which is switched off.
 
-Three contestants alternate: the submission, torch's fused AdamW, and the best library's implementation of the same rule
-where there is one, with the submission's weight decay and with momentum if it has one. Each makes `--steps` steps per
-round, after two that are not counted. Means are over all rounds, so that work of every tenth or fiftieth step counts by
-its share. A contestant stops early when it has used `--seconds`. On a shared machine, use `--clock cpu --threads 1`,
-which measures processor time instead of wall-clock time. The library's PSGD-Kron is included if the package opt_einsum
-is installed. `--out` also writes the table to a file, which scripts/algorithms.py reads.
+These alternate: the submission, torch's fused AdamW, and every library's implementation of the same rule
+(benchmarks/library_rules.py), with the submission's weight decay and with momentum if it has one. The fastest library
+is named. --compile adds the submission with its update compiled, if its rule is elementwise.
+
+Each makes `--steps` steps per round, after two that are not counted. The time of a round is a mean, so that work of
+every tenth step counts by its share, and the figure is the median of the rounds. A contestant stops early when it has
+used `--seconds`. On a shared machine, use `--clock cpu --threads 1`, which measures processor time and not wall-clock
+time. `--out` also writes the table to a file, which scripts/algorithms.py reads.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import itertools
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-import pytorch_optimizer as library
 import torch
+from library_rules import Make, Optimizer, rules_of
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -40,50 +42,20 @@ from harness.interface.submission import collect_tensors
 from harness.interface.workload import Workload
 from harness.trial.training import Training
 from submissions.matrices import MATRIX_ROLES, MatrixSubmission
+from submissions.rule import Rule
 
 SETS = {
-    "gpt": ["workload.model.layers=8", "workload.model.width=332", "workload.model.vocabulary=512"],
     "mini": [],
-}
+    "gpt": ["workload.model.layers=8", "workload.model.width=332", "workload.model.vocabulary=512"],
+    "large": [
+        "workload.model.layers=12", "workload.model.width=768", "workload.model.heads=12",
+        "workload.model.vocabulary=50304", "workload.model.context=1024",
+    ],
+}  # fmt: skip
 START_IMMEDIATELY = {"shampoo": ["optimizer.hyperparameters.start_step=0"]}
 """Settings with which the costly part of an update begins at the first step."""
 MICRO_BATCHES = 8
 CLOCKS = {"wall": perf_counter, "cpu": process_time}
-
-Optimizer = torch.optim.Optimizer
-LIBRARY: dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
-    "adabelief": lambda p: library.AdaBelief(p, rectify=False),
-    "adafactor": lambda p: library.AdaFactor(p, lr=1e-3),
-    "adamp": library.AdamP,
-    "adamw_sn": lambda p: library.AdamWSN([{"params": p, "sn": True}]),
-    "adan": library.Adan,
-    "ademamix": library.AdEMAMix,
-    "adopt": library.ADOPT,
-    "diffgrad": library.DiffGrad,
-    "galore": lambda p: library.GaLore(
-        [{"params": p, "rank": 16, "update_proj_gap": 50, "scale": 1.0, "projection_type": "std"}]
-    ),
-    "grams": library.Grams,
-    "gravity": library.Gravity,
-    "lamb": library.Lamb,
-    "lion": library.Lion,
-    "mars_adamw": library.MARS,
-    "mars_lion": lambda p: library.MARS(p, mars_type="lion"),
-    "mars_shampoo": lambda p: library.MARS(p, mars_type="shampoo"),
-    "muon": lambda p: library.Muon([{"params": p, "use_muon": True}]),
-    "novograd": library.NovoGrad,
-    "prodigy": library.Prodigy,
-    "schedule_free_adamw": library.ScheduleFreeAdamW,
-    "schedule_free_sgd": library.ScheduleFreeSGD,
-    "sgd_sai": library.SGDSaI,
-    "sgdp": library.SGDP,
-    "sgdw": lambda p: library.SGDW(p, momentum=0.9),
-    "shampoo": lambda p: library.Shampoo(p, preconditioning_compute_steps=10),
-    "soap": lambda p: library.SOAP(p, precondition_frequency=10),
-}
-# Without it the library's products need terabytes.
-if torch.backends.opt_einsum.is_available():
-    LIBRARY["psgd_kron"] = library.Kron
 
 
 class FixedContext:
@@ -129,15 +101,16 @@ class FixedContext:
 
 
 class Contestant:
-    """An optimizer with its own copy of the parameters. times: seconds of each step that counts."""
+    """An optimizer with its own copy of the parameters.
 
-    def __init__(self, model: nn.Module) -> None:
+    gradients: lists parallel to the parameters, taken in turn. rounds: the mean seconds of a step, by round.
+    """
+
+    def __init__(self, model: nn.Module, gradients: list[list[Tensor]]) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        generator = torch.Generator().manual_seed(0)
-        # About as large as those of a trained model, and not so small that denormal numbers slow down the arithmetic.
-        self.gradients = [[torch.randn(p.shape, generator=generator) * 1e-2 for p in self.parameters] for _ in range(3)]
+        self.gradients = gradients
         self.count = 0
-        self.times: list[float] = []
+        self.rounds: list[float] = []
 
     def prepare_step(self, gradients: list[Tensor], others: list[Tensor]) -> Callable[[], object]:
         """A function that makes a step on these gradients; only its call is timed."""
@@ -160,8 +133,8 @@ class Contestant:
 class Ours(Contestant):
     """A submission, built by the harness."""
 
-    def __init__(self, training: Training) -> None:
-        super().__init__(training.runner.model)
+    def __init__(self, training: Training, gradients: list[list[Tensor]]) -> None:
+        super().__init__(training.runner.model, gradients)
         self.training = training
 
     @override
@@ -183,11 +156,12 @@ class Theirs(Contestant):
     def __init__(
         self,
         model: nn.Module,
-        make: Callable[[Sequence[nn.Parameter]], Optimizer],
+        gradients: list[list[Tensor]],
+        make: Make,
         names: set[str],
         decay: float | None = None,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, gradients)
         named = [p for name, p in model.named_parameters() if name in names]
         rest = [p for name, p in model.named_parameters() if name not in names]
         self.optimizers = [make(named)] + ([torch.optim.AdamW(rest, fused=True)] if rest else [])
@@ -206,49 +180,86 @@ class Theirs(Contestant):
         return sum(t.nbytes for optimizer in self.optimizers for t in collect_tensors(dict(optimizer.state)))
 
 
-def make_contestants(name: str, set_: str) -> dict[str, Contestant]:
-    """The contestants for the submission `name`: ours, AdamW, and library if there is one."""
+def make_gradients(model: nn.Module) -> list[list[Tensor]]:
+    """Three sets of gradients for all contestants."""
+    generator = torch.Generator().manual_seed(0)
+    # About as large as those of a trained model, and not so small that denormal numbers slow down the arithmetic.
+    return [[torch.randn(p.shape, generator=generator) * 1e-2 for p in model.parameters()] for _ in range(3)]
+
+
+def make_training(name: str, set_: str) -> Training:
+    """A training with the submission `name` and the parameters of a set."""
     settings = ["optimizer.clip_norm=null", *SETS[set_], *START_IMMEDIATELY.get(name, [])]
-    # `build` warms up with one batch, which takes long with the large model.
-    small_batch = ["workload.nominal_batch=1", "workload.micro_batch=1"] if set_ == "gpt" else []
+    # `build` warms up with one batch, which takes long with the large models.
+    small_batch = ["workload.nominal_batch=1", "workload.micro_batch=1"] if set_ != "mini" else []
     run = load_run(["workload=gpt2", f"optimizer={name}", *settings, *small_batch])
-    spec = run.spec
-    workload: Workload = import_class(spec.class_path, "workload.class_path")(spec)
+    workload: Workload = import_class(run.spec.class_path, "workload.class_path")(run.spec)
     workload.load("auto", torch.device("cpu"))
     training = Training(run, workload, torch.device("cpu"))
     training.build()
+    return training
+
+
+def compile_updates(training: Training) -> bool:
+    """Let the elementwise rules of the submission compile their update; whether there is one."""
+    optimizers: list[Optimizer] = getattr(training.submission, "optimizers", [])
+    rules = [optimizer for optimizer in optimizers if isinstance(optimizer, Rule) and optimizer.elementwise]
+    for rule in rules:
+        rule.compile_update()
+    return bool(rules)
+
+
+def make_contestants(name: str, set_: str, *, compiled: bool) -> dict[str, Contestant]:
+    """The contestants for the submission `name`: ours, AdamW, the libraries, and with `compiled` ours compiled."""
+    training = make_training(name, set_)
     model = training.runner.model
+    gradients = make_gradients(model)
     all_names = {name for name, _ in model.named_parameters()}
-    references: dict[str, Contestant] = {}
-    references["AdamW"] = Theirs(copy.deepcopy(model), lambda p: torch.optim.AdamW(p, fused=True), all_names)
-    if name in LIBRARY:
-        names = all_names
-        if issubclass(training.cls, MatrixSubmission):
-            roles = training.submission.setup._roles
-            names = {name for name in all_names if roles[name] in MATRIX_ROLES}
-        optimizers: list[Optimizer] = getattr(training.submission, "optimizers", [])
-        groups = optimizers[0].param_groups if optimizers else []
-        decay = max((group.get("weight_decay", 0.0) for group in groups), default=0.0)
-        references["library"] = Theirs(copy.deepcopy(model), LIBRARY[name], names, decay)
-    return {"ours": Ours(training)} | references
+    contestants: dict[str, Contestant] = {}
+    contestants["AdamW"] = Theirs(
+        copy.deepcopy(model), gradients, lambda p: torch.optim.AdamW(p, fused=True), all_names
+    )
+    names = all_names
+    if issubclass(training.cls, MatrixSubmission):
+        roles = training.submission.setup._roles
+        names = {name for name in all_names if roles[name] in MATRIX_ROLES}
+    optimizers: list[Optimizer] = getattr(training.submission, "optimizers", [])
+    groups = optimizers[0].param_groups if optimizers else []
+    decay = max((group.get("weight_decay", 0.0) for group in groups), default=0.0)
+    for library, make in rules_of(name).items():
+        contestants[library] = Theirs(copy.deepcopy(model), gradients, make, names, decay)
+    contestants = {"ours": Ours(training, gradients)} | contestants
+    if compiled:
+        training = make_training(name, set_)
+        if compile_updates(training):
+            contestants["compiled"] = Ours(training, gradients)
+    return contestants
 
 
 def measure(
     contestants: dict[str, Contestant], clock: Callable[[], float], *, rounds: int, steps: int, seconds: float
 ) -> None:
-    """Let the contestants alternate and record their times; seconds: limit for each."""
+    """Let the contestants alternate and record their times; seconds: limit for each. Libraries that fail are left
+    out."""
     # Two steps that are not counted create the state.
-    for contestant in contestants.values():
-        for _ in contestant.run(2, clock):
-            pass
+    for name, contestant in list(contestants.items()):
+        try:
+            list(contestant.run(2, clock))
+        except Exception as error:
+            # Libraries fail with some parameters, or with this version of torch.
+            if name in ("ours", "AdamW", "compiled"):
+                raise
+            print(f"without {name}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+            del contestants[name]
+    used = dict.fromkeys(contestants, 0.0)
     for round_ in range(rounds):
         # The first one rotates, so that a drift of the machine's speed favours none.
-        rotated = itertools.islice(itertools.cycle(contestants.values()), round_, round_ + len(contestants))
-        for contestant in rotated:
-            for time in contestant.run(steps, clock):
-                contestant.times.append(time)
-                if sum(contestant.times) > seconds:
-                    break
+        order = list(contestants)[round_ % len(contestants) :] + list(contestants)[: round_ % len(contestants)]
+        for name in order:
+            if used[name] < seconds:
+                times = list(contestants[name].run(steps, clock))
+                contestants[name].rounds.append(statistics.mean(times))
+                used[name] += sum(times)
 
 
 def main() -> None:
@@ -256,44 +267,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     submissions = [name for name in list_choices("optimizer") if name != "any"]
     parser.add_argument("--names", nargs="+", choices=submissions, default=submissions, metavar="NAME")
-    parser.add_argument("--set", choices=[*SETS, "both"], default="gpt")
+    parser.add_argument("--set", nargs="+", choices=SETS, default=["gpt"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, metavar="CSV")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
-    for set_ in SETS if options.set == "both" else [options.set]:
+    for set_ in options.set:
         print(f"{set_}, {options.threads} threads, {options.clock} time")
-        heads = f"{'submission':22}{'ms/step':>9}{'fused AdamW':>13}{'ratio':>7}{'library':>9}{'ratio':>7}"
-        print(f"{heads}{'bytes/parameter':>17}")
+        heads = f"{'submission':22}{'ms/step':>9}{'fused AdamW':>13}{'ratio':>7}{'compiled':>10}{'ratio':>7}"
+        print(f"{heads}{'library':>9}{'ratio':>7}{'bytes/parameter':>17}  fastest library")
         for name in options.names:
             torch.set_num_threads(options.threads)
-            contestants = make_contestants(name, set_)
+            contestants = make_contestants(name, set_, compiled=options.compile)
             # Again: building the training has set the run's own number.
             torch.set_num_threads(options.threads)
             limits = {"rounds": options.rounds, "steps": options.steps, "seconds": options.seconds}
             measure(contestants, CLOCKS[options.clock], **limits)
-            mean = {key: 1000 * statistics.mean(contestant.times) for key, contestant in contestants.items()}
+            median = {key: 1000 * statistics.median(contestant.rounds) for key, contestant in contestants.items()}
+            ours, adamw, compiled = median["ours"], median["AdamW"], median.get("compiled")
+            libraries = {key: median[key] for key in median if key not in ("ours", "AdamW", "compiled")}
+            best = min(libraries, key=lambda key: libraries[key], default=None)
             size = sum(p.numel() for p in contestants["ours"].parameters)
-            theirs = f"{mean['library']:9.2f}{mean['ours'] / mean['library']:7.2f}" if "library" in mean else " " * 16
             print(
-                f"{name:22}{mean['ours']:9.2f}{mean['AdamW']:13.2f}{mean['ours'] / mean['AdamW']:7.2f}{theirs}"
-                f"{contestants['ours'].state_bytes() / size:17.2f}",
+                f"{name:22}{ours:9.2f}{adamw:13.2f}{ours / adamw:7.2f}"
+                + (f"{compiled:10.2f}{compiled / adamw:7.2f}" if compiled else " " * 17)
+                + (f"{libraries[best]:9.2f}{ours / libraries[best]:7.2f}" if best else " " * 16)
+                + f"{contestants['ours'].state_bytes() / size:17.2f}"
+                + (f"  {best} ({_others(libraries, best)})" if best else ""),
                 flush=True,
             )
-            columns = {"ours": "milliseconds", "AdamW": "fused_adamw", "library": "library"}
             rows.append(
                 {"submission": name, "set": set_, "clock": options.clock, "threads": options.threads}
-                | {column: f"{mean[key]:.4g}" if key in mean else "" for key, column in columns.items()}
+                | {"milliseconds": f"{ours:.4g}", "fused_adamw": f"{adamw:.4g}"}
+                | {"compiled": f"{compiled:.4g}" if compiled else ""}
+                | {"library": f"{libraries[best]:.4g}" if best else "", "library_name": best or ""}
             )
     if options.out:
         with options.out.open("w", newline="") as file:
             table = csv.DictWriter(file, rows[0], lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
+
+
+def _others(libraries: dict[str, float], best: str) -> str:
+    """The milliseconds of the libraries that are not the fastest."""
+    others = sorted((milliseconds, name) for name, milliseconds in libraries.items() if name != best)
+    return ", ".join(f"{name} {milliseconds:.2f}" for milliseconds, name in others) or "the only one"
 
 
 if __name__ == "__main__":
