@@ -148,7 +148,7 @@ def record(bucket: Bucket, update: Callable[[Bucket], None]) -> Recording:
     for name, value in bucket.states[0].items():
         state[name] = recording.stand_in(bucket.state(name))[0] if isinstance(value, Tensor) else value
     scratch = {"stand in for what is looked up": lambda values: recording.stand_in(bucket.look_up(values))}
-    update(_RecordedBucket([], theta, g, bucket.t, [state], bucket.group, bucket.scratch | scratch, [None]))
+    update(_RecordedBucket([], theta, g, bucket.t, [state], bucket.group, bucket.scratch | scratch))
     return recording
 
 

@@ -18,14 +18,14 @@ counter is not incremented: each parameter counts its own steps, which bias corr
 32 bits are updated in float32, state included, and rounded once.
 
 A CPU updates a block of parameters at a time, which stays in its cache. For a rule that says it is `elementwise`, large
-parameters are cut into pieces, which changes no bit; any other rule gets its parameters whole.
+parameters are cut into pieces and small ones put together (submissions/blocks.py); any other rule gets each as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,35 +33,22 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
 from harness import renamed
+from submissions.blocks import Packs, Row, cut
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
-VECTOR = 64
-"""A multiple of the elements that a CPU's vector operations take at once."""
 __getattr__ = renamed.names("submissions.rule")
-
-
-class _Piece(NamedTuple):
-    """A part of a parameter: elements `start` to `stop` in the order of its memory."""
-
-    order: torch.memory_format
-    start: int
-    stop: int
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The same elements of a tensor of the parameter's shape; a view if its memory has the same order."""
-        return _flatten(tensor, self.order)[self.start : self.stop]
 
 
 @dataclass(frozen=True)
 class Bucket:
     """Parameters of one group that are updated together: all have a gradient, the same dtype and the same step count.
 
-    On a CPU a large group is several buckets, and for an elementwise rule a large parameter is several entries, each a
-    one-dimensional piece of theta, g and the state.
+    On a CPU a large group is several buckets. For an elementwise rule an entry there may be a piece of a large
+    parameter, or several small parameters together, one-dimensional; likewise g and the state.
     """
 
     parameters: list[Tensor]
-    """The parameters themselves, see `look_up`. Not to be written to."""
+    """The parameters themselves, of several together the first; see `look_up`. Not to be written to."""
     theta: list[Tensor]
     """Their values, to be updated in place; copies in float32 where the parameters are narrower than 32 bits."""
     g: list[Tensor]
@@ -74,10 +61,10 @@ class Bucket:
     """The parameter group, with its hyperparameters by name."""
     scratch: dict[str, Any] = field(default_factory=dict)
     """What `prepare_step` leaves for `direction` and `apply` of the same step."""
-    pieces: list[_Piece | None] = field(default_factory=list)
-    """The part of its parameter that each entry is; None: the whole."""
-    narrow: list[Tensor] = field(default_factory=list)
-    """What theta is rounded into after the step; empty if theta are the parameters themselves."""
+    rows: list[Row] = field(default_factory=list)
+    """What the entries were made of."""
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Parameters of which theta holds copies, each with its part of them: to be written after the step."""
 
     def __getitem__(self, hyperparameter: str) -> Any:
         return self.group[hyperparameter]
@@ -88,11 +75,7 @@ class Bucket:
 
     def look_up(self, values: Mapping[Tensor, Tensor]) -> list[Tensor]:
         """What a submission hands to its rule by parameter: the values of this bucket, in the dtype of theta."""
-        found = []
-        for parameter, theta, piece in zip(self.parameters, self.theta, self.pieces, strict=True):
-            value = values[parameter] if piece is None else piece.of(values[parameter])
-            found.append(value.to(theta.dtype))
-        return found
+        return [row.find(values).to(theta.dtype) for row, theta in zip(self.rows, self.theta, strict=True)]
 
     def subset(self, positions: Sequence[int]) -> Bucket:
         """A bucket of some of the parameters."""
@@ -101,7 +84,7 @@ class Bucket:
             return [values[i] for i in positions]
 
         parameters, theta, g = pick(self.parameters), pick(self.theta), pick(self.g)
-        return Bucket(parameters, theta, g, self.t, pick(self.states), self.group, pieces=pick(self.pieces))
+        return Bucket(parameters, theta, g, self.t, pick(self.states), self.group, rows=pick(self.rows))
 
 
 class Rule(torch.optim.Optimizer):
@@ -110,9 +93,9 @@ class Rule(torch.optim.Optimizer):
     buffers: ClassVar[tuple[str, ...]] = ()
     """Names of state tensors of the parameter's shape that start at zero."""
     elementwise: ClassVar[bool] = False
-    """Whether `direction` and `apply` treat every element by itself, with numbers that are the same for all elements of
-    a parameter: no norms, sums or matrix products, and no new state tensors in place of the old ones. Not inherited by
-    a class that overrides one of the two."""
+    """Whether `direction` and `apply` treat every element by itself, with the same numbers for all of a bucket.
+    What differs between parameters is in their state. So no norms, sums or matrix products, and no new state tensors
+    in place of the old ones. Not inherited by a class that overrides one of the two."""
     block: ClassVar[float] = 2**18
     """About how many elements a CPU updates together: so few that what one operation has written is still in its cache
     when the next one reads it."""
@@ -130,6 +113,7 @@ class Rule(torch.optim.Optimizer):
     def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
         super().__init__(params, hyperparameters)
         self._compiled: Callable[[Bucket], None] | None = None
+        self._packs = Packs()
 
     def compile_update(self) -> None:
         """From now on an elementwise rule updates in one pass over memory, which its first step compiles
@@ -170,9 +154,9 @@ class Rule(torch.optim.Optimizer):
         # One bucket after the other, so that the direction of only one bucket is in memory.
         for bucket in buckets:
             (self._compiled or self.update)(bucket)
-            # The only rounding of narrow parameters.
-            if bucket.narrow:
-                torch._foreach_copy_(bucket.narrow, bucket.theta)
+            if bucket.copies:
+                parameters, values = zip(*bucket.copies, strict=True)
+                torch._foreach_copy_(parameters, values)
         return loss
 
     def shared(self, name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -185,50 +169,47 @@ class Rule(torch.optim.Optimizer):
 
     def _buckets(self, group: dict[str, Any]) -> list[Bucket]:
         """The group's parameters with gradients, by what must be alike within a bucket."""
-        alike: dict[tuple[torch.dtype, torch.device, int, int], list[_Row]] = {}
-        elements = 0
+        alike: dict[tuple[torch.dtype, torch.device, int, int], list[Row]] = {}
+        together: dict[tuple[torch.dtype, int, int], tuple[list[Tensor], list[Tensor], list[dict[str, Any]]]] = {}
+        packing = self.elementwise and self._compiled is None
+        elements = small_elements = 0
         for parameter in group["params"]:
             g = parameter.grad
             if g is None:
                 continue
             if g.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
-            whole = _Row(parameter, None, parameter, g, self._advance_state(parameter, g, group))
-            # A GPU is faster with all parameters at once, and a compiled update leaves nothing in a cache to be read.
-            in_blocks = parameter.device.type == "cpu" and self._compiled is None
-            for row in self._cut(whole) if in_blocks and self.elementwise else (whole,):
+            state = self._advance_state(parameter, g, group)
+            if packing and self._packs.takes(parameter):
+                small_elements += parameter.numel()
+                block = int(small_elements // self.block)
+                small = together.setdefault((parameter.dtype, state["step"], block), ([], [], []))
+                small[0].append(parameter)
+                small[1].append(g)
+                small[2].append(state)
+                continue
+            whole = Row([parameter], parameter, g, state)
+            in_blocks = self._in_blocks(parameter.device)
+            for row in cut(whole, self.block) if in_blocks and self.elementwise else (whole,):
                 elements += row.value.numel()
                 block = int(elements // self.block) if in_blocks else 0
-                alike.setdefault((parameter.dtype, parameter.device, whole.state["step"], block), []).append(row)
+                alike.setdefault((parameter.dtype, parameter.device, state["step"], block), []).append(row)
+        for (dtype, step, block), small in together.items():
+            alike[dtype, small[0][0].device, step, -1 - block] = self._packs.pack(*small)
         buckets = []
         for (dtype, _, step, _), rows in alike.items():
-            parameters, pieces, values, gradients, states = (list(column) for column in zip(*rows, strict=True))
-            if dtype.itemsize < 4:
-                theta, g, narrow = [upcast(v) for v in values], [upcast(gradient) for gradient in gradients], values
-            else:
-                theta, g, narrow = values, gradients, []
-            buckets.append(Bucket(parameters, theta, g, step, states, group, pieces=pieces, narrow=narrow))
+            theta, g = [row.value for row in rows], [row.g for row in rows]
+            if narrow := dtype.itemsize < 4:
+                theta, g = [upcast(value) for value in theta], [upcast(gradient) for gradient in g]
+            copies = [pair for row, value in zip(rows, theta, strict=True) for pair in row.copies(value, narrow)]
+            parameters, states = [row.parameters[0] for row in rows], [row.state for row in rows]
+            buckets.append(Bucket(parameters, theta, g, step, states, group, rows=rows, copies=copies))
         return buckets
 
-    def _cut(self, whole: _Row) -> Iterator[_Row]:
-        """The pieces of a parameter that is larger than a block; the parameter itself otherwise, and where it, its
-        gradient and its state do not lie in memory in the same order."""
-        size = whole.value.numel()
-        shaped = {
-            name: value
-            for name, value in whole.state.items()
-            if isinstance(value, Tensor) and value.shape == whole.value.shape
-        }
-        order = _common_order([whole.value, whole.g, *shaped.values()]) if size > self.block else None
-        if order is None:
-            yield whole
-            return
-        # Whole vectors of the processor, whose operations may round differently from those on the rest of a tensor.
-        length = max(1, int(self.block) // VECTOR) * VECTOR
-        columns = [_flatten(tensor, order).split(length) for tensor in (whole.value, whole.g, *shaped.values())]
-        for k, (value, g, *states) in enumerate(zip(*columns, strict=True)):
-            piece = _Piece(order, k * length, min(size, (k + 1) * length))
-            yield _Row(whole.parameter, piece, value, g, whole.state | dict(zip(shaped, states, strict=True)))
+    def _in_blocks(self, device: torch.device) -> bool:
+        """Whether parameters are updated in blocks: a GPU is faster with all at once, and a compiled update leaves
+        nothing in a cache that is read again."""
+        return device.type == "cpu" and self._compiled is None
 
     def _advance_state(self, parameter: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter, made at its first step, with its step counted."""
@@ -237,30 +218,6 @@ class Rule(torch.optim.Optimizer):
             state |= {"step": 0} | self.initial_state(upcast(parameter), upcast(g), group)
         state["step"] += 1
         return state
-
-
-class _Row(NamedTuple):
-    """A parameter or a piece of one, with its gradient and its state; value: as the model holds it."""
-
-    parameter: Tensor
-    piece: _Piece | None
-    value: Tensor
-    g: Tensor
-    state: dict[str, Any]
-
-
-def _common_order(tensors: Sequence[Tensor]) -> torch.memory_format | None:
-    """The order in which all the tensors lie in memory without gaps; None where they differ or have gaps."""
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return torch.contiguous_format
-    if all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors):
-        return torch.channels_last
-    return None
-
-
-def _flatten(tensor: Tensor, order: torch.memory_format) -> Tensor:
-    """All elements in an order of `_common_order`, one-dimensional; a view if they lie in memory like this."""
-    return (tensor.permute(0, 2, 3, 1) if order == torch.channels_last else tensor).reshape(-1)
 
 
 def upcast(tensor: Tensor) -> Tensor:

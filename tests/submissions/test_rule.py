@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from submissions import blocks
+from submissions.adan import Adan
 from submissions.cautious import CautiousLion
 from submissions.lamb import Lamb
 from submissions.lion import Lion
@@ -77,6 +81,7 @@ def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pieces_of_large_parameters_change_no_bit(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(blocks, "SMALL", 0)
     trained = []
     for block in (float("inf"), 250, 100, 64, 1):
         monkeypatch.setattr(Rule, "block", block)
@@ -89,7 +94,57 @@ def test_pieces_of_large_parameters_change_no_bit(
         assert all(torch.equal(a, b) for a, b in zip(trained[0], other, strict=True))
 
 
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_small_parameters_together_change_no_bit(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    for small in (0, 128, 2**14):
+        monkeypatch.setattr(blocks, "SMALL", small)
+        parameters = make_parameters(dtype)
+        rule = train(ELEMENTWISE[name], parameters, steps=6)
+        trained.append(results(rule, parameters))
+        entries = sum(len(bucket.theta) for bucket in rule._buckets(rule.param_groups[0]))
+        # The scale of SGD-SaI is a number of each parameter.
+        assert entries == (6 if small == 0 or name == "SGDSaI" else 4 if small == 128 else 2)
+    for other in trained[1:]:
+        for a, b in zip(trained[0], other, strict=True):
+            if name == "DiffGrad":
+                assert torch.allclose(a, b, rtol=2**-7 if a.dtype == torch.bfloat16 else 1e-5, atol=1e-7)
+            else:
+                assert torch.equal(a, b)
+
+
+def test_small_parameters_together_are_saved_and_loaded_one_by_one() -> None:
+    def gradients(parameters: list[nn.Parameter], step: int) -> None:
+        generator = torch.Generator().manual_seed(step)
+        for index, p in enumerate(parameters):
+            # Others are together in each step.
+            p.grad = torch.randn(p.shape, generator=generator) if (index + step) % 4 else None
+
+    ours, theirs = make_parameters(), make_parameters()
+    rule, reference = Adan(ours, lr=0.1), Adan(theirs, lr=0.1)
+    # Each parameter by itself, in pieces.
+    reference.block = 1  # type: ignore[misc]
+    for step in range(8):
+        gradients(ours, step)
+        gradients(theirs, step)
+        rule.step()
+        reference.step()
+        # As a checkpoint does it: into a new rule, from copies.
+        saved = copy.deepcopy(rule.state_dict())
+        assert {k: s["momentum"].shape for k, s in saved["state"].items()} == {
+            k: p.shape for k, p in enumerate(ours) if p in rule.state
+        }
+        rule = Adan(ours, lr=0.1)
+        rule.load_state_dict(saved)
+    assert all(torch.equal(a, b) for a, b in zip(results(rule, ours), results(reference, theirs), strict=True))
+
+
 def test_parameters_are_whole_where_the_layouts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "SMALL", 0)
+
     def trained(block: float) -> list[Tensor]:
         monkeypatch.setattr(Rule, "block", block)
         parameters = make_parameters()
