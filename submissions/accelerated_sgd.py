@@ -30,6 +30,7 @@ class AcceleratedSGD(Rule):
     """
 
     elementwise = True
+    small = 0
 
     def __init__(
         self,

@@ -56,30 +56,39 @@ class Adafactor(Rule):
     @override
     def direction(self, bucket: Bucket) -> Tensors:
         beta, (eps1, eps2) = 1 - bucket.t ** bucket["beta2_exponent"], bucket["eps"]
-        directions = []
-        for theta, g, state in zip(bucket.theta, bucket.g, bucket.states, strict=True):
-            square = g.square() + eps1
+        squares = torch._foreach_mul(bucket.g, bucket.g)
+        torch._foreach_add_(squares, eps1)
+        scales = []
+        for g, square, state in zip(bucket.g, squares, bucket.states, strict=True):
             if "rows" in state:
                 square = square.flatten(1)
                 state["rows"].lerp_(square.mean(1, keepdim=True), 1 - beta)
                 state["columns"].lerp_(square.mean(0, keepdim=True), 1 - beta)
                 # Two separate roots, because the product of two small numbers may underflow to zero.
                 scale = (state["rows"] / state["rows"].mean()).rsqrt() * state["columns"].rsqrt()
-                u = g * scale.reshape(g.shape)
+                scales.append(scale.reshape(g.shape))
             else:
-                u = g * state["second_moment"].lerp_(square, 1 - beta).rsqrt()
-            u = u / (_rms(u) / bucket["clip_rms"]).clamp(min=1.0)
-            directions.append(u * _rms(theta).clamp(min=eps2))
-        return directions
+                scales.append(state["second_moment"].lerp_(square, 1 - beta).rsqrt())
+        u = torch._foreach_mul(bucket.g, scales)
+        divisors = _rms(u)
+        torch._foreach_div_(divisors, bucket["clip_rms"])
+        torch._foreach_clamp_min_(divisors, 1.0)
+        u = torch._foreach_div(u, divisors)
+        factors = _rms(bucket.theta)
+        torch._foreach_clamp_min_(factors, eps2)
+        return torch._foreach_mul(u, factors)
 
     @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         # ρ; the factor max(ε₂, RMS(θ)) is in the direction, so that it does not scale the decay.
         rate = min(bucket["lr"], bucket.t**-0.5)
-        torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])
+        if bucket["weight_decay"]:
+            torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])
         torch._foreach_add_(bucket.theta, direction, alpha=-rate)
 
 
-def _rms(tensor: Tensor) -> Tensor:
-    """Root mean square of all elements, a scalar; 0 for an empty tensor."""
-    return tensor.norm() / max(tensor.numel(), 1) ** 0.5
+def _rms(tensors: Tensors) -> Tensors:
+    """Root mean square of all elements of each tensor, scalars; 0 for an empty tensor."""
+    norms = torch._foreach_norm(tensors)
+    torch._foreach_div_(norms, [max(tensor.numel(), 1) ** 0.5 for tensor in tensors])
+    return norms

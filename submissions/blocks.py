@@ -9,7 +9,7 @@ rounds differently.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +18,6 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 VECTOR = 64
 """A multiple of the elements that a CPU's vector operations take at once."""
-SMALL = 2**14
-"""Most elements of a parameter that is updated together with others. Copying a larger one takes longer than the calls
-that it saves."""
 
 
 class Piece(NamedTuple):
@@ -35,7 +32,7 @@ class Piece(NamedTuple):
         return _flatten(tensor, self.order)[self.start : self.stop]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Row:
     """One entry of a bucket's lists: a parameter, a piece of one, or several together."""
 
@@ -46,7 +43,7 @@ class Row:
     state: dict[str, Any]
     piece: Piece | None = None
     """The part of the parameter; None: all of it."""
-    stored: list[Tensor] = field(default_factory=list)
+    stored: Sequence[Tensor] = ()
     """The parameters that the new value has to be copied to; empty: value is the parameter's own memory."""
 
     def find(self, values: Mapping[Tensor, Tensor]) -> Tensor:
@@ -57,11 +54,11 @@ class Row:
             return _flatten_dense_tensors([values[parameter] for parameter in self.parameters])
         return values[self.parameters[0]]
 
-    def copies(self, value: Tensor, rounded: bool) -> Sequence[tuple[Tensor, Tensor]]:
-        """The parameters that do not hold `value` themselves, each with its part of it. rounded: it is a wider copy."""
+    def copies(self, value: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+        """The parameters, or the piece, for which `value` holds copies, each with its part of it."""
         if self.stored:
             return list(zip(self.stored, _unflatten_dense_tensors(value, self.stored), strict=True))
-        return [(self.value, value)] if rounded else []
+        return [(self.value, value)]
 
     def shaped_state(self) -> dict[str, Tensor]:
         """The state tensors of the value's shape."""
@@ -96,9 +93,10 @@ class Packs:
         # Parameters that are not in rows in memory, or have state of another shape.
         self._others: set[Tensor] = set()
 
-    def takes(self, parameter: Tensor) -> bool:
-        """Whether a parameter is one for `pack`."""
-        return parameter.is_cpu and 0 < parameter.numel() <= SMALL and parameter not in self._others
+    def takes(self, parameter: Tensor, small: int) -> bool:
+        """Whether a parameter is one for `pack`: of at most `small` elements."""
+        # The set is asked last, and hardly ever, since torch computes hashes of tensors in Python.
+        return parameter.is_cpu and 0 < parameter.numel() <= small and not (self._others and parameter in self._others)
 
     def pack(self, parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]) -> list[Row]:
         """One row for parameters of equal dtype and equal step; some rows, when some turn out not to fit."""

@@ -22,6 +22,7 @@ class Lion(Rule):
     """Lion: the update of the module docstring."""
 
     elementwise = True
+    small = 0
     buffers = ("momentum",)
 
     def __init__(

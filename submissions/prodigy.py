@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
-from submissions.rule import Bucket, Rule, Tensors, root
+from submissions.rule import Bucket, Rule, Tensors, add_scaled_, root
 
 
 class Prodigy(Rule):
@@ -50,46 +50,58 @@ class Prodigy(Rule):
         return super().initial_state(theta, g, group) | {"start": theta.clone()}
 
     @override
-    def prepare_step(self, buckets: Sequence[Bucket]) -> None:
-        """Update m, v, s and r, and compute the next d. The step itself uses the present d, kept as `last_d`."""
-        if not buckets:
-            return
-        # All groups hold the same d and r.
-        shared = self.param_groups[0]
-        d: float = shared["d"]
-        beta1, beta2 = shared["betas"]
-        products: list[Tensor] = []
-        s_norms: list[Tensor] = []
-        for bucket in buckets:
-            s = bucket.state("gradient_sum")
-            momentum, second_moment = bucket.state("momentum"), bucket.state("second_moment")
-            # The factors d and d² are in the scalars, which saves a copy of the gradients.
-            torch._foreach_mul_(momentum, beta1)
-            torch._foreach_add_(momentum, bucket.g, alpha=(1 - beta1) * d)
-            torch._foreach_mul_(second_moment, beta2)
-            torch._foreach_addcmul_(second_moment, bucket.g, bucket.g, value=(1 - beta2) * d**2)
-            products += [
-                bucket["lr"] * d**2 * torch.vdot(g.flatten(), (start - theta).flatten())
-                for g, start, theta in zip(bucket.g, bucket.state("start"), bucket.theta, strict=True)
-            ]
-            torch._foreach_mul_(s, beta2**0.5)
-            torch._foreach_add_(s, bucket.g, alpha=bucket["lr"] * d**2)
-            s_norms += torch._foreach_norm(s, 1)
-        r = beta2**0.5 * shared["r"] + float(torch.stack(products).sum())
-        s_norm = float(torch.stack(s_norms).sum())
-        # All gradients so far may be zero, or the learning rate.
-        next_d = max(d, shared["d_coefficient"] * r / s_norm) if s_norm else d
-        for group in self.param_groups:
-            group |= {"last_d": d, "d": next_d, "r": r}
-
-    @override
     def direction(self, bucket: Bucket) -> Tensors:
-        return torch._foreach_div(
-            bucket.state("momentum"), root(bucket.state("second_moment"), 1.0, bucket["last_d"] * bucket["eps"])
-        )
+        (beta1, beta2), lr, d = bucket["betas"], bucket["lr"], self._d(bucket)
+        momentum, second_moment, s = (bucket.state(name) for name in self.buffers)
+        # The factors d and d² are in the scalars, which saves a copy of the gradients.
+        torch._foreach_mul_(momentum, beta1)
+        add_scaled_(momentum, bucket.g, (1 - beta1) * d)
+        torch._foreach_mul_(second_moment, beta2)
+        if isinstance(d, Tensor):
+            torch._foreach_addcmul_(second_moment, torch._foreach_mul(bucket.g, (1 - beta2) * d**2), bucket.g)
+        else:
+            torch._foreach_addcmul_(second_moment, bucket.g, bucket.g, value=(1 - beta2) * d**2)
+        # Before θ moves.
+        bucket.scratch["products"] = [
+            lr * d**2 * torch.vdot(g.flatten(), (start - theta).flatten())
+            for g, start, theta in zip(bucket.g, bucket.state("start"), bucket.theta, strict=True)
+        ]
+        torch._foreach_mul_(s, beta2**0.5)
+        add_scaled_(s, bucket.g, lr * d**2)
+        bucket.scratch["s_norms"] = torch._foreach_norm(s, 1)
+        return torch._foreach_div(momentum, root(second_moment, 1.0, d * bucket["eps"]))
 
     @override
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
-        rate = bucket["lr"] * bucket["last_d"]
-        torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])
-        torch._foreach_add_(bucket.theta, direction, alpha=-rate)
+        rate = bucket["lr"] * self._d(bucket)
+        if bucket["weight_decay"]:
+            torch._foreach_mul_(bucket.theta, 1 - rate * bucket["weight_decay"])
+        add_scaled_(bucket.theta, direction, -rate)
+
+    @override
+    def finish_step(self, buckets: Sequence[Bucket]) -> None:
+        """Compute r and the next d from what the buckets have left."""
+        if not buckets:
+            return
+        shared = self.param_groups[0]
+        products = torch.stack([product for bucket in buckets for product in bucket.scratch["products"]]).sum()
+        s_norm = torch.stack([norm for bucket in buckets for norm in bucket.scratch["s_norms"]]).sum().double()
+        d, r = (_double(shared[name], s_norm.device) for name in ("d", "r"))
+        r = shared["betas"][1] ** 0.5 * r + products.double()
+        candidate = shared["d_coefficient"] * r / s_norm
+        # All gradients so far may be zero, or the learning rate: the candidate is then not a number, or infinite.
+        d = torch.where((s_norm > 0) & (candidate > d), candidate, d)
+        for group in self.param_groups:
+            group |= {"d": d, "r": r} if d.device.type != "cpu" else {"d": float(d), "r": float(r)}
+
+    def _d(self, bucket: Bucket) -> Any:
+        """d, of which all groups hold the same: a number, or on a GPU a scalar there, so that nothing waits for it."""
+        d = self.param_groups[0]["d"]
+        return d.to(bucket.theta[0]) if isinstance(d, Tensor) else d
+
+
+def _double(value: float | Tensor, device: torch.device) -> Tensor:
+    """A scalar in float64 on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return torch.full((), value, dtype=torch.float64, device=device)

@@ -32,6 +32,7 @@ class RandomScalingRule(Rule):
     """The update of the module docstring. generator: draws s, on the CPU."""
 
     elementwise = True
+    small = 0
     buffers = ("momentum",)
 
     def __init__(

@@ -60,7 +60,7 @@ class Bucket:
     group: dict[str, Any]
     """The parameter group, with its hyperparameters by name."""
     scratch: dict[str, Any] = field(default_factory=dict)
-    """What `prepare_step` leaves for `direction` and `apply` of the same step."""
+    """What `prepare_step`, `direction`, `apply` and `finish_step` of the same step leave for each other."""
     rows: list[Row] = field(default_factory=list)
     """What the entries were made of."""
     copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -99,6 +99,9 @@ class Rule(torch.optim.Optimizer):
     block: ClassVar[float] = 2**18
     """About how many elements a CPU updates together: so few that what one operation has written is still in its cache
     when the next one reads it."""
+    small: ClassVar[int] = 2**14
+    """Most elements of a parameter that an elementwise rule updates together with others on a CPU. Copying a larger one
+    takes longer than the calls that it saves; with few operations, so does copying any."""
 
     host_waits: ClassVar[str] = ""
     """As `harness.interface.Submission.host_waits`."""
@@ -144,6 +147,9 @@ class Rule(torch.optim.Optimizer):
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         """Called once per step before any parameter moves, for what depends on all of them, such as global norms."""
 
+    def finish_step(self, buckets: Sequence[Bucket]) -> None:
+        """Called once per step after all parameters have moved."""
+
     @override
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -157,6 +163,7 @@ class Rule(torch.optim.Optimizer):
             if bucket.copies:
                 parameters, values = zip(*bucket.copies, strict=True)
                 torch._foreach_copy_(parameters, values)
+        self.finish_step(buckets)
         return loss
 
     def shared(self, name: str, make: Callable[[], Tensor]) -> Tensor:
@@ -180,7 +187,7 @@ class Rule(torch.optim.Optimizer):
             if g.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} takes no sparse gradients; give the embedding sparse=False")
             state = self._advance_state(parameter, g, group)
-            if packing and self._packs.takes(parameter):
+            if packing and self._packs.takes(parameter, self.small):
                 small_elements += parameter.numel()
                 block = int(small_elements // self.block)
                 small = together.setdefault((parameter.dtype, state["step"], block), ([], [], []))
@@ -188,9 +195,11 @@ class Rule(torch.optim.Optimizer):
                 small[1].append(g)
                 small[2].append(state)
                 continue
+            # A GPU is faster with all at once, and a compiled update leaves nothing in a cache that is read again.
+            in_blocks = self._compiled is None and parameter.is_cpu
             whole = Row([parameter], parameter, g, state)
-            in_blocks = self._in_blocks(parameter.device)
-            for row in cut(whole, self.block) if in_blocks and self.elementwise else (whole,):
+            is_cut = in_blocks and self.elementwise and parameter.numel() > self.block
+            for row in cut(whole, self.block) if is_cut else (whole,):
                 elements += row.value.numel()
                 block = int(elements // self.block) if in_blocks else 0
                 alike.setdefault((parameter.dtype, parameter.device, state["step"], block), []).append(row)
@@ -199,17 +208,18 @@ class Rule(torch.optim.Optimizer):
         buckets = []
         for (dtype, _, step, _), rows in alike.items():
             theta, g = [row.value for row in rows], [row.g for row in rows]
-            if narrow := dtype.itemsize < 4:
+            narrow = dtype.itemsize < 4
+            if narrow:
                 theta, g = [upcast(value) for value in theta], [upcast(gradient) for gradient in g]
-            copies = [pair for row, value in zip(rows, theta, strict=True) for pair in row.copies(value, narrow)]
+            copies = [
+                pair
+                for row, value in zip(rows, theta, strict=True)
+                if narrow or row.stored
+                for pair in row.copies(value)
+            ]
             parameters, states = [row.parameters[0] for row in rows], [row.state for row in rows]
             buckets.append(Bucket(parameters, theta, g, step, states, group, rows=rows, copies=copies))
         return buckets
-
-    def _in_blocks(self, device: torch.device) -> bool:
-        """Whether parameters are updated in blocks: a GPU is faster with all at once, and a compiled update leaves
-        nothing in a cache that is read again."""
-        return device.type == "cpu" and self._compiled is None
 
     def _advance_state(self, parameter: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of a parameter, made at its first step, with its step counted."""
@@ -244,10 +254,21 @@ def average_square_(average: Tensors, values: Tensors, beta: float) -> None:
     torch._foreach_addcmul_(average, values, values, value=1 - beta)
 
 
-def root(second_moment: Tensors, correction: float, eps: float, scale: float = 1.0) -> Tensors:
+def add_scaled_(tensors: Tensors, others: Tensors, factor: float | Tensor) -> None:
+    """a ← a + factor b, in place. A factor that is a scalar tensor stays on its device."""
+    if isinstance(factor, Tensor):
+        torch._foreach_add_(tensors, torch._foreach_mul(others, factor))
+    else:
+        torch._foreach_add_(tensors, others, alpha=factor)
+
+
+def root(second_moment: Tensors, correction: float, eps: float | Tensor, scale: float = 1.0) -> Tensors:
     """scale (√(v / correction) + ε): Adam's denominator, where the correction is 1 - β2^t; new tensors."""
     denominator = torch._foreach_sqrt(second_moment)
-    torch._foreach_mul_(denominator, scale / correction**0.5)
+    factor = scale / correction**0.5
+    # A factor of 1 changes nothing but takes a pass over memory.
+    if factor != 1:
+        torch._foreach_mul_(denominator, factor)
     torch._foreach_add_(denominator, scale * eps)
     return denominator
 

@@ -21,6 +21,7 @@ class SGDW(Rule):
     """SGDW: the update of the module docstring. lr: α. momentum: β."""
 
     elementwise = True
+    small = 0
     buffers = ("momentum",)
 
     def __init__(self, params: ParamsT, lr: float = 0.05, momentum: float = 0.9, weight_decay: float = 0.0) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from submissions import blocks
 from submissions.adan import Adan
+from submissions.blocks import Packs
 from submissions.cautious import CautiousLion
 from submissions.lamb import Lamb
 from submissions.lion import Lion
@@ -56,6 +56,11 @@ def test_sparse_gradients_are_refused_with_the_remedy() -> None:
         Lion(embedding.parameters()).step()
 
 
+def without_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Update small parameters one by one."""
+    monkeypatch.setattr(Packs, "takes", lambda *_: False)
+
+
 def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(block: float) -> tuple[list[Tensor], list[int]]:
         monkeypatch.setattr(Lion, "block", block)
@@ -81,7 +86,7 @@ def test_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pieces_of_large_parameters_change_no_bit(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "SMALL", 0)
+    without_packs(monkeypatch)
     trained = []
     for block in (float("inf"), 250, 100, 64, 1):
         monkeypatch.setattr(Rule, "block", block)
@@ -101,8 +106,9 @@ def test_small_parameters_together_change_no_bit(
 ) -> None:
     trained = []
     for small in (0, 128, 2**14):
-        monkeypatch.setattr(blocks, "SMALL", small)
         parameters = make_parameters(dtype)
+        cls = type(ELEMENTWISE[name](parameters))
+        monkeypatch.setattr(cls, "small", small, raising=False)
         rule = train(ELEMENTWISE[name], parameters, steps=6)
         trained.append(results(rule, parameters))
         entries = sum(len(bucket.theta) for bucket in rule._buckets(rule.param_groups[0]))
@@ -143,7 +149,7 @@ def test_small_parameters_together_are_saved_and_loaded_one_by_one() -> None:
 
 
 def test_parameters_are_whole_where_the_layouts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "SMALL", 0)
+    without_packs(monkeypatch)
 
     def trained(block: float) -> list[Tensor]:
         monkeypatch.setattr(Rule, "block", block)
