@@ -127,14 +127,12 @@ def _run(runs: list[Run]) -> int:
     from harness.records.status import CRASHED
     from harness.study import executors, ledger
     from harness.study.progress import PoolProgress, print_studies
-    from harness.trial.environment import select_device
-    from harness.trial.hardware import machine_folder
 
     # A scheduler's stop is like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = make_console(quiet=not is_main_process())
     _check_runs(runs)
-    machine = machine_folder(select_device(runs[0]), runs[0].threads)
+    machine = _find_machine(runs)
     if is_launched():
         return _run_on_ranks(runs, machine, console)
     if runs[0].executor.name == "local":
@@ -161,6 +159,14 @@ def _check_runs(runs: list[Run]) -> None:
 
     if len({str(run.executor) for run in runs}) > 1:
         raise UserError("executor: one for all runs of a sweep; it cannot be swept")
+    # A folder of records is of one machine, and both are part of its name.
+    if len({(run.device, run.threads) for run in runs}) > 1:
+        raise UserError("device, threads: one for all runs of a sweep; start a command for each")
+    if runs[0].executor.name != "local" and runs[0].device.startswith("cuda:"):
+        raise UserError(
+            f"device={runs[0].device}: names a GPU of one machine, and executor={runs[0].executor.name} gives every "
+            "worker a GPU; use device=cuda"
+        )
     if runs[0].executor.name != "local" and runs[0].machine == "auto":
         raise UserError(
             f"executor={runs[0].executor.name}: the machine that will train cannot be seen from here; "
@@ -200,9 +206,31 @@ def _run_on_ranks(runs: list[Run], machine: str, console: Console) -> int:
     return shutdown(code)
 
 
+def _find_machine(runs: list[Run]) -> str:
+    """The name of the machine's folder of records. Raises UserError where a trial that runs here has no such device."""
+    from harness.config.study_trials import list_trials
+    from harness.study.machine import find_machine_folder
+    from harness.trial.environment import resolve_device, select_device
+    from harness.trial.hardware import machine_folder
+
+    first = runs[0]
+    # The nodes of a cluster have devices of their own.
+    if first.executor.name != "local":
+        return first.machine
+    for run in runs:
+        resolve_device(run)
+    number = sum(len(list_trials(run)) for run in runs)
+    # A single trial runs in this process, which may as well ask the GPU itself.
+    if number == 1:
+        return machine_folder(select_device(first), first.threads)
+    return find_machine_folder(first, min(first.executor.workers, number))
+
+
 def _check_data(runs: list[Run]) -> None:
-    """Load the data of every workload once, so that missing data are reported before anything is planned."""
-    from harness.trial.environment import select_device
+    """Load the data of every workload once, so that missing data are reported before anything is planned. Onto the CPU:
+    what a GPU held would stay allocated for as long as the trials run."""
+    import torch
+
     from harness.trial.trial import load_workload
 
     checked: list[tuple[str, object, str]] = []
@@ -210,7 +238,7 @@ def _check_data(runs: list[Run]) -> None:
         data = (run.spec.class_path, run.spec.data, run.data)
         # A sweep has many runs on the same data, and loading them takes long.
         if data not in checked:
-            load_workload(run, select_device(run))
+            load_workload(run, torch.device("cpu"))
             checked.append(data)
 
 

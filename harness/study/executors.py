@@ -11,8 +11,9 @@ import importlib
 import logging
 import os
 import socket
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +23,7 @@ from harness.config.schema import Executor, Run
 from harness.errors import UserError
 from harness.processes import SOURCE_ROOT
 from harness.study.ledger import PlannedTrial
+from harness.study.machine import list_visible_gpus
 from harness.study.trial_process import Slot
 from harness.study.worker import Worker, work
 
@@ -31,6 +33,7 @@ Report = Callable[[str], None]
 """Tells the user a line."""
 JOB_POLL_SECONDS = 1.0
 """Between two looks at the jobs of a cluster; submitit asks SLURM itself far less often."""
+_DISTURBED = "their seconds disturb each other"
 
 
 def execute(trials: Sequence[PlannedTrial], report: Report) -> None:
@@ -80,33 +83,25 @@ def assign_slots(run: Run, number: int, report: Report) -> list[Slot]:
 
     Where there are too few, workers share GPUs, or no worker is bound to cores; this is reported.
     """
-    gpus = _visible_gpus(run)
+    gpus = list_visible_gpus() if run.device in ("auto", "cuda") else []
     if gpus:
         if number > len(gpus):
-            report(f"executor.workers={number} share {len(gpus)} GPUs: their seconds disturb each other")
+            report(f"executor.workers={number} share {len(gpus)} GPU{'s' * (len(gpus) > 1)}: {_DISTURBED}")
         return [Slot(gpu=gpus[i % len(gpus)]) for i in range(number)]
+    # One GPU that the user names, for all workers.
+    if run.device.startswith("cuda"):
+        if number > 1:
+            report(f"executor.workers={number} share device={run.device}: {_DISTURBED}; device=cuda gives each a GPU")
+        return [Slot()] * number
     # macOS cannot bind a process to cores.
     if not hasattr(os, "sched_getaffinity"):
         return [Slot()] * number
     cores = sorted(os.sched_getaffinity(0))
     # Not enough cores: no worker is bound, and the system spreads them over all cores.
     if number * run.threads > len(cores):
-        report(f"executor.workers={number} with threads={run.threads} share {len(cores)} cores: "
-            "their seconds disturb each other")  # fmt: skip
+        report(f"executor.workers={number} with threads={run.threads} share {len(cores)} cores: {_DISTURBED}")
         return [Slot()] * number
     return [Slot(cores=tuple(cores[i * run.threads : (i + 1) * run.threads])) for i in range(number)]
-
-
-def _visible_gpus(run: Run) -> list[str]:
-    if run.device not in ("auto", "cuda"):
-        return []
-    # Passed on as they are named, since the variable may hold UUIDs. torch is imported only where it is not set.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
-    import torch
-
-    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 # ---- SLURM -------------------------------------------------------------------------------------------------------
@@ -141,7 +136,7 @@ def _slurm(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -
         try:
             submit = submitit.AutoExecutor(folder=folder, cluster=cluster)
             parameters = {"name": "pacemark", "cpus_per_task": run.threads, "timeout_min": executor.minutes or 240}
-            if run.device.startswith("cuda"):
+            if _wants_slurm_gpu(run, cluster, options, report):
                 parameters["gpus_per_node"] = 1
             # The user's options win over ours.
             submit.update_parameters(**parameters | options)
@@ -155,6 +150,48 @@ def _slurm(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -
         report(f"submitted {len(jobs)} jobs: {job_ids} (interrupting this command leaves them)")
         logger.info("the jobs write their logs into %s", folder)
         _wait_for_jobs(jobs, submitit.core.utils, report)
+
+
+def _wants_slurm_gpu(run: Run, cluster: str | None, options: Mapping[str, Any], report: Report) -> bool:
+    """Whether a job asks for a GPU: under device=auto, if all nodes that it can get have one. Raises UserError where
+    only some of them do."""
+    # The user has said it.
+    if run.device != "auto" or any("gpu" in key or "gres" in key for key in options):
+        return run.device.startswith("cuda")
+    if cluster in ("local", "debug"):
+        # Their jobs run on this machine.
+        return bool(list_visible_gpus())
+    partitions = str(options.get("slurm_partition") or options.get("partition") or "")
+    try:
+        command = ["sinfo", "--noheader", "--format=%P|%G"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("sinfo: %s", error)
+        report("device=auto: sinfo does not tell whether the nodes have GPUs, so the jobs ask for none; "
+               "give device=cuda or device=cpu")  # fmt: skip
+        return False
+    have_gpus = parse_node_gpus(listed, partitions)
+    if len(have_gpus) > 1:
+        raise UserError(
+            f"device=auto: of the nodes of {partitions or 'the default partition'} only some have GPUs; give "
+            "device=cuda or device=cpu, or one partition with executor.options={slurm_partition: NAME}"
+        )
+    return have_gpus == {True}
+
+
+def parse_node_gpus(listed: str, partitions: str = "") -> set[bool]:
+    """Whether the nodes of the partitions have GPUs: both values where only some have, none where no node is listed.
+
+    listed: what `sinfo --format=%P|%G` prints, a line for each kind of node with the partition and the generic
+    resources. partitions: names, separated by commas; empty: the default partition, which sinfo marks with a star.
+    """
+    names = {name.strip() for name in partitions.split(",") if name.strip()}
+    have_gpus = set()
+    for line in listed.splitlines():
+        partition, _, resources = line.strip().partition("|")
+        if partition.rstrip("*") in names if names else partition.endswith("*"):
+            have_gpus.add(any(entry.startswith("gpu:") for entry in resources.split(",")) or resources == "gpu")
+    return have_gpus
 
 
 def _wait_for_jobs(jobs: Sequence[Any], errors: Any, report: Report) -> None:
@@ -245,14 +282,20 @@ def _ray(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -> 
             f"executor=ray: cannot start or join a cluster with executor.options={executor.options}: {error}"
         ) from error
     try:
-        resources = {"num_cpus": run.threads, "num_gpus": 1 if run.device.startswith("cuda") else 0}
+        available = ray.cluster_resources()
+        wants_gpu = run.device != "cpu" and (run.device != "auto" or available.get("GPU", 0) >= 1)
+        resources = {"num_cpus": run.threads, "num_gpus": int(wants_gpu)}
         # A task whose node is lost starts again: what it ran is in the ledger, so it goes on with what is left.
         task = ray.remote(max_retries=3, **resources)(work)
         number = min(executor.workers, len(trials))
         # More tasks than fit wait in Ray's queue; with room for none they would wait for ever.
-        capacity = int(ray.cluster_resources().get("CPU", 0) // run.threads)
+        capacity = int(available.get("CPU", 0) // run.threads)
         if capacity < 1:
             raise UserError(f"executor=ray: the cluster has no {run.threads} cores for a trial")
+        if wants_gpu:
+            capacity = min(capacity, int(available.get("GPU", 0)))
+            if capacity < 1:
+                raise UserError(f"device={run.device}: the Ray cluster has no GPU; use device=cpu")
         if number > capacity:
             report(f"executor.workers={number}, but the cluster has room for {capacity} at a time; the others wait")
         logger.info("the cluster has room for %d trials at a time", capacity)

@@ -19,7 +19,21 @@ logger = logging.getLogger(__name__)
 
 
 def select_device(run: Run) -> torch.device:
-    """The device that `run` asks for, made current if it is a GPU; raises UserError if it is not there.
+    """The device that `run` asks for, made current if it is a GPU; raises UserError if it is not there or is in use
+    by another process that shares it with none."""
+    device = resolve_device(run)
+    if device.type == "cuda":
+        # Current, since allocations and NCCL use the current device where none is named.
+        try:
+            torch.cuda.set_device(device)
+        # AcceleratorError is a RuntimeError.
+        except RuntimeError as error:
+            raise UserError(f"device={run.device}: {device} cannot be used ({_first_line(error)})") from error
+    return device
+
+
+def resolve_device(run: Run) -> torch.device:
+    """The device that `run` asks for; raises UserError if it is not there. Opens no CUDA context.
 
     Of several processes that share a trial, each takes the GPU of its number on its machine.
     """
@@ -30,25 +44,41 @@ def select_device(run: Run) -> torch.device:
         if name != "cuda":
             raise UserError(f"device={name}: of several processes, each takes a GPU of its own; use device=cuda")
         name = f"cuda:{local_rank()}"
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise UserError(f"device={run.device}: torch {torch.__version__} sees no GPU here; use device=cpu")
-        index = int(name.partition(":")[2] or 0)
-        if is_launched() and local_world_size() > torch.cuda.device_count():
-            # Raised by every rank, also where its own GPU is there, so that all of them end.
-            raise UserError(
-                f"{local_world_size()} processes on this machine, of which each takes a GPU of its own, but there are "
-                f"{torch.cuda.device_count()} GPUs; start at most as many, or use device=cpu"
-            )
-        if index >= torch.cuda.device_count():
-            raise UserError(
-                f"device={run.device}: GPU {index} was asked for, but there are {torch.cuda.device_count()}, counted "
-                "from 0"
-            )
-        # Current, since allocations and NCCL use the current device where none is named.
-        torch.cuda.set_device(index)
-        return torch.device("cuda", index)
-    return torch.device(name)
+    if not name.startswith("cuda"):
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"device={run.device}: torch {torch.__version__} sees no GPU here ({_why_no_gpu()}); use device=cpu"
+        )
+    index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+    if is_launched() and local_world_size() > count:
+        # Raised by every rank, also where its own GPU is there, so that all of them end.
+        raise UserError(
+            f"{local_world_size()} processes on this machine, of which each takes a GPU of its own, but there are "
+            f"{count} GPUs; start at most as many, or use device=cpu"
+        )
+    if index >= count:
+        raise UserError(f"device={run.device}: GPU {index} was asked for, but there are {count}, counted from 0")
+    return torch.device("cuda", index)
+
+
+def _why_no_gpu() -> str:
+    """The reason that torch gives where no GPU is available: a driver that is missing or too old, a build without
+    CUDA, or GPUs that are hidden."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        # Fails before a context is opened.
+        torch.cuda.init()
+    # AssertionError: a build without CUDA.
+    except (AssertionError, RuntimeError) as error:
+        reason = _first_line(error)
+    else:
+        reason = "none is available"
+    return reason if visible is None else f"{reason}; CUDA_VISIBLE_DEVICES={visible}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def configure_torch(run: Run, device: torch.device) -> None:

@@ -6,10 +6,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from harness import log
 from harness.config.compose import load_run
@@ -168,10 +171,128 @@ def test_every_worker_has_cores_of_its_own_and_says_when_it_cannot(monkeypatch: 
     assert "executor.workers=3 with threads=2 share 4 cores" in reported[0]
 
 
-def test_every_worker_has_a_gpu_of_its_own_and_says_when_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["0", "1"]),
+        ("4,6", ["4", "6"]),
+        ("GPU-8f,GPU-b3", ["GPU-8f", "GPU-b3"]),
+        ("MIG-a,MIG-b", ["MIG-a", "MIG-b"]),
+    ],
+)
+def test_every_worker_has_a_gpu_of_its_own_and_says_when_it_cannot(
+    visible: str | None, names: list[str], two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     run = load_run([*TINY_GPT2, *EXTERNAL])
     reported: list[str] = []
-    assert executors.assign_slots(run, 2, reported.append) == [Slot(gpu="4"), Slot(gpu="6")] and not reported
-    assert executors.assign_slots(run, 3, reported.append)[2] == Slot(gpu="4")
-    assert "share 2 GPUs" in reported[0]
+    first, second = Slot(gpu=names[0]), Slot(gpu=names[1])
+    assert executors.assign_slots(run, 2, reported.append) == [first, second] and not reported
+    assert executors.assign_slots(run, 3, reported.append) == [first, second, first]
+    assert "executor.workers=3 share 2 GPUs" in reported[0]
+
+
+def test_workers_that_share_the_one_gpu_that_was_named_are_told(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_run([*TINY_GPT2, *EXTERNAL, "device=cuda:1"])
+    reported: list[str] = []
+    assert executors.assign_slots(run, 1, reported.append) == [Slot()] and not reported
+    assert executors.assign_slots(run, 2, reported.append) == [Slot(), Slot()]
+    assert "executor.workers=2 share device=cuda:1: their seconds disturb each other" in reported[0]
+
+
+@pytest.mark.parametrize("hidden", ["-1", ""])
+def test_hidden_gpus_leave_the_workers_their_cores(hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    reported: list[str] = []
+    slots = executors.assign_slots(load_run([*TINY_GPT2, *EXTERNAL]), 2, reported.append)
+    assert slots == [Slot(cores=(0,)), Slot(cores=(1,))] and not reported
+
+
+SINFO = "cpu*|(null)\ngpu|gpu:a100:4(S:0-1)\nmixed|(null)\nmixed|lustre:1,gpu:4\n"
+
+
+@pytest.mark.parametrize(
+    ("partitions", "have_gpus"),
+    [("", {False}), ("gpu", {True}), ("mixed", {True, False}), ("cpu, gpu", {True, False}), ("absent", set())],
+)
+def test_the_nodes_of_a_partition_tell_whether_they_have_gpus(partitions: str, have_gpus: set[bool]) -> None:
+    assert executors.parse_node_gpus(SINFO, partitions) == have_gpus
+
+
+def wants_slurm_gpu(folder: Path, device: str, options: dict[str, Any], sinfo: str | None) -> tuple[bool, list[str]]:
+    """Whether a job asks for a GPU where sinfo prints so, or is not there (None); and what is reported."""
+    reported: list[str] = []
+    if sinfo is not None:
+        (folder / "sinfo").write_text(f"#!/bin/sh\ncat <<'END'\n{sinfo}END\n")
+        (folder / "sinfo").chmod(0o755)
+    run = load_run([*TINY_GPT2, *EXTERNAL, f"device={device}"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder}:/bin:/usr/bin" if sinfo is not None else str(folder))
+        return executors._wants_slurm_gpu(run, None, options, reported.append), reported
+
+
+def test_slurm_jobs_ask_for_a_gpu_where_the_nodes_have_one(tmp_path: Path) -> None:
+    for device, options, expected in [
+        ("auto", {}, False),
+        ("auto", {"slurm_partition": "gpu"}, True),
+        ("cpu", {"slurm_partition": "gpu"}, False),
+        ("cuda", {}, True),
+        # The user asks in words of submitit.
+        ("auto", {"slurm_partition": "gpu", "slurm_gres": "gpu:1"}, False),
+    ]:
+        assert wants_slurm_gpu(tmp_path, device, options, SINFO) == (expected, []), (device, options)
+    with pytest.raises(UserError, match=r"device=auto: of the nodes of mixed only some have GPUs; give device=cuda"):
+        wants_slurm_gpu(tmp_path, "auto", {"slurm_partition": "mixed"}, SINFO)
+
+
+def test_a_slurm_that_does_not_list_its_nodes_is_told(tmp_path: Path) -> None:
+    wanted, reported = wants_slurm_gpu(tmp_path, "auto", {}, None)
+    assert not wanted and "device=auto: sinfo does not tell" in reported[0]
+
+
+class FakeRay:
+    """A Ray cluster with so many GPUs, which runs nothing: only what its tasks ask for is kept."""
+
+    def __init__(self, gpus: int) -> None:
+        self.gpus, self.asked = gpus, {}
+        self.exceptions = SimpleNamespace(RayTaskError=ZeroDivisionError, RayError=ZeroDivisionError)
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8.0} | ({"GPU": float(self.gpus)} if self.gpus else {})
+
+    def remote(self, **asked: int) -> Callable[[object], object]:
+        self.asked = asked
+        return lambda _: SimpleNamespace(remote=lambda trials: None)
+
+    def init(self, **_: object) -> None: ...
+    def get(self, references: list[object]) -> None: ...
+    def shutdown(self) -> None: ...
+
+
+@pytest.mark.parametrize(("device", "gpus", "asked"), [("auto", 0, 0), ("auto", 4, 1), ("cpu", 4, 0), ("cuda", 4, 1)])
+def test_ray_tasks_ask_for_a_gpu_where_the_cluster_has_one(
+    device: str, gpus: int, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(gpus)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    arguments = [*TINY_GPT2, *EXTERNAL, "executor=ray", "executor.workers=2", f"device={device}", f"records={tmp_path}"]
+    reported: list[str] = []
+    executors.execute(ledger.plan([load_run(arguments)], "unused"), reported.append)
+    assert (ray.asked["num_gpus"], reported) == (asked, [])
+
+
+def test_a_ray_cluster_without_a_gpu_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(0))
+    with pytest.raises(UserError, match="device=cuda: the Ray cluster has no GPU; use device=cpu"):
+        execute(tmp_path, "executor=ray", "device=cuda")
