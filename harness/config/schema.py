@@ -55,6 +55,9 @@ class Executor(Named):
     """slurm: further parameters of submitit (partition, account, ...). ray: arguments of ray.init."""
     minutes: int = Field(default=0, ge=0)
     """slurm: time limit of a job; a job that runs into it is requeued."""
+    stall_minutes: float = Field(default=60, gt=0)
+    """A trial's process that shows no progress for so long hangs: it is stopped, and the trial is tried again from its
+    checkpoint, as after a crash. A step, a batch of an evaluation and a phase, such as compilation, are progress."""
 
 
 class Tracker(_Strict):

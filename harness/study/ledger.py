@@ -247,9 +247,9 @@ def _list_trials_of_submission(folder: Path, packed: ArchivedSubmission, message
     return trials.values()
 
 
-def record_crash(trial: PlannedTrial, reason: str) -> None:
+def record_crash(trial: PlannedTrial, reason: str, stop_reason: str | None = None) -> None:
     """Note in the manifest that the process of a trial ended without writing why, with status `failed` once the
-    ruleset's retries are used up.
+    ruleset's retries are used up. stop_reason: a sentence for the reader of a status, where the process was killed.
 
     To be called while holding the trial's lease. Raises FileNotFoundError where the trial has no manifest yet.
     """
@@ -259,7 +259,7 @@ def record_crash(trial: PlannedTrial, reason: str) -> None:
     # With retries left the status stays as it is, unfinished, so that a worker takes the trial again.
     if len(manifest.failures) >= trial.study.ruleset.retries:
         manifest.status = Status.FAILED
-        manifest.final = FinalFigures(stop_reason=None, traceback=reason)
+        manifest.final = FinalFigures(stop_reason=stop_reason, traceback=reason)
         logger.info("%s: failed, after %d retries", trial.name, len(manifest.failures))
     else:
         logger.info("%s: retry %d of %d", trial.name, len(manifest.failures) + 1, trial.study.ruleset.retries)

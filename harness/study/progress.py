@@ -84,7 +84,7 @@ class StudyDisplay:
                 number += 1
                 # A crash stays visible above the table.
                 if self._live is None or state.name in CRASHED:
-                    self._print(f"[{number}/{len(trials)}] {trial.trial.name}: {_describe_end(state)}")
+                    self._print(f"[{number}/{len(trials)}] {trial.trial.name}: {describe_end(state)}")
         if self._live is not None:
             self._live.update(_live_tables(trials, self._console.width, self._console.height), refresh=True)
 
@@ -315,14 +315,17 @@ def _share_over(trials: Sequence[TrialProgress]) -> str:
     return f"{sum(trial.state.is_over for trial in trials)}/{len(trials)}"
 
 
-def _describe_end(state: TrialState) -> str:
+def describe_end(state: TrialState) -> str:
+    """How a trial that is over ended: its status with the steps and seconds to the target, or with the best value, or
+    with what went wrong."""
     final, manifest = state.final, state.manifest
     if final.steps_to_target is not None and final.time_to_target is not None:
         return f"{state.name} at {final.steps_to_target:,g} steps, {final.time_to_target:.1f} s on the clock"
     best = None if manifest is None else final.of_metric(f"best_{manifest.metric}")
     if best is not None and manifest is not None:
         return f"{state.name}, best {best:.4f} where {manifest.target:g} is the target"
-    last_lines = (final.traceback or "").strip().splitlines()[-1:]
+    # The last line of a traceback names the error; where the process was killed, the reason does.
+    last_lines = [final.stop_reason] if final.stop_reason else (final.traceback or "").strip().splitlines()[-1:]
     return ": ".join([state.name, *last_lines])
 
 

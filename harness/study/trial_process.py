@@ -2,13 +2,20 @@
 
 The parent holds the trial's lease and keeps the child's standard input open. When the parent dies, even by SIGKILL, the
 child sees the end of its input and ends too. Threads, cores and GPU are set before torch is loaded.
+
+The child shows its progress through a pipe. One that shows none for `executor.stall_minutes` hangs, in a driver, a
+library or a reader of data: it writes its stack, is killed, and counts as crashed, so that it is tried again from its
+checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import json
 import logging
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -26,6 +33,16 @@ from harness.records.lease import Lease
 logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_STACK_SIGNAL = signal.SIGUSR1
+"""On it the child writes the stack of each of its threads to standard error, also while it hangs in foreign code."""
+_STACK_SECONDS = 2.0
+"""How long it may take for that."""
+_INTERRUPT_SECONDS = 60.0
+"""How long a child may go on after `interrupt` without a sign of progress: it may hang."""
+_LOOK_SECONDS = 1.0
+"""Between two looks whether the child hangs; its end and its signs of progress are seen at once."""
+_KILL_SECONDS = 30.0
+"""How long a killed child is waited for. One that hangs in a driver cannot end."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,10 @@ class TrialProcess:
         """Start the process. lease: of the trial's folder, which this process holds and lends to the child. name: of
         the trial, for the log."""
         self._name = name
+        self._stall_seconds = 60 * run.executor.stall_minutes
+        self._interrupted = False
+        self.stop_reason: str | None = None
+        """Why the process was killed, where it hung; in a sentence."""
         environment = os.environ | {
             # Before the child starts: thread pools are sized when torch is imported.
             "OMP_NUM_THREADS": str(run.threads),
@@ -51,14 +72,21 @@ class TrialProcess:
         }
         if slot.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-        request = {"run": run.model_dump(mode="json"), "token": lease.holder.token, "cores": slot.cores}
+        receiver, sender = os.pipe()
+        # A file, so that it is closed with this object.
+        self._progress = os.fdopen(receiver, "rb", buffering=0)
+        request = {
+            "run": run.model_dump(mode="json"), "token": lease.holder.token, "cores": slot.cores, "progress": sender,
+        }  # fmt: skip
         # The child inherits the mask and unblocks the signals when torch is loaded (see main): an import swallows an
         # interrupt, or dies of it with a status that looks like a crash.
         former_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         try:
-            self._process = self._start(environment)
+            self._process = self._start(environment, sender)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former_mask)
+            # The child has its own, and the end of the pipe is seen when that is closed.
+            os.close(sender)
         self._started = time.monotonic()
         cores = "any" if slot.cores is None else ", ".join(map(str, slot.cores))
         place = f"cores {cores}" if slot.gpu is None else f"GPU {slot.gpu}"
@@ -72,7 +100,7 @@ class TrialProcess:
             pass
 
     @staticmethod
-    def _start(environment: dict[str, str]) -> subprocess.Popen[str]:
+    def _start(environment: dict[str, str], sender: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "harness.study.trial_process"],
             stdin=subprocess.PIPE,
@@ -83,6 +111,7 @@ class TrialProcess:
             # A library may write anything.
             errors="replace",
             env=environment,
+            pass_fds=(sender,),
             # Ctrl-C reaches the parent alone, which passes it on.
             start_new_session=True,
         )
@@ -92,17 +121,24 @@ class TrialProcess:
 
         Raises UserError for errors that the user has to correct.
         """
-        assert self._process.stderr is not None and self._process.stdin is not None
-        # To its end before wait(): a child that fills the pipe would never end. Log records of the child go to the log
-        # of this process as they come; all else is kept.
-        errors = "".join(line for line in self._process.stderr if not log.receive(line, self._name))
-        code = self._process.wait()
+        assert self._process.stdin is not None
+        lines: list[str] = []
+        # A child that fills the pipe would never end.
+        reader = threading.Thread(target=self._read_errors, args=(lines,), daemon=True)
+        reader.start()
+        code = self._wait_for_end()
+        # Processes that the child has left behind may keep the pipe open.
+        reader.join(_STACK_SECONDS)
+        errors = "".join(lines)
         seconds = time.monotonic() - self._started
-        logger.info("%s: process %d ended with status %d after %.1f s", self._name, self._process.pid, code, seconds)
+        logger.info("%s: process %d ended with status %s after %.1f s", self._name, self._process.pid, code, seconds)
         if errors:
             logger.debug("%s: its process wrote to standard error:\n%s", self._name, errors.rstrip())
         # Not earlier: the end of its input tells the child that the parent is gone.
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self.stop_reason is not None and code != 0:
+            return None if self._interrupted else f"{self.stop_reason}\n{errors[-4000:]}".rstrip()
         if code == 2:
             lines = errors.splitlines()
             messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
@@ -111,16 +147,71 @@ class TrialProcess:
         if code in (0, 130):
             return None
         # Popen gives the number of the signal as a negative status.
+        assert code is not None
         cause = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
         return f"the process of the trial ended {cause}\n{errors[-4000:]}".rstrip()
 
+    def _read_errors(self, lines: list[str]) -> None:
+        """Append what the child writes to standard error, to its end. Its log records go to the log of this process as
+        they come."""
+        assert self._process.stderr is not None
+        lines.extend(line for line in self._process.stderr if not log.receive(line, self._name))
+
+    def _wait_for_end(self) -> int | None:
+        """Wait for the end of the process, and kill it if it hangs. Its status; None if it did not even end then."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._progress, selectors.EVENT_READ)
+            last = time.monotonic()
+            while (code := self._process.poll()) is None:
+                if selector.get_map() and selector.select(_LOOK_SECONDS):
+                    if self._progress.read(4096):
+                        last = time.monotonic()
+                    else:
+                        # Its end: the process is about to end.
+                        selector.unregister(self._progress)
+                elif not selector.get_map():
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self._process.wait(_LOOK_SECONDS)
+                if self._has_stalled(time.monotonic() - last):
+                    return self._kill_stalled()
+        return code
+
+    def _has_stalled(self, seconds: float) -> bool:
+        """Whether the process hangs that has shown no progress for so long."""
+        if self._interrupted and seconds >= _INTERRUPT_SECONDS:
+            return True
+        return seconds >= self._stall_seconds
+
+    def _kill_stalled(self) -> int | None:
+        """Kill the process that hangs, once it has written its stack. Its status; None if it does not end."""
+        self.stop_reason = (
+            f"no progress for {self._stall_seconds / 60:g} minutes (executor.stall_minutes), so its process was "
+            "killed; a larger ruleset.retries continues it from its checkpoint"
+        )
+        logger.warning("%s: %s", self._name, self.stop_reason)
+        self._send(_STACK_SIGNAL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STACK_SECONDS)
+        self.kill()
+        try:
+            return self._process.wait(_KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            logger.error("%s: process %d does not end; its driver may hang", self._name, self._process.pid)
+            return None
+
     def interrupt(self) -> None:
         """Stop the trial as Ctrl-C does; it can be continued."""
+        self._interrupted = True
         self._send(signal.SIGINT)
 
     def kill(self) -> None:
         """End the process at once; the trial can be continued from its last checkpoint."""
         self._send(signal.SIGKILL)
+
+    @property
+    def exit_status(self) -> int | None:
+        """The status with which the process ended; None while it has not."""
+        return self._process.poll()
 
     def is_alive(self) -> bool:
         """Whether the process has not ended yet."""
@@ -138,13 +229,19 @@ def main() -> int:
         # Before torch is imported, so that all its threads inherit the cores.
         os.sched_setaffinity(0, request["cores"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    faulthandler.register(_STACK_SIGNAL, all_threads=True)
+    # Processes that a trial starts must not keep the pipe open.
+    os.set_inheritable(request["progress"], False)
     log.send_to_parent()
     # From here on torch is loaded, whose thread pools are sized on import.
     from harness.records.status import Status
     from harness.study.stop_rule import make_should_stop
+    from harness.trial.liveness import send_progress_to, show_progress
     from harness.trial.trackers import make_tracker
     from harness.trial.trial import Observer, run_trial
 
+    send_progress_to(request["progress"])
+    show_progress()
     run = Run(**request["run"])
     # A scheduler's stop is like Ctrl-C: the trial ends as stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -83,6 +83,11 @@ class Worker:
             process.interrupt()
         try:
             crash = process.wait()
+        except UserError:
+            # A child that finds its lease lost before this process does reports it as an error.
+            if lease.is_owned():
+                raise
+            crash = None
         except BaseException:
             process.kill()
             raise
@@ -93,13 +98,25 @@ class Worker:
             logger.warning("%s: lost to another worker; its process here was ended", trial.name)
             return
         if crash is None:
+            if process.exit_status == 0:
+                _check_record(trial)
             return
         logger.info("%s: %s", trial.name, crash.partition("\n")[0])
         try:
-            record_crash(trial, crash)
+            record_crash(trial, crash, process.stop_reason)
         except FileNotFoundError:
             # Nothing of the trial exists: it is the environment that is broken, not the trial.
             raise UserError(f"{trial.name}: {crash}") from None
+
+
+def _check_record(trial: PlannedTrial) -> None:
+    """Raise UserError where the process of a trial ended well and left no record in its folder: the worker would start
+    it again and again."""
+    if read_state(trial).manifest is None:
+        raise UserError(
+            f"{trial.path.folder} has no record although its process ended well: that process sees another machine "
+            "than the one that the trial is planned for; name the folder of records with machine=NAME"
+        )
 
 
 def acquire_lease(trial: PlannedTrial) -> Lease | None:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness.interface.data_order import Selection
 from harness.interface.model_runner import ModelRunner, StepBatch
+from harness.trial.liveness import show_progress
 
 
 def batch_norm_statistics(model: nn.Module) -> list[Tensor]:
@@ -40,6 +41,7 @@ def recompute_statistics(runner: ModelRunner, selections: Iterable[Selection]) -
         with _keep_last_measurement(runner.model):
             for selection in selections:
                 means_of_steps.append(_measure(runner, runner.load_batch(selection), statistics))
+                show_progress()
     finally:
         torch._foreach_copy_(runner.buffers, buffers_before)
     torch._foreach_copy_(

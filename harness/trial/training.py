@@ -32,6 +32,7 @@ from harness.trial.batch_norm import recompute_statistics
 from harness.trial.clock import Clock, Disturbance
 from harness.trial.devices import device_types, restore_devices
 from harness.trial.environment import is_compiler_error, use_empty_compiler_cache
+from harness.trial.liveness import show_progress
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,7 @@ class Training:
 
         for _ in range(2):
             context().backward()
+            show_progress()
         # What the declared needs run besides; a submission pays for its own work, not for the model's first run of it.
         if Need.LOSS in self.needs:
             context().loss()
@@ -188,6 +190,7 @@ class Training:
             context().micro_batch_gradients(2 * batch.count)
         if Need.SECOND_DERIVATIVES in self.needs:
             context().hessian_vector_product([torch.zeros_like(parameter) for parameter in runner.parameters])
+        show_progress()
         for buffer, value in zip(runner.buffers, buffers_before, strict=True):
             buffer.copy_(value)
         for parameter in runner.parameters:
@@ -232,6 +235,7 @@ class Training:
         # After the step: update_steps seeds the step's dropout masks and sampled labels.
         counters.update_steps += 1
         counters.examples += len(selection.indices)
+        show_progress()
         return ctx.first_loss
 
     def _prefetch(self) -> None:

@@ -34,6 +34,7 @@ from harness.trial.distributed import announce_exit, init_distributed, watchdog
 from harness.trial.environment import configure_torch, private_compiler_cache, select_device
 from harness.trial.figures import Row
 from harness.trial.hardware import PeakMemory, machine_folder
+from harness.trial.liveness import show_progress
 from harness.trial.outcome import Outcome, out_of_memory_cause
 from harness.trial.record import ReadOnlyRecord, Record
 from harness.trial.training import Training
@@ -97,6 +98,7 @@ def run_trial(
     declared_needs(run)  # raises its errors before data are loaded
     started = perf_counter()
     workload = ranks.run_on_all(lambda: load_workload(run, device))
+    show_progress()
     logger.info("%s loaded in %.1f s (data=%s)", run.spec.full_name, perf_counter() - started, run.data)
     with ExitStack() as stack:
         # Registered before the folder is taken, so that the lease is released whatever fails.
@@ -234,6 +236,7 @@ class _Trial:
     def _build(self) -> None:
         checkpoint, self._checkpoint_to_load = self._checkpoint_to_load, None
         self.training.build(charge_compile=checkpoint is None)
+        show_progress()
         if checkpoint is not None:
             self.training.load_state_dict(checkpoint["training"])
             self.reached_row, self.state_bytes = checkpoint["reached_row"], checkpoint["state_bytes"]
@@ -261,6 +264,7 @@ class _Trial:
                     outcome, due = self.ranks.broadcast((self._pruned(), due))
                     if outcome is None and due:
                         self._write(lambda: self.record.save_checkpoint(self._checkpoint()))
+                        show_progress()
                         last_checkpoint = perf_counter()
                         logger.debug("checkpoint at row %d", len(self.record.rows))
             if outcome is not None:
@@ -312,6 +316,7 @@ class _Trial:
                         outputs = self.workload.forward(runner.forward_model, batch)
                     for key, value in self.workload.evaluation_sums(outputs, batch).items():
                         sums[key] = sums[key] + value if key in sums else value
+                    show_progress()
                 # In the order of the ranks, on the host: every rank adds up the same numbers in the same order.
                 total: dict[str, float] = {}
                 for of_rank in self.ranks.all_gather({key: float(value) for key, value in sums.items()}):

@@ -288,6 +288,20 @@ def plan_kills(folder: Path, number: int, victim: str = "trial") -> dict[str, st
     return dict(os.environ) | {"PACEMARK_TEST_KILLS": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
+class Hanging(_Sgd):
+    """Hangs in foreign code at its eighth step, deaf to signals, and creates the file PACEMARK_TEST_HANG. Where the
+    file is there it trains on."""
+
+    def step(self, ctx: StepContext) -> None:
+        marker = Path(os.environ["PACEMARK_TEST_HANG"])
+        if ctx.step >= 7 and not marker.exists():
+            marker.touch()
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            for _ in range(2):
+                libc.pthread_mutex_lock(mutex)
+        super().step(ctx)
+
+
 class Nosy(_Sgd):
     """Says where it runs."""
 

@@ -18,8 +18,10 @@ from harness.errors import UserError
 from harness.records.lease import Lease
 from harness.study import ledger
 from harness.study.ledger import PlannedTrial
+from harness.study.progress import describe_end
 from harness.study.trial_process import Slot, TrialProcess
 from harness.study.worker import Worker, acquire_lease
+from harness.trial.trial import run_trial
 from tests import processes
 from tests.conftest import TINY_GPT2
 from tests.harness.outcomes import read_outcome
@@ -204,3 +206,66 @@ def test_the_environment_of_a_trial_is_its_place(tmp_path: Path) -> None:
     Worker(entries, Slot(cores=(core,), gpu="7")).work()
     assert manifest(entries[0])["status"] == "failed"
     assert f"cores {{{core}}} gpu 7 threads 1" in manifest(entries[0])["final"]["traceback"]
+
+
+def run_until_it_hangs(entry: PlannedTrial, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the trial in a worker, which takes no progress for a hang as soon as the trial hangs, and not before."""
+    monkeypatch.setenv("PACEMARK_TEST_HANG", str(marker))
+    worker = Worker([entry])
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    processes.wait_until(marker.exists, thread.is_alive)
+    assert worker._process is not None
+    worker._process._stall_seconds = 0.0
+    processes.join(thread)
+
+
+HANGING = [*SEAM, "optimizer.class_path=tests.harness.seams.Hanging", "checkpoint_seconds=0"]
+
+
+def test_a_process_that_hangs_is_stopped_and_its_trial_is_tried_again_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (entry,) = study(tmp_path / "records", *HANGING, "ruleset.retries=0")
+    run_until_it_hangs(entry, tmp_path / "marker", monkeypatch)
+    state = ledger.read_state(entry)
+    assert state.name == "failed" and str(state.final.stop_reason).startswith("no progress for ")
+    assert describe_end(state).startswith("failed: no progress for ")
+    # Where it hung.
+    assert "seams.py" in str(state.final.traceback) and "in step" in str(state.final.traceback)
+    # With a retry it goes on there.
+    (again,) = study(tmp_path / "records", *HANGING, "ruleset.retries=1")
+    Worker([again]).work()
+    content = manifest(again)
+    assert content["status"] == "exhausted" and content["failures"] == [state.final.traceback]
+    (undisturbed,) = study(tmp_path / "undisturbed", *HANGING)
+    run_trial(undisturbed.run)
+    assert read_outcome(again.path.folder) == read_outcome(undisturbed.path.folder)
+
+
+def test_a_process_that_hangs_cannot_keep_its_worker_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.study.trial_process._INTERRUPT_SECONDS", 0.5)
+    monkeypatch.setenv("PACEMARK_TEST_HANG", str(tmp_path / "marker"))
+    (entry,) = study(tmp_path / "records", *HANGING)
+    worker = Worker([entry])
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    processes.wait_until((tmp_path / "marker").exists, thread.is_alive)
+    worker.stop()
+    processes.join(thread)
+    assert ledger.read_state(entry).name == "interrupted" and entry.path.checkpoint.exists()
+
+
+def test_a_process_that_writes_another_record_than_its_own_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a GPU of another kind gives the folder of the machine another name."""
+    (entry,) = study(tmp_path, "optimizer=sgd")
+    (elsewhere,) = study(tmp_path, "optimizer=sgd", "label=elsewhere")
+    run = entry.run
+    monkeypatch.setattr(PlannedTrial, "run", property(lambda _: run.model_copy(update={"label": "elsewhere"})))
+    with pytest.raises(UserError, match=r"has no record although its process ended well.*machine=NAME"):
+        Worker([entry]).work()
+    assert elsewhere.path.manifest.exists()
