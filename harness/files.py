@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from typing import IO
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` in one rename when the body ends.
 
-    The content is on the disk before the rename. If the body raises, `path` stays as it was and no temporary file is
-    left; a process that is killed leaves `.<name>.<pid>`, see `remove_leftovers`. Raises OSError.
+    The content is on the disk before the rename, and the rename is on return. If the body raises, `path` stays as it
+    was and no temporary file is left; a process that is killed leaves `.<name>.<pid>`, see `remove_leftovers`. Raises
+    OSError.
     """
     # In the same folder, since a rename is atomic only within one file system. The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -26,10 +28,28 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         # os.replace: the standard library's warning-free name for a rename over an existing file on every system.
         os.replace(temporary, path)  # noqa: PTH105
+        _sync_folder(path.parent)
     # BaseException: Ctrl-C must not leave the temporary file behind either.
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in `folder` on the disk: without it a crash of the machine could bring the old file back."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    # A folder that may be written and not read.
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # File systems that cannot do it for a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:

@@ -2,7 +2,8 @@
 
 A lease is a file `.lease.<n>` in the folder. Its holder touches it every few seconds, the heartbeat. Whoever finds the
 newest one dead (no heartbeat for `EXPIRY_SECONDS`, or its process gone from this machine) creates number n + 1, which
-only one process can; a holder that finds a higher number than its own has lost the folder and must not write again.
+only one process can; a holder whose lease is not the newest any more has lost the folder and must not write again. It
+knows its lease by the token in it, and not by the number, since numbers start again at 1 after a release.
 Ages are differences of times that the file system stamped itself, so clocks of different machines are never compared.
 """
 
@@ -87,8 +88,8 @@ class Lease:
         except FileExistsError:
             return None
         # Another process may have listed the folder before this file existed, or acquired and released the lease
-        # between our look and our file.
-        if any(number > holder.number for number, _ in _list_files(folder)):
+        # between our look and our file. After a release it may also have got a lower number.
+        if any(number > holder.number or _is_another(folder, number, newest) for number, _ in lease._list_others()):
             lease._path.unlink(missing_ok=True)
             return None
         # Only after the new file is there: between a removal and a creation another process would find an empty folder
@@ -115,8 +116,11 @@ class Lease:
 
     def is_owned(self) -> bool:
         """Whether no other process has taken the folder over."""
-        numbers = [number for number, _ in _list_files(self.folder)]
-        return bool(numbers) and max(numbers) == self.holder.number
+        newest = _newest(self.folder)
+        return newest is not None and newest.token == self.holder.token
+
+    def _list_others(self) -> list[tuple[int, Path]]:
+        return [(number, path) for number, path in _list_files(self.folder) if number != self.holder.number]
 
     def release(self) -> None:
         """Give the folder free, unless it was lost or belongs to the parent process."""
@@ -148,14 +152,15 @@ class Lease:
 def current_holder(folder: Path) -> Holder | None:
     """The process that holds `folder` now; None if there is none or it is dead (see `is_alive`)."""
     newest = _newest(folder)
-    return newest if newest is not None and is_alive(folder, newest) else None
+    return newest if newest is not None and is_alive(folder, newest, _recent_file_system_time) else None
 
 
-def is_alive(folder: Path, holder: Holder) -> bool:
+def is_alive(folder: Path, holder: Holder, file_system_time: Callable[[Path], float] | None = None) -> bool:
     """Whether the holder of a lease is still at it, as far as can be told from this machine.
 
     For a holder on another machine a temporary file is written into `folder`, for the time by the file system's clock.
     In a folder that cannot be written, which this process cannot take over either, this machine's clock has to do.
+    file_system_time: another way to that time.
     """
     if holder.host == host_id():
         # On this machine there is no need to wait for the heartbeat to expire.
@@ -164,7 +169,7 @@ def is_alive(folder: Path, holder: Holder) -> bool:
         return start_time is not None and (not holder.started or start_time == holder.started)
     try:
         last_heartbeat = (folder / f".lease.{holder.number}").stat().st_mtime
-        return _file_system_time(folder) - last_heartbeat < EXPIRY_SECONDS
+        return (file_system_time or _file_system_time)(folder) - last_heartbeat < EXPIRY_SECONDS
     except FileNotFoundError:
         # It was released since the folder was listed.
         return False
@@ -177,12 +182,38 @@ def _file_system_time(folder: Path) -> float:
         probe.touch()
         return probe.stat().st_mtime
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             raise
         return time.time()
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
+
+
+_CLOCK_SECONDS = 60.0
+"""How long the difference between a file system's clock and this process's is used before it is taken anew."""
+_clock_offsets: dict[int, tuple[float, float]] = {}
+"""By device number: that difference, and when it was taken."""
+
+
+def _recent_file_system_time(folder: Path) -> float:
+    """As `_file_system_time`, with one temporary file a minute for all folders of a file system: a display looks at
+    many trials again and again. After a suspension of this machine it is early until the next one, so that a lease
+    seems younger than it is, and nobody is taken for dead."""
+    device, now = folder.stat().st_dev, time.monotonic()
+    offset, taken = _clock_offsets.get(device, (0.0, -_CLOCK_SECONDS))
+    if now - taken >= _CLOCK_SECONDS:
+        offset, taken = _file_system_time(folder) - now, now
+        _clock_offsets[device] = offset, taken
+    return now + offset
+
+
+def _is_another(folder: Path, number: int, dead: Holder | None) -> bool:
+    """Whether lease `number` is a live one of a process other than `dead`."""
+    if dead is not None and number == dead.number:
+        return False
+    holder = _read_holder(number, folder / f".lease.{number}")
+    return holder is not None and is_alive(folder, holder)
 
 
 def _list_files(folder: Path) -> list[tuple[int, Path]]:
@@ -196,9 +227,10 @@ def _list_files(folder: Path) -> list[tuple[int, Path]]:
 
 def _newest(folder: Path) -> Holder | None:
     files = _list_files(folder)
-    if not files:
-        return None
-    number, path = max(files)
+    return _read_holder(*max(files)) if files else None
+
+
+def _read_holder(number: int, path: Path) -> Holder | None:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         return Holder(number=number, **content)

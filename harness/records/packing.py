@@ -41,7 +41,7 @@ def pack(folder: Path) -> Path:
     archive is there already that holds something else.
     """
     archive = archive_of_folder(folder)
-    with _exclusively(folder) as lease:
+    with exclusive_access(folder) as lease:
         if archive.exists() and not folder.exists():
             return archive  # another process has just done it
         files = _read_folder(folder)
@@ -74,7 +74,7 @@ def unpack(archive: Path) -> bool:
     another in the folder than in the archive, the archive is damaged, or nothing can be written.
     """
     folder = folder_of_archive(archive)
-    with _exclusively(folder) as lease:
+    with exclusive_access(folder) as lease:
         if not archive.exists():
             return False
         files = _read_whole(archive)
@@ -115,9 +115,9 @@ def unpack_if_packed(folder: Path, report: Callable[[str], None] = print) -> Non
 
 
 @contextmanager
-def _exclusively(folder: Path) -> Iterator[Lease]:
-    """The lease of the folder `.<label>.packing`, which is empty: no other process packs or unpacks the submission.
-    Raises UserError if another one takes too long, and for every OSError of the body."""
+def exclusive_access(folder: Path) -> Iterator[Lease]:
+    """The lease of the folder `.<label>.packing`, which is empty: no other process packs, unpacks or plans the
+    submission. Raises UserError if another one takes too long, and for every OSError of the body."""
     working = folder.with_name(f".{folder.name}.packing")
     try:
         lease = _acquire(working).start_heartbeat()
@@ -154,7 +154,9 @@ def _acquire(working: Path) -> Lease:
             if lease is not None:
                 return lease
         time.sleep(_POLL_SECONDS)
-    raise UserError(f"{working} is held by a process that packs or unpacks; wait for it, and run the command again")
+    raise UserError(
+        f"{working} is held by a process that packs, unpacks or plans; wait for it, and run the command again"
+    )
 
 
 def _remove_leftovers(working: Path, folder: Path) -> None:

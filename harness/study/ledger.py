@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -31,7 +32,7 @@ from harness.records.layout import (
 )
 from harness.records.lease import Lease, current_holder
 from harness.records.manifest import FinalFigures, Manifest
-from harness.records.packing import unpack_if_packed
+from harness.records.packing import exclusive_access, unpack_if_packed
 from harness.records.plan import PLAN_FORMAT, PLAN_FORMAT_VERSION, parse_plan
 from harness.records.status import Status
 
@@ -181,11 +182,16 @@ def plan(runs: Iterable[Run], machine: str, report: Callable[[str], None] = prin
     for run in runs:
         path = RecordPath.of_run(run, machine)
         of_run = [trial for trial in trials if trial.study is run]
-        former = _planned_trials(_read_plan(path.plan), path.plan) if path.plan.exists() else []
-        if run.overwrite:
-            _discard({trial.path.folder: trial for trial in [*former, *of_run]}.values())
-            former = []
-        _write_plan(path.plan, run, [*former, *of_run])
+        former = _read_planned_trials(path.plan)
+        if run.overwrite or not _is_planned(path.plan, run, former, of_run):
+            # Another command may plan the same submission at the same time, and neither must lose the trials of the
+            # other.
+            with _plan_access(path):
+                former = _read_planned_trials(path.plan)
+                if run.overwrite:
+                    _discard({trial.path.folder: trial for trial in [*former, *of_run]}.values())
+                    former = []
+                _write_plan(path.plan, run, [*former, *of_run])
         logger.info("%s: %d trials asked for, %d planned before", path.plan, len(of_run), len(former))
     return trials
 
@@ -278,8 +284,8 @@ def _study_identity(run: Run) -> dict[str, Any]:
     return dict(json.loads(json.dumps(identity)))
 
 
-def _write_plan(path: Path, run: Run, trials: list[PlannedTrial]) -> None:
-    """Write the plan at `path` unless it says the same. Raises UserError where it cannot be written."""
+def _plan_content(run: Run, trials: Iterable[PlannedTrial]) -> dict[str, Any]:
+    """The plan with these trials, as it comes back from JSON."""
     content = {
         "format": PLAN_FORMAT,
         "format_version": PLAN_FORMAT_VERSION,
@@ -288,20 +294,48 @@ def _write_plan(path: Path, run: Run, trials: list[PlannedTrial]) -> None:
         "overridden": run.overridden,
         "config": run.model_dump(mode="json", exclude=NOT_RECORDED),
     }
-    text = json.dumps(content, indent=1) + "\n"
+    return dict(json.loads(json.dumps(content)))
+
+
+def _is_planned(path: Path, run: Run, former: Iterable[PlannedTrial], trials: Iterable[PlannedTrial]) -> bool:
+    """Whether the plan at `path`, with the trials `former`, says already what `run` asks for."""
+    if not path.exists():
+        return False
+    written, content = _read_plan(path), _plan_content(run, [*former, *trials])
+    # Other keys that may differ are documentation, such as the provenance of a target. A plan with the same content is
+    # left alone, so that a command that only reads committed records changes no file.
+    return all(written.get(key) == content[key] for key in ("identity", "trials", "overridden"))
+
+
+@contextmanager
+def _plan_access(path: RecordPath) -> Iterator[None]:
+    """Within it no other process writes a plan of the submission, packs it or unpacks it."""
     try:
-        if path.exists():
-            # Other keys that may differ are documentation, such as the provenance of a target. A plan with the same
-            # content is left alone, so that a command that only reads committed records changes no file.
-            written = _read_plan(path)
-            if all(written.get(key) == json.loads(text)[key] for key in ("identity", "trials", "overridden")):
-                return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
+        path.machine_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"records={run.records}: {path} cannot be written ({error.strerror}); give another folder with records="
-        ) from error
+        raise _unwritable_plan(path.plan, path.records, error) from error
+    with exclusive_access(path.submission_folder):
+        yield
+
+
+def _write_plan(path: Path, run: Run, trials: list[PlannedTrial]) -> None:
+    """Write the plan at `path`. Raises UserError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(_plan_content(run, trials), indent=1) + "\n")
+    except OSError as error:
+        raise _unwritable_plan(path, run.records, error) from error
+
+
+def _unwritable_plan(path: Path, records: Path, error: OSError) -> UserError:
+    return UserError(
+        f"records={records}: {path} cannot be written ({error.strerror}); give another folder with records="
+    )
+
+
+def _read_planned_trials(path: Path) -> list[PlannedTrial]:
+    """The trials of the plan at `path`, none where it is not there."""
+    return _planned_trials(_read_plan(path), path) if path.exists() else []
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class TrialProgress:
         """Share of the budget in steps that it has done; 1 where it is over."""
         if self.state.is_over:
             return 1.0
-        return self.standing.steps / self.spec.max_steps if self.standing is not None else 0.0
+        # The last batch can go beyond the budget.
+        return min(1.0, self.standing.steps / self.spec.max_steps) if self.standing is not None else 0.0
 
     @property
     def worker(self) -> str:

@@ -61,7 +61,8 @@ class ProgressLine:
         spec = self._spec
         value = row[f"validation/{spec.metric}"]
         distance = spec.distance(value)
-        share_done = row["global_step"] / spec.max_steps
+        # The last batch can go beyond the budget.
+        share_done = min(1.0, row["global_step"] / spec.max_steps)
         # From the whole budget: an upper bound, since the target may be met before its end.
         seconds_left = row["total_duration"] * (1 - share_done) / share_done
         text = (

@@ -11,6 +11,8 @@ import csv
 import io
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ from harness.records.status import Status
 
 
 class Record:
-    """One trial's folder. `load` it, which refuses a folder that holds something else; `start` it to write."""
+    """One trial's folder. `load` it, which refuses a folder that holds something else; to write, `acquire` and `start`
+    it."""
 
     def __init__(self, run: Run, path: RecordPath) -> None:
         self.run = run
@@ -77,16 +80,20 @@ class Record:
         record._read_manifest()
         return record
 
-    def start(self, values: dict[str, Any], lease_token: str | None = None) -> None:
-        """Take the folder, discard or continue the trial in it, and write the manifest.
-
-        values: keys of `Manifest` without configuration and status. lease_token: of the folder's
-        lease if the parent process holds it. Raises UserError where another process writes the folder, where it was
-        begun on other data, and where it cannot be written.
-        """
-        try:
+    def acquire(self, lease_token: str | None = None) -> None:
+        """Take the folder, so that no other process writes it. lease_token: of its lease if the parent process holds
+        it. Raises UserError where another process writes the folder, and where it cannot be written."""
+        with self._report_unwritable():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._acquire(lease_token)
+
+    def start(self, values: dict[str, Any]) -> None:
+        """Discard or continue the trial in the folder, which must have been acquired, and write the manifest.
+
+        values: keys of `Manifest` without configuration and status. Raises UserError where the trial was begun on other
+        data, and where the folder cannot be written.
+        """
+        with self._report_unwritable():
             # Only with the lease: another process might be about to rename its temporary file.
             remove_leftovers(self.folder, (EVALUATIONS, MANIFEST, CHECKPOINT))
             # Decided anew, since _acquire has read the manifest again.
@@ -97,11 +104,6 @@ class Record:
                     file.unlink(missing_ok=True)
             self.manifest = self._next_manifest(values)
             self.write_manifest()
-        except OSError as error:
-            raise UserError(
-                f"records={self.run.records}: {self.folder} cannot be written ({error.strerror}); "
-                "give another folder with records="
-            ) from error
 
     def write_manifest(self) -> None:
         """Write the manifest as it is now. Raises LeaseLost and OSError."""
@@ -170,6 +172,17 @@ class Record:
             self._lease = None
 
     # ---- how it is done --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _report_unwritable(self) -> Iterator[None]:
+        """Raise UserError for an OSError of the body."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"records={self.run.records}: {self.folder} cannot be written ({error.strerror}); "
+                "give another folder with records="
+            ) from error
 
     def _read_manifest(self) -> None:
         """Read the manifest; raises UserError unless it is this trial's, or is to be overwritten."""
@@ -264,7 +277,10 @@ class Record:
 class ReadOnlyRecord(Record):
     """The record of the ranks other than 0: they read what is there, and write nothing."""
 
-    def start(self, values: dict[str, Any], lease_token: str | None = None) -> None:
+    def acquire(self, lease_token: str | None = None) -> None:
+        """Does nothing."""
+
+    def start(self, values: dict[str, Any]) -> None:
         """As `Record.start`, in memory alone."""
         if self.run.overwrite:
             self.manifest = None

@@ -104,11 +104,13 @@ def run_trial(
         # Registered before the folder is taken, so that the lease is released whatever fails.
         stack.callback(record.close)
         observers = make_observers() if ranks.is_main else []
-        # Before the folder is taken: a corrupt checkpoint is refused, and nothing is changed.
+        training = Training(run, workload, device, ranks)
+        ranks.run_on_all(lambda: record.acquire(lease_token))
+        # With the folder: its former holder may have written a newer checkpoint until then. Before the manifest is
+        # written: a corrupt checkpoint is refused, and nothing is changed.
         checkpoint = None if run.overwrite else ranks.run_on_all(lambda: record.load_checkpoint())
         _check_checkpoint(checkpoint, record, ranks)
-        training = Training(run, workload, device, ranks)
-        ranks.run_on_all(lambda: record.start(figures.manifest_values(training), lease_token))
+        ranks.run_on_all(lambda: record.start(figures.manifest_values(training)))
         if checkpoint is not None:
             # Drops the rows after the checkpoint, whose steps are made again.
             record.write_rows()

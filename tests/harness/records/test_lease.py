@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -122,3 +123,83 @@ def test_a_token_lends_the_lease_to_a_child_which_does_not_release_it(tmp_path: 
     lent.release()
     assert lease.is_owned()
     assert Lease.acquire(tmp_path, token="another") is None
+
+
+def acquire_as(folder: Path, host: str) -> Lease:
+    """The lease, by a process of a machine with this name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease_module, "host_id", lambda: host)
+        lease = Lease.acquire(folder)
+    assert lease is not None
+    return lease
+
+
+def test_a_number_that_comes_again_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    suspended = acquire_as(tmp_path, "A")
+    os.utime(tmp_path / ".lease.1", (1, 1))
+    acquire_as(tmp_path, "B").release()
+    now = acquire_as(tmp_path, "C")
+    assert now.holder.number == suspended.holder.number == 1
+    assert now.is_owned() and not suspended.is_owned()
+    with pytest.raises(LeaseLost):
+        suspended.check()
+    suspended.release()
+    assert now.is_owned()
+
+
+def test_who_was_slow_to_take_over_a_dead_lease_takes_none_from_the_living(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign(tmp_path, number=5, age=2 * EXPIRY_SECONDS)
+    others: list[Lease] = []
+
+    def stall(folder: Path, holder: lease_module.Holder) -> bool:
+        """Long enough for one process to take the dead lease over and release it, and for another to begin anew."""
+        monkeypatch.undo()
+        acquire_as(folder, "B").release()
+        others.append(acquire_as(folder, "C"))
+        return False
+
+    monkeypatch.setattr(lease_module, "is_alive", stall)
+    assert Lease.acquire(tmp_path) is None
+    assert others[0].holder.number == 1 and others[0].is_owned()
+    assert files(tmp_path) == [".lease.1"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_a_folder_in_which_nothing_can_be_written_can_be_looked_at(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lease_module, "_clock_offsets", {})
+    foreign(tmp_path)
+    monkeypatch.setattr(Path, "touch", fail)
+    assert current_holder(tmp_path) is not None
+    foreign(tmp_path, age=2 * EXPIRY_SECONDS)
+    assert current_holder(tmp_path) is None
+
+
+def test_many_looks_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touched: list[Path] = []
+    touch = Path.touch
+
+    def count(path: Path) -> None:
+        touched.append(path)
+        touch(path)
+
+    monkeypatch.setattr(lease_module, "_clock_offsets", {})
+    monkeypatch.setattr(Path, "touch", count)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        foreign(tmp_path / name, age=EXPIRY_SECONDS / 2)
+    for _ in range(3):
+        assert all(current_holder(tmp_path / name) is not None for name in "abc")
+    assert len(touched) == 1
+    # Who takes a folder over asks the file system itself.
+    assert Lease.acquire(tmp_path / "a") is None and len(touched) == 2
+    # A minute later the difference of the clocks is taken anew.
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    assert current_holder(tmp_path / "a") is not None and len(touched) == 3

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,37 @@ def test_a_plan_holds_all_that_was_ever_asked_each_once(
     assert Counter(
         (entry.path.study, entry.path.trial) for entry in ledger.list_all_trials(records)[0]
     ) == dict.fromkeys(expected, 1)
+
+
+def test_two_commands_that_plan_at_once_lose_no_trial_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = ledger.exclusive_access
+
+    @contextmanager
+    def plan_another_first(folder: Path) -> Iterator[None]:
+        """The other command comes between the look of this one and its writing."""
+        monkeypatch.undo()
+        planned(study(tmp_path, "ruleset.trials=1", "seed=7"))
+        with access(folder):
+            yield
+
+    planned(study(tmp_path, "ruleset.trials=1"))
+    monkeypatch.setattr(ledger, "exclusive_access", plan_another_first)
+    planned(study(tmp_path, "ruleset.trials=1", "seed=3"))
+    assert {entry.path.study for entry in ledger.list_all_trials(tmp_path)[0]} >= {0, 3, 7}
+
+
+def test_planning_waits_for_who_plans_or_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.records.packing._WAIT_SECONDS", 0.2)
+    (entry, *_) = planned(study(tmp_path))
+    before = contents(tmp_path)
+    with ledger.exclusive_access(entry.path.submission_folder):
+        # What is planned already needs no writing.
+        planned(study(tmp_path))
+        with pytest.raises(UserError, match="held by a process that packs, unpacks or plans; wait for it"):
+            planned(study(tmp_path, "seed=3"))
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from harness.study import ledger, progress, status
 from harness.study.ledger import PlannedTrial
 from harness.study.progress import PoolProgress, StudyDisplay, print_status, watch_records
 from harness.study.status import RecordsSurvey, Survey, TrialProgress, seconds_left
+from harness.trial.progress import ProgressLine
 from tests.conftest import TINY_GPT2
 from tests.harness.manifests import write_manifest
 
@@ -274,3 +276,19 @@ def test_a_status_is_never_broken_where_it_is_no_terminal(tmp_path: Path) -> Non
     assert interrupted == f"interrupted: {trials[1].name}, 50% of the budget"
     assert "0 of 3 trials over, 1 running; at most about" in summary
     lease.release()
+
+
+def test_a_batch_that_goes_beyond_the_budget_leaves_no_negative_time(tmp_path: Path) -> None:
+    running, *_ = trials = plan(tmp_path)
+    write_manifest(running.path.folder, status="running", final=None)
+    rows = [f"{seconds},{steps},{seconds},{seconds},3.0" for seconds, steps in ((10, 8), (20, 16))]
+    running.path.evaluations.write_text("\n".join([HEADER, *rows]) + "\n")
+    standing, *_ = look(trials)
+    assert standing.progress == 1.0 and standing.expected_seconds == 0.0
+
+    output = io.StringIO()
+    line = ProgressLine(Console(file=output, width=200))
+    line.begin(SimpleNamespace(run=running.run), 0)  # type: ignore[arg-type]
+    row = {"global_step": 16, "total_duration": 20.0, "accumulated_submission_time": 20.0, "train/loss": 3.0}
+    line.evaluation(row | {"validation/loss": 3.0})
+    assert "step 16/12" in output.getvalue() and "<1 s left" in output.getvalue()

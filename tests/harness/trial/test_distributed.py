@@ -142,6 +142,7 @@ def test_a_checkpoint_of_ranks_that_differ_asks_for_as_many(tmp_path: Path) -> N
     run = load_run([*TINY_GPT2, "optimizer=powersgd", f"records={tmp_path}", "machine=here", "checkpoint_seconds=0"])
     record = Record.load(run, RecordPath.of_run(run, "here"))
     values = manifest_content()
+    record.acquire()
     record.start({key: values[key] for key in values.keys() - FROM_THE_RUN})
     record.save_checkpoint({"training": {"of_ranks": [{}, {}]}})
     record.close()

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness.errors import UserError
+from harness.records.lease import Lease
 from harness.trial.record import Record, Status
 from harness.trial.training import Training
 from tests.harness.trial.test_trial import interrupted, stopped
@@ -91,6 +93,29 @@ def test_a_corrupt_checkpoint_is_refused(trial: Trial, tmp_path: Path, damage: s
         trial("checkpoint_seconds=0")
     assert contents(tmp_path) == before
     assert trial("checkpoint_seconds=0", "overwrite=true").status is Status.EXHAUSTED
+
+
+def test_a_checkpoint_that_the_former_holder_writes_last_is_continued(trial: Trial) -> None:
+    """It can come until the folder is taken."""
+    record = stopped(trial)
+    newer = record.path.checkpoint.read_bytes()
+    torch.save({"training": {}, "rows": []}, record.path.checkpoint)
+    acquire, first_rows = Lease.acquire, []
+
+    def write_and_acquire(*arguments: Any, **options: Any) -> Lease | None:
+        record.path.checkpoint.write_bytes(newer)
+        return acquire(*arguments, **options)
+
+    def note_rows(self: Record) -> None:
+        first_rows.append(len(self.rows))
+        write_rows(self)
+
+    write_rows = Record.write_rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lease, "acquire", write_and_acquire)
+        patch.setattr(Record, "write_rows", note_rows)
+        assert trial().status is Status.EXHAUSTED
+    assert first_rows[0] == 2
 
 
 def _train_then_interrupt(self, resumed: bool) -> Status:  # type: ignore[no-untyped-def]
