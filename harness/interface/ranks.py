@@ -149,4 +149,4 @@ SINGLE_RANK = Ranks()
 def communication_backend() -> str:
     """The backend for torch.distributed: NCCL for tensors on GPUs, gloo for everything on the CPU."""
     # gloo beside NCCL: decisions and objects are exchanged on the CPU, where they need not wait for the GPU.
-    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"

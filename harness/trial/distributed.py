@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from harness.errors import UserError
 from harness.interface.ranks import SINGLE_RANK, Ranks, communication_backend
-from harness.processes import host_id, is_launched, local_rank, process_start_time
+from harness.processes import host_id, is_launched, local_rank, process_start_time, world_size
 
 # Keys of the launcher's store: the first exists once any rank has ended early, the second says how.
 _ANY_EXIT_KEY = "pacemark/exited"
@@ -47,11 +48,19 @@ class RankExit(NamedTuple):
 
 def init_distributed() -> Ranks:
     """Connect to the other ranks that the launcher started, once per process; waits for all of them. Without a
-    launcher: SINGLE_RANK."""
+    launcher: SINGLE_RANK. Raises UserError where they cannot meet."""
     if not is_launched():
         return SINGLE_RANK
     if not dist.is_initialized():
-        dist.init_process_group(communication_backend())
+        try:
+            dist.init_process_group(communication_backend())
+        # DistError is a RuntimeError; ValueError: a variable of the launcher is missing.
+        except (RuntimeError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UserError(
+                f"the {world_size()} processes of the launcher cannot meet ({reason}); start them all with torchrun, "
+                "which sets RANK, MASTER_ADDR and MASTER_PORT"
+            ) from error
     rank, size = dist.get_rank(), dist.get_world_size()
     # Gathered before anything can fail: a lost rank can no longer say which process it was.
     processes = Ranks(rank, size, local_rank()).all_gather((host_id(), os.getpid()))

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from harness.config import hyperparameters
@@ -150,6 +151,11 @@ def check_ranks(run: Run) -> None:
         raise UserError(
             f"{size} processes cannot share a step of workload={spec.full_name} evenly: its nominal_batch="
             f"{spec.nominal_batch} is {count} micro-batches of {spec.micro_batch}; start as many as divide {count}"
+        )
+    if size > 1 and run.device != "cpu" and torch.cuda.is_available() and not dist.is_nccl_available():
+        raise UserError(
+            f"device={run.device}: {size} processes on GPUs exchange sums by NCCL, which torch {torch.__version__} "
+            "is built without; start one process, use device=cpu, or install torch with NCCL"
         )
     if size > 1 and Need.LAYERS in declared_needs(run):
         raise UserError(

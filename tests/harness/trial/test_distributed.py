@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from harness.config.compose import load_run
 from harness.errors import UserError
-from harness.interface.ranks import Ranks
+from harness.interface.ranks import Ranks, communication_backend
 from harness.records.layout import RecordPath
+from harness.trial.distributed import init_distributed
 from harness.trial.record import Record
-from harness.trial.trial import run_trial
+from harness.trial.trial import check_ranks, run_trial
 from tests.conftest import TINY_GPT2
 from tests.harness import rank_program
 from tests.harness.manifests import FROM_THE_RUN, manifest_content
@@ -173,3 +175,27 @@ def test_shares_are_contiguous_even_and_complete(count: int, size: int) -> None:
     shares = [Ranks(rank, size).share(count) for rank in range(size)]
     assert [k for share in shares for k in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_gpus_without_nccl_are_told_before_the_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    run = load_run([*TINY_GPT2, "optimizer=sgd", "workload.micro_batch=4"])
+    with pytest.raises(UserError, match=r"device=auto: 2 processes on GPUs .* NCCL, which torch .* is built without"):
+        check_ranks(run)
+    check_ranks(run.model_copy(update={"device": "cpu"}))
+    assert communication_backend() == "gloo"
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    check_ranks(run)
+    assert communication_backend() == "cpu:gloo,cuda:nccl"
+
+
+def test_ranks_that_cannot_meet_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        UserError, match=r"the 2 processes of the launcher cannot meet \(.*RANK.*\); start them all with"
+    ):
+        init_distributed()
