@@ -269,7 +269,11 @@ def root(second_moment: Tensors, correction: float, eps: float | Tensor, scale: 
     # A factor of 1 changes nothing but takes a pass over memory.
     if factor != 1:
         torch._foreach_mul_(denominator, factor)
-    torch._foreach_add_(denominator, scale * eps)
+    if isinstance(eps, Tensor):
+        # By its name, or torch takes the scalar for a number, and waits for it.
+        torch._foreach_add_(denominator, other=scale * eps)
+    else:
+        torch._foreach_add_(denominator, scale * eps)
     return denominator
 
 
