@@ -22,6 +22,7 @@ import sys
 from time import perf_counter
 
 import torch
+from gpu_parts import peak_flops
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.command_line import run_script
@@ -35,9 +36,6 @@ from harness.trial.environment import configure_torch, select_device
 from harness.trial.hardware import PeakMemory, machine_folder
 from harness.trial.training import Training
 from harness.trial.trial import load_workload
-
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-"""Dense bf16 FLOP/s by part of the GPU's name (NVIDIA's data sheets; H100: the SXM form)."""
 
 
 def main(arguments: list[str]) -> int:
@@ -120,11 +118,10 @@ def _count_flops(training: Training, batch: StepBatch) -> float:
 def _peak_flops(device: torch.device) -> float:
     """Peak FLOP/s of one GPU, or of this process on a CPU. Exits with a message if the GPU is not known."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, value in PEAKS.items():
-            if part in name.split() or part in name.replace("-", " ").split():
-                return value
-        raise SystemExit(f"the peak of {name} is not known; give it with --peak TFLOPS")
+        peak = peak_flops(device)
+        if peak is None:
+            raise SystemExit(f"the peak of {torch.cuda.get_device_name(device)} is not known; give --peak TFLOPS")
+        return peak
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     seconds = []
     for _ in range(30):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.config.declared_needs import declared_needs
-from harness.config.hyperparameters import import_algorithm, import_wrapper
+from harness.config.declared_needs import declared_needs, host_waits
+from harness.config.hyperparameters import import_algorithm
 from harness.config.schema import Run
 from harness.errors import UserError
 from harness.interface.needs import Need
@@ -50,7 +50,6 @@ def describe_algorithm(run: Run, state: float) -> Algorithm:
     """The row of the submission that `run` trains. state: bytes held between steps, per parameter."""
     options = run.optimizer
     algorithm = import_algorithm(options.class_path)
-    classes = [algorithm, *map(import_wrapper, options.wrappers)]
     needs = declared_needs(run)
     return Algorithm(
         name=options.name,
@@ -61,7 +60,7 @@ def describe_algorithm(run: Run, state: float) -> Algorithm:
         # In the order of the enumeration: that of a set of strings differs from process to process, and --check
         # compares texts.
         needs=tuple(need for need in Need if need in needs),
-        host_waits=tuple(filter(None, (getattr(cls, "host_waits", "") for cls in classes))),
+        host_waits=host_waits(run),
         state=state,
     )
 

@@ -35,3 +35,11 @@ def _check_overrides(cls: type[Submission], needs: frozenset[Need]) -> None:
             f"{cls.__name__} overrides evaluation_weights() without declaring it; "
             "add Need.EVALUATION_WEIGHTS to its `needs`"
         )
+
+
+def host_waits(run: Run) -> tuple[str, ...]:
+    """When the host waits for the device, in words, of the algorithm and of each wrapper where it does
+    (`harness.interface.Submission.host_waits`)."""
+    options = run.optimizer
+    classes = [import_algorithm(options.class_path), *map(import_wrapper, options.wrappers)]
+    return tuple(filter(None, (getattr(cls, "host_waits", "") for cls in classes)))

@@ -7,7 +7,7 @@ import pytest
 
 from harness.config.choices import list_choices
 from harness.config.compose import load_run
-from harness.config.hyperparameters import import_algorithm, import_wrapper
+from harness.config.declared_needs import host_waits
 from tests.simulated_cuda.program import STEPS
 
 pytestmark = pytest.mark.xdist_group("simulated_cuda")
@@ -15,12 +15,6 @@ Measure = Callable[..., dict[str, dict[str, Any]]]
 NAMES = [name for name in list_choices("optimizer") if name != "any"]
 MORE_THAN_ONE_A_STEP = {"powersgd"}
 """torch's hook waits at every matrix."""
-
-
-def declared_waits(name: str) -> str:
-    options = load_run(["workload=gpt2", f"optimizer={name}"]).optimizer
-    classes = [import_algorithm(options.class_path), *map(import_wrapper, options.wrappers)]
-    return "; ".join(filter(None, (getattr(cls, "host_waits", "") for cls in classes)))
 
 
 # In parts, each in a process of its own.
@@ -36,7 +30,7 @@ def test_no_step_of_a_submission_makes_the_host_wait_unless_it_says_so(
     for name, result in results.items():
         waits = [sum(result[phase].values()) for phase in ("before", "after")]
         # Nothing is imported where there is nothing to excuse.
-        allowed = 0 if not any(waits) or not declared_waits(name) else STEPS
+        allowed = 0 if not any(waits) or not host_waits(load_run(["workload=gpt2", f"optimizer={name}"])) else STEPS
         if max(waits) > allowed and name not in MORE_THAN_ONE_A_STEP:
             undeclared[name] = result["before"] | result["after"]
     assert not undeclared
