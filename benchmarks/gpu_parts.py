@@ -176,7 +176,7 @@ def mini(options: Options) -> Figures:
                 options, f"workload={name}", "optimizer=adamw", f"precision={precision}", f"compile={compiled}",
                 f"deterministic={not compiled}",
             )  # fmt: skip
-            bare = _bare_loop(training, precision, compiled)
+            bare = bare_loop_for(training, precision, compiled)
             seconds = alternate(training, bare, steps=2 if options.tiny else 100, rounds=3)
             figures[f"{name} {precision}{' compiled' if compiled else ''}"] = seconds
     return figures
@@ -241,7 +241,7 @@ def images(options: Options) -> Figures:
         training = make_training(
             options, *arguments, "scale=full", "optimizer=adamw", "precision=bf16", "deterministic=false"
         )
-        measured = alternate(training, _bare_loop(training, "bf16", False), 1 if options.tiny else 5, rounds=3)
+        measured = alternate(training, bare_loop_for(training, "bf16", False), 1 if options.tiny else 5, rounds=3)
         nominal = training.spec.nominal_batch
         rates = _rates(measured, "images", nominal, _count_flops(training), training.device)
         figures[name] = measured | rates
@@ -298,7 +298,9 @@ TINY = {
 # ---- how it is measured --------------------------------------------------------------------------------------------
 
 
-def alternate(training: Training, bare: BareLoop, steps: int, rounds: int) -> Figures:
+def alternate(
+    training: Training, bare: BareLoop, steps: int, rounds: int, clock: Callable[[], float] = perf_counter
+) -> Figures:
     """Train with the harness and with the bare loop in turn, `rounds` times `steps` steps after one that is not
     counted: seconds per step of both, their ratio (medians), the peak memory of both above what was there before."""
     device = training.device
@@ -309,12 +311,12 @@ def alternate(training: Training, bare: BareLoop, steps: int, rounds: int) -> Fi
         # The order alternates, so that a drift of the machine's speed favours neither.
         for kind in ("harness", "bare") if number % 2 else ("bare", "harness"):
             synchronize(device)
-            start = perf_counter()
+            start = clock()
             with memory[kind].measure("training"):
                 work[kind]()
                 synchronize(device)
             if number:
-                seconds[kind].append((perf_counter() - start) / steps)
+                seconds[kind].append((clock() - start) / steps)
     ratios = [a / b for a, b in zip(seconds["harness"], seconds["bare"], strict=True)]
     return {
         "seconds per step": statistics.median(seconds["harness"]),
@@ -326,7 +328,7 @@ def alternate(training: Training, bare: BareLoop, steps: int, rounds: int) -> Fi
     }
 
 
-def _bare_loop(training: Training, precision: str, compiled: bool) -> BareLoop:
+def bare_loop_for(training: Training, precision: str, compiled: bool) -> BareLoop:
     """A bare loop on the same kind of model, with batches of its own."""
     workload, spec, device = training.workload, training.spec, training.device
     torch.manual_seed(0)
