@@ -33,9 +33,9 @@ class ExampleStream:
         self._seeds = seeds
         self._size = train_size
         self._key_base = np.uint64(seeds.key("augmentation"))
-        # The permutation of one epoch is kept, since making it takes time in proportion to the training set.
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        # Permutations by epoch. Two are kept, since making one takes time in proportion to the training set, and near
+        # the end of an epoch both the batch and the ones that are read ahead are asked for in turn.
+        self._orders: dict[int, Tensor] = {}
         self.position = 0
 
     def take(self, count: int) -> Selection:
@@ -63,8 +63,10 @@ class ExampleStream:
         return torch.from_numpy((splitmix64(splitmix64(positions) ^ self._key_base) & _MASK63).astype(np.int64))
 
     def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
+        if epoch not in self._orders:
             # A generator per epoch: any position can be read without drawing the epochs before it.
             generator = torch.Generator().manual_seed(self._seeds.key("order", epoch))
-            self._order, self._epoch = torch.randperm(self._size, generator=generator), epoch
-        return self._order
+            while len(self._orders) >= 2:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = torch.randperm(self._size, generator=generator)
+        return self._orders[epoch]

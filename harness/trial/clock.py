@@ -236,7 +236,7 @@ class _CompileTime:
 class Disturbance:
     """Whether other load visibly disturbed a trial while its clock ran. Either of two signs is enough.
 
-    On a CPU: the process got less than `MIN_CPU_SHARE` of the CPU time that its wall time allows. On any device: the
+    On a CPU with one thread: the process got less than `MIN_CPU_SHARE` of the CPU time that its wall time allows. On any device: the
     slowest tenth of the training segments took more than `MAX_SLOW_RATIO` times the median per step.
     """
 
@@ -251,15 +251,17 @@ class Disturbance:
         if steps:
             self.seconds_per_step.append(seconds / steps)
 
-    def summary(self, elapsed: Elapsed, device: torch.device) -> dict[str, float | bool | None]:
+    def summary(self, elapsed: Elapsed, device: torch.device, threads: int = 1) -> dict[str, float | bool | None]:
         """The figures of `FinalFigures` for the manifest: two ratios and the verdict; None where there is too little to
         tell."""
         # The first segment holds one-off costs (allocation, compilation of the update) and says nothing about noise.
         times = sorted(self.seconds_per_step[1:])
         # Fewer than ten segments have no slowest tenth.
         slow_ratio = times[int(0.9 * (len(times) - 1))] / times[len(times) // 2] if len(times) >= 10 else None
-        # On a GPU the host waits most of the time, and its CPU time says nothing.
-        cpu_share = elapsed.cpu / elapsed.submission if device.type == "cpu" and elapsed.submission > 0 else None
+        # On a GPU the host waits most of the time, and of several threads all but one wait wherever an operation has no
+        # work for them: there the CPU time says nothing.
+        is_told = device.type == "cpu" and threads == 1 and elapsed.submission > 0
+        cpu_share = elapsed.cpu / elapsed.submission if is_told else None
         return {
             "cpu_seconds_per_second": cpu_share,
             "slow_segment_ratio": slow_ratio,

@@ -127,7 +127,7 @@ def final_values(
         "optimizer_state_bytes_per_parameter": state_bytes / parameters,
         "data_wait_share": elapsed.data_wait / elapsed.submission if elapsed.submission else 0.0,
         "evaluation_share": elapsed.evaluation / elapsed.total if elapsed.total else 0.0,
-        **training.disturbance.summary(elapsed, training.device),
+        **training.disturbance.summary(elapsed, training.device, training.run.threads),
     }
     # Otherwise the weights are of no whole step, and the device may never answer.
     if outcome.status.is_finished and not outcome.status.is_crash:

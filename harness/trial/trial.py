@@ -332,9 +332,12 @@ class _Trial:
                 count = total.pop("num_examples")
                 metrics = {key: value / count for key, value in total.items()} | {"num_examples": int(count)}
                 model.train()
-        finally:
-            with self.clock.submission("averaging"):
-                weights.__exit__(None, None, None)
+        except BaseException:
+            # Without the clock, which would wait for a device that may be waiting for a lost rank.
+            weights.__exit__(None, None, None)
+            raise
+        with self.clock.submission("averaging"):
+            weights.__exit__(None, None, None)
         return metrics
 
     # ---- how it ends -----------------------------------------------------------------------------------------------
