@@ -236,8 +236,8 @@ class _CompileTime:
 class Disturbance:
     """Whether other load visibly disturbed a trial while its clock ran. Either of two signs is enough.
 
-    On a CPU with one thread: the process got less than `MIN_CPU_SHARE` of the CPU time that its wall time allows. On any device: the
-    slowest tenth of the training segments took more than `MAX_SLOW_RATIO` times the median per step.
+    On a CPU with one thread: the process got less than `MIN_CPU_SHARE` of the CPU time that its wall time allows. On
+    any device: the slowest tenth of the training segments took more than `MAX_SLOW_RATIO` times the median per step.
     """
 
     MIN_CPU_SHARE = 0.9

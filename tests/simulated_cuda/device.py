@@ -242,6 +242,23 @@ def _source_line() -> str:
     return "?"
 
 
+# ---- tensors from numbers ------------------------------------------------------------------------------------------
+
+_torch_tensor, _torch_as_tensor = torch.tensor, torch.as_tensor
+
+
+def tensor(data: Any, *, device: Any = None, **keywords: Any) -> Tensor:
+    """As torch.tensor, which makes a tensor on the host and waits until its copy is on the device."""
+    made = _torch_tensor(data, **keywords)
+    return made if device is None else made.to(device)
+
+
+def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """As torch.as_tensor."""
+    made = _torch_as_tensor(data, dtype=dtype)
+    return made if device is None else made.to(device)
+
+
 # ---- pinned memory and files ---------------------------------------------------------------------------------------
 
 _pinned: dict[int, Tensor] = {}
@@ -363,7 +380,7 @@ def install() -> None:
         setattr(cuda, name, value)
     torch.Tensor.pin_memory = pin_memory  # type: ignore[method-assign, assignment]
     torch.Tensor.is_pinned = is_pinned  # type: ignore[method-assign, assignment]
-    torch.load = load
+    torch.tensor, torch.as_tensor, torch.load = tensor, as_tensor, load
     torch.serialization.add_safe_globals([_rebuild])
     # A parameter of this class cannot take over the values of one of the CPU's; Module.to makes new ones.
     torch.__future__.set_overwrite_module_params_on_conversion(True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,23 @@ def test_every_full_configuration_trains_and_resumes_to_the_same_bits(trial: Tri
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_prefetch", lambda self: None)
         assert read_outcome(trial("label=plain", base=base).folder) == read_outcome(uninterrupted.folder)
+
+
+def test_on_a_gpu_no_step_makes_the_host_wait(
+    simulated_cuda: Callable[..., dict[str, dict[str, Any]]], root: Path, tmp_path: Path
+) -> None:
+    trials = {
+        name: ["scale=full", f"data={root}", *STEPS, *more, "optimizer=adamw", f"records={tmp_path / name}"]
+        for name, more in TRIALS.items()
+    }
+    (tmp_path / "trials.json").write_text(json.dumps(trials))
+    results = simulated_cuda("trials", str(tmp_path / "trials.json"))
+    assert list(results) == list(TRIALS)
+    for name, result in results.items():
+        for trial_ in result.values():
+            assert trial_["status"] == "exhausted", trial_["traceback"]
+            assert trial_["waits"] == {}, name
+        assert result["cut"]["rows"][-1]["train/loss"] == result["whole"]["rows"][-1]["train/loss"], name
 
 
 def test_two_processes_give_the_same_curves(trial: Trial, root: Path, tmp_path: Path) -> None:
