@@ -15,9 +15,11 @@ says. <workload> has the name of the variant in it: gpt2, or gpt2_silu.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +104,17 @@ class RecordPath:
         return self.submission_folder / f"study_{self.study}" / f"{self.workload}_pytorch"
 
     @property
+    def folder_string(self) -> str:
+        """The trial's own folder as a string: of a hundred thousand trials, making paths takes longer than reading."""
+        return (
+            f"{self.records}/{self.scale}/{self.ruleset}/{self.machine}/{self.label}/study_{self.study}/"
+            f"{self.workload}_pytorch/trial_{self.trial}"
+        )
+
+    @cached_property
     def folder(self) -> Path:
         """The trial's own folder."""
-        return self.study_folder / f"trial_{self.trial}"
+        return Path(self.folder_string)
 
     @property
     def evaluations(self) -> Path:
@@ -153,7 +163,31 @@ def folder_of_archive(archive: Path) -> Path:
 
 def list_trials_of_submission(folder: Path) -> list[RecordPath]:
     """Every trial that has a folder below the folder of a submission, sorted by the folder's name."""
-    return list(_parse_all(folder.glob("study_*/*_pytorch/trial_*")))
+    *_, scale, ruleset, machine, label = folder.parts
+    records = folder.parents[3]
+    found: list[tuple[str, str, str, RecordPath]] = []
+    # By names and not by paths: there can be a hundred thousand.
+    for study_name in _list_folders(folder):
+        if (study := study_number(study_name)) is None:
+            continue
+        for workload_name in _list_folders(folder / study_name):
+            workload, framework = split_workload_name(workload_name)
+            if framework != "pytorch":
+                continue
+            for name in _list_folders(folder / study_name / workload_name):
+                if (trial := trial_number(name)) is not None:
+                    path = RecordPath(records, scale, ruleset, machine, label, study, workload, trial)
+                    found.append((study_name, workload_name, name, path))
+    return [path for *_, path in sorted(found, key=lambda entry: entry[:3])]
+
+
+def _list_folders(folder: Path) -> list[str]:
+    """The names in a folder that can be those of folders; none where it is no folder, or cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
 
 
 def _parse_all(folders: Iterator[Path]) -> Iterator[RecordPath]:

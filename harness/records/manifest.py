@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -21,6 +21,8 @@ from harness.records.status import UNUSABLE, Status
 
 FORMAT: Final = "pacemark-record"
 FORMAT_VERSION: Final = 1
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class FinalFigures(BaseModel):
@@ -35,7 +37,7 @@ class FinalFigures(BaseModel):
     stop_reason: str | None = None
     traceback: str | None = None
     """Of the exception that a failed trial ended with."""
-    lost_ranks: list[int] = []
+    lost_ranks: list[int] = Field(default_factory=list)
     """Processes that were lost; such a trial can be continued."""
     time_to_target: float | None = None
     """Seconds on the training clock at the first evaluation that met the target; None if none did."""
@@ -76,6 +78,12 @@ class FinalFigures(BaseModel):
 def _text_or_none(value: Any) -> str | None:
     # A record with a damaged `variant_of` is read as one of a workload, not refused.
     return value if isinstance(value, str) else None
+
+
+def _refuse_unusable(status: Status) -> Status:
+    if status in UNUSABLE:
+        raise ValueError(f"{status} is no status of a manifest")
+    return status
 
 
 class Manifest(BaseModel):
@@ -126,12 +134,7 @@ class Manifest(BaseModel):
     final: FinalFigures | None = None
     """What came of the trial; None while it runs."""
 
-    @field_validator("status")
-    @classmethod
-    def _check_status(cls, status: Status) -> Status:
-        if status in UNUSABLE:
-            raise ValueError(f"{status} is no status of a manifest")
-        return status
+    _check_status = field_validator("status")(_refuse_unusable)
 
     @property
     def metric_name(self) -> str:
@@ -175,20 +178,12 @@ class Manifest(BaseModel):
     @classmethod
     def parse(cls, content: bytes | str) -> Manifest:
         """From the text of a manifest.json; raises ManifestError naming the first key that is wrong."""
-        try:
-            return cls.model_validate_json(content)
-        except ValidationError as error:
-            raise ManifestError(_describe(error)) from error
+        return _parse(cls, content)
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:
         """From a file; None if there is none. Raises ManifestError if it cannot be read."""
-        try:
-            return cls.parse(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ManifestError(str(error.strerror)) from error
+        return _read(cls, path)
 
     def write(self, path: Path) -> None:
         """Write manifest.json whole or not at all, with the keys that were set. Raises OSError."""
@@ -197,9 +192,55 @@ class Manifest(BaseModel):
         write_atomically(path, json.dumps(_strict(content), indent=2) + "\n")
 
 
+class ManifestSummary(BaseModel):
+    """What a list of trials shows of a manifest. The rest of the file is not decoded, which makes reading it several
+    times as fast and keeps a hundred thousand of them in little memory. The fields are those of `Manifest`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: Literal["pacemark-record"]
+    format_version: Literal[1]
+    status: Status
+    failures: list[str | None] = Field(default_factory=list)
+    metric: str
+    target: float
+    final: FinalFigures | None = None
+
+    _check_status = field_validator("status")(_refuse_unusable)
+
+    @classmethod
+    def parse(cls, content: bytes | str) -> ManifestSummary:
+        """As `Manifest.parse`."""
+        return _parse(cls, content)
+
+    @classmethod
+    def read(cls, path: Path | str) -> ManifestSummary | None:
+        """As `Manifest.read`."""
+        return _read(cls, path)
+
+
 def _name(entry: Any) -> str:
     name = entry.get("name") if isinstance(entry, dict) else entry
     return name if isinstance(name, str) else ""
+
+
+def _parse(model: type[M], content: bytes | str) -> M:
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise ManifestError(_describe(error)) from error
+
+
+def _read(model: type[M], path: Path | str) -> M | None:
+    try:
+        # Not path.read_bytes(), whose buffered file takes longer than the reading itself.
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+            content = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ManifestError(str(error.strerror)) from error
+    return _parse(model, content)
 
 
 def _describe(error: ValidationError) -> str:

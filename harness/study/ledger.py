@@ -31,7 +31,7 @@ from harness.records.layout import (
     list_trials_of_submission,
 )
 from harness.records.lease import Lease, current_holder
-from harness.records.manifest import FinalFigures, Manifest
+from harness.records.manifest import FinalFigures, Manifest, ManifestSummary
 from harness.records.packing import exclusive_access, unpack_if_packed
 from harness.records.plan import PLAN_FORMAT, PLAN_FORMAT_VERSION, parse_plan
 from harness.records.status import Status
@@ -63,8 +63,8 @@ class PlannedTrial:
     study: Run
     """The configuration of its study, without the point that the trial tries."""
     path: RecordPath
-    packed: Manifest | None = field(default=None, compare=False)
-    """The manifest of a trial that lies in an archive."""
+    packed: ManifestSummary | None = field(default=None, compare=False)
+    """Of the manifest of a trial that lies in an archive."""
 
     @property
     def run(self) -> Run:
@@ -82,7 +82,7 @@ class TrialState:
     """The state of a trial at one moment."""
 
     phase: Phase
-    manifest: Manifest | None
+    manifest: ManifestSummary | None
     """None for a trial that has not begun."""
     worker: str = ""
     """Of a running trial: executor, host and process."""
@@ -111,7 +111,7 @@ class TrialState:
 def read_state(trial: PlannedTrial) -> TrialState:
     """The present state of the trial; raises UserError if its manifest cannot be read."""
     try:
-        manifest = Manifest.read(trial.path.manifest)
+        manifest = ManifestSummary.read(f"{trial.path.folder_string}/{MANIFEST}")
     except ManifestError as error:
         raise UserError(
             f"{trial.path.manifest} cannot be read ({error}); move the folder away to run the trial again"
@@ -119,7 +119,7 @@ def read_state(trial: PlannedTrial) -> TrialState:
     return judge_state(trial, manifest)
 
 
-def judge_state(trial: PlannedTrial, manifest: Manifest | None) -> TrialState:
+def judge_state(trial: PlannedTrial, manifest: ManifestSummary | None) -> TrialState:
     """The state of the trial by its manifest, which was just read or has not changed since, and its lease."""
     # The folder counts where there is one: it can be unpacked since the archive was read.
     manifest = manifest or trial.packed
@@ -213,32 +213,33 @@ def list_all_trials(records: Path) -> tuple[list[PlannedTrial], list[str]]:
 
 def _list_trials_of_submission(folder: Path, packed: ArchivedSubmission, messages: list[str]) -> Iterable[PlannedTrial]:
     """The trials of a submission, of its plans first. A file of the folder counts before that of the archive."""
-    trials: dict[Path, PlannedTrial] = {}
+    # By place, and not by folder, which takes time to make.
+    trials: dict[tuple[int, str, int], PlannedTrial] = {}
     for plan_path in sorted({*folder.glob("plan_*.json"), *(folder / name for name in packed.plans)}):
         try:
             content = packed.plans.get(plan_path.name)
             plan = _read_plan(plan_path) if content is None or plan_path.exists() else parse_plan(content, plan_path)
-            trials |= {trial.path.folder: trial for trial in _planned_trials(plan, plan_path)}
+            trials |= {_place(trial.path): trial for trial in _planned_trials(plan, plan_path)}
         except UserError as error:
             messages += error.messages
     # One manifest for each workload: the trials of a submission on it share the configuration of their study.
     studies: dict[str, Run] = {}
 
-    def add(path: RecordPath, manifest: Manifest, archived: Manifest | None) -> None:
-        if path.folder not in trials:
-            if path.workload not in studies:
-                studies[path.workload] = _study_from_config(manifest.config, folder)
-            trials[path.folder] = PlannedTrial(studies[path.workload], path, archived)
-        elif archived is not None:
-            trials[path.folder] = replace(trials[path.folder], packed=archived)
+    def add(path: RecordPath, content: bytes | None, archived: ManifestSummary | None) -> None:
+        """Add the trial whose manifest has this content; None: what lies in its folder."""
+        if path.workload not in studies:
+            manifest = Manifest.read(path.manifest) if content is None else Manifest.parse(content)
+            # A worker has just made the folder.
+            if manifest is None:
+                return
+            studies[path.workload] = _study_from_config(manifest.config, folder)
+        trials[_place(path)] = PlannedTrial(studies[path.workload], path, archived)
 
     for path in list_trials_of_submission(folder):
-        if path.folder in trials:
+        if _place(path) in trials or not path.manifest.exists():
             continue
         try:
-            manifest = Manifest.read(path.manifest)
-            if manifest is not None:  # else a worker has just made the folder
-                add(path, manifest, None)
+            add(path, None, None)
         except (ManifestError, ValueError, TypeError) as error:
             messages.append(f"{path.manifest} cannot be read ({str(error).splitlines()[0]}); left out")
     for trial in packed.trials.values():
@@ -246,11 +247,19 @@ def _list_trials_of_submission(folder: Path, packed: ArchivedSubmission, message
         if MANIFEST not in trial.files or path.manifest.exists():
             continue
         try:
-            archived = Manifest.parse(trial.files[MANIFEST])
-            add(path, archived, archived)
+            archived = ManifestSummary.parse(trial.files[MANIFEST])
+            if _place(path) in trials:
+                trials[_place(path)] = replace(trials[_place(path)], packed=archived)
+            else:
+                add(path, trial.files[MANIFEST], archived)
         except (ManifestError, ValueError, TypeError) as error:
             messages.append(f"{path.manifest} cannot be read ({str(error).splitlines()[0]}); left out")
     return trials.values()
+
+
+def _place(path: RecordPath) -> tuple[int, str, int]:
+    """What tells a trial of a submission from its others."""
+    return path.study, path.workload, path.trial
 
 
 def record_crash(trial: PlannedTrial, reason: str, stop_reason: str | None = None) -> None:
@@ -354,9 +363,8 @@ def _planned_trials(content: dict[str, Any], path: Path) -> list[PlannedTrial]:
     study = study.model_copy(update={"overridden": tuple(content["overridden"])})
     # By where the plan lies, and not by its configuration: the records may have been moved.
     workload = study.spec.full_name
-    return [
-        PlannedTrial(study, RecordPath.below(path.parent, seed, workload, number)) for seed, number in content["trials"]
-    ]
+    first = RecordPath.below(path.parent, 0, workload, 1)
+    return [PlannedTrial(study, first.sibling(seed, number)) for seed, number in content["trials"]]
 
 
 def _study_from_config(config: dict[str, Any], folder: Path) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from harness.board import files
 from harness.board.page_data import page_data
 from harness.errors import ManifestError, UserError
 from harness.records.layout import RecordPath
-from harness.records.manifest import Manifest
+from harness.records.manifest import Manifest, ManifestSummary
 from harness.records.status import Status
 from harness.scoring import leaderboard
 from harness.scoring.load_records import load_records
@@ -121,6 +122,22 @@ def test_any_text_is_a_manifest_or_an_error(content: bytes | str) -> None:
         assert isinstance(text, str)
     assert manifest.max_steps is None or manifest.max_steps > 0
     assert manifest.machine_folder is None or isinstance(manifest.machine_folder, str)
+
+
+@given(content=st.binary(max_size=40) | JSON.map(json.dumps) | damaged().map(json.dumps))
+@settings(max_examples=200)
+def test_a_summary_is_what_the_manifest_has(content: bytes | str) -> None:
+    """A file that is a manifest has a summary; one that has no summary is no manifest."""
+    try:
+        summary = ManifestSummary.parse(content)
+    except ManifestError as error:
+        assert str(error) and "\n" not in str(error)
+        with pytest.raises(ManifestError):
+            Manifest.parse(content)
+        return
+    with suppress(ManifestError):
+        manifest = Manifest.parse(content)
+        assert {name: getattr(manifest, name) for name in ManifestSummary.model_fields} == dict(summary)
 
 
 @given(content=damaged())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import json
 import os
 import stat
 from collections import Counter
@@ -16,6 +18,7 @@ from harness.config.compose import load_run
 from harness.config.schema import Run
 from harness.errors import UserError
 from harness.records.lease import Lease
+from harness.records.manifest import Manifest
 from harness.records.packing import pack
 from harness.study import ledger
 from harness.study.ledger import PlannedTrial
@@ -365,3 +368,36 @@ def test_a_study_that_is_packed_while_its_trial_loads_is_not_begun_anew(
     monkeypatch.setattr(trial_module, "load_workload", pack_and_load)
     second, ran = run_trial(run, retry=True)
     assert ran and second.manifest is not None and len(second.manifest.failures) == 1
+
+
+def test_a_list_decodes_one_manifest_of_each_study_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a hundred thousand trials that would take most of the time and of the memory."""
+    whole: list[object] = []
+    parse = Manifest.model_validate_json
+    monkeypatch.setattr(Manifest, "model_validate_json", lambda content: whole.append(content) or parse(content))
+    entries = planned(study(tmp_path))
+    config = json.loads(entries[0].path.plan.read_text())["config"]
+    for entry in entries:
+        write(entry, "reached", config=config)
+    for is_planned in (True, False):
+        if not is_planned:
+            entries[0].path.plan.unlink()
+        whole.clear()
+        surveyed, messages = survey_records(tmp_path)
+        assert [trial.state.name for trial in surveyed] == ["reached"] * 6 and not messages
+        assert len(whole) == (0 if is_planned else 1)
+        assert gc.isenabled()
+
+
+def test_a_damaged_manifest_among_others_is_one_message(tmp_path: Path) -> None:
+    entries = planned(study(tmp_path))
+    config = json.loads(entries[0].path.plan.read_text())["config"]
+    entries[0].path.plan.unlink()
+    for entry in entries:
+        write(entry, "reached", config=config)
+    first, *_, last = sorted(entry.path.manifest for entry in entries)
+    for damaged in (first, last):
+        damaged.write_text("{")
+    surveyed, messages = survey_records(tmp_path)
+    assert len(surveyed) == 4 and [state.state.name for state in surveyed] == ["reached"] * 4
+    assert len(messages) == 2 and all("cannot be read" in message for message in messages)
