@@ -1,4 +1,7 @@
-"""Writing the pages: index.html, a page for each submission, and their assets.
+"""Writing the pages: index.html, a page and the curves of each submission, and their assets.
+
+The curves are scripts apart from the pages, which load those that they draw. A page that is opened from disk may load a
+script beside it, and no other file.
 
 Everything on the pages that names something (submissions, workloads, hyperparameters, notes) comes from records, which
 anyone can write. So it is text wherever it is shown: templates escape it, the data for the plots is escaped for its
@@ -30,7 +33,8 @@ UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def write_page(board: dict[str, Any], folder: Path) -> None:
-    """Write `index.html`, `submission-<n>-<slug>.html` for the n-th submission (from 1) and their assets.
+    """Write `index.html`, `submission-<n>-<slug>.html` and `curves-<n>.js` for the n-th submission (from 1) and their
+    assets.
 
     board: plain data as harness/board/page_data.py makes it, submissions in rank order; a number that is None, NaN or
     infinite is shown as not known. folder: made where it is absent. Files of the same name are replaced, each in one
@@ -45,7 +49,9 @@ def write_page(board: dict[str, Any], folder: Path) -> None:
     contents: dict[str, str] = {"plotly.min.js": get_plotlyjs()}
     for asset in ASSETS:
         contents[asset] = (files(PACKAGE) / "static" / asset).read_text(encoding="utf-8")
-    for index, page in enumerate(pages):
+    for index, (page, curves) in enumerate(zip(pages, figures.curves_of_submissions(board), strict=True)):
+        # Numbers alone: no name from a record is in a script that is run.
+        contents[f"curves-{index + 1}.js"] = f"pacemarkCurves({index},{embedded(curves)});\n"
         contents[page] = templates.get_template("submission.html").render(
             **shared,
             index=index,

@@ -16,6 +16,7 @@ import pytest
 
 from harness.board.page.figures import memory
 from harness.board.page.site import display, file_name, plain, write_page
+from tests.processes import wait_until
 
 STUDIES = (0, 1, 2)
 
@@ -269,6 +270,7 @@ def test_a_page_per_submission_and_all_links_lead_somewhere(folder: Path) -> Non
         *("index.html", "page.css", "plotly.min.js", "plots.js", "tables.js", "theme.js"),
         *("submission-1-muon.html", "submission-2-nadamw.html", "submission-3-adamw.html", "submission-4-sgd.html"),
         "submission-5-lion.html",
+        *(f"curves-{number}.js" for number in range(1, 6)),
     }
     for page in (folder / "usual").glob("*.html"):
         reader = Reader(page.read_text(encoding="utf-8"))
@@ -313,6 +315,75 @@ def test_names_are_text_on_every_page(folder: Path) -> None:
     assert [submission["name"] for submission in json.loads(index.data)["submissions"]] == [
         plain(name) for name in NASTY
     ]
+
+
+def curves_of(folder: Path, number: int) -> list[dict[str, Any]]:
+    """The curves of the n-th submission, from 1, as a browser has them: without the short form of equal distances."""
+    match = re.fullmatch(r"pacemarkCurves\((\d+),(.*)\);\n", (folder / f"curves-{number}.js").read_text("ascii"))
+    assert match is not None and int(match[1]) == number - 1
+    curves = json.loads(match[2], parse_constant=lambda constant: pytest.fail(constant))
+    for curve in curves:
+        for axis in ("seconds", "steps", "values"):
+            if isinstance(curve[axis], dict):
+                first, by, count = (curve[axis][key] for key in ("first", "by", "count"))
+                curve[axis] = [first + by * i for i in range(count)]
+    return list(curves)
+
+
+def test_curves_are_those_of_the_records_to_five_digits(folder: Path) -> None:
+    board = make_board()
+    places = [workload["name"] for workload in board["workloads"]]
+    for number, submission in enumerate(board["submissions"], 1):
+        expected = [curve for curve in board["curves"] if curve["submission"] == submission["name"]]
+        for shown, curve in zip(curves_of(folder / "usual", number), expected, strict=True):
+            assert (places[shown["workload"]], shown["study"]) == (curve["workload"], curve["study"])
+            assert shown["steps"] == curve["steps"]
+            for axis in ("seconds", "values"):
+                assert shown[axis] == pytest.approx(curve[axis], rel=1e-4)
+
+
+def test_no_name_is_in_a_script_that_is_run(folder: Path) -> None:
+    for path in (folder / "nasty").glob("curves-*.js"):
+        assert re.fullmatch(r'[\w(){}\[\],:;".\n-]*', path.read_text("ascii"))
+        assert not set(re.findall('"([^"]*)"', path.read_text())) - {
+            "workload", "study", "trial", "seconds", "steps", "values", "first", "by", "count",
+        }  # fmt: skip
+
+
+def test_a_long_curve_keeps_what_a_screen_shows(tmp_path: Path) -> None:
+    """Both ends, a spike, a gap, and the point that met the target."""
+    board = make_board(("a",), workloads=1)
+    values: list[float | None] = [3 - i / 5000 for i in range(10_000)]
+    values[1234], values[4321], values[7000] = 1.4, 9.0, None
+    curve = {"steps": list(range(10_000)), "seconds": [0.1 * i for i in range(10_000)], "values": values}
+    board["curves"] = [board["curves"][0] | curve]
+    write_page(board, tmp_path)
+    (shown,) = curves_of(tmp_path, 1)
+    assert 200 <= len(shown["values"]) <= 210
+    points = dict(zip(shown["steps"], shown["values"], strict=True))
+    assert points[0] == 3 and points[9999] == pytest.approx(values[-1], rel=1e-4)
+    assert points[1234] == 1.4 and points[4321] == 9 and points[7000] is None
+    assert next(step for step, value in points.items() if value is not None and value <= 1.4048) == 1234
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 submissions, each with 45 trials of 80 evaluations."""
+    board = make_board(tuple(f"optimizer_{i:03d}" for i in range(300)))
+    for curve in list(board["curves"]):
+        board["curves"] += [curve | {"trial": trial} for trial in range(2, 6)]
+    path = tmp_path_factory.mktemp("huge")
+    write_page(board, path)
+    return path
+
+
+def test_the_page_of_300_submissions_is_small(huge: Path) -> None:
+    assert (huge / "index.html").stat().st_size < 3e6
+    curves = [path.stat().st_size for path in huge.glob("curves-*.js")]
+    assert len(curves) == 300 and max(curves) < 100_000
+    # The page of a submission has its curves from the same file.
+    assert max(path.stat().st_size for path in huge.glob("submission-*.html")) < 100_000
+    assert len(json.loads(Reader((huge / "index.html").read_text()).data)["submissions"]) == 300
 
 
 def test_files_stay_in_the_folder_and_other_files_stay(tmp_path: Path) -> None:
@@ -426,9 +497,16 @@ class Tab:
         self.page.on("request", self._asked)
         self.page.goto(path.as_uri())
         if plots:
-            self.page.wait_for_function(
-                "[...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))"
-            )
+            self.wait_for("[...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))")
+            self.wait_for_curves()
+
+    def wait_for_curves(self) -> None:
+        """Until those of the chosen submissions are there."""
+        self.wait_for("[...document.querySelectorAll('#curves-plot')].every(p => p.dataset.loading === '0')")
+
+    def wait_for(self, condition: str) -> None:
+        """Not wait_for_function, which the policy of the page forbids to look again."""
+        wait_until(lambda: bool(self.page.evaluate(condition)))
 
     def _asked(self, request: Any) -> None:
         if not request.url.startswith(("file:", "data:", "blob:")):
@@ -540,6 +618,31 @@ def test_curves_follow_the_controls(open_page: Callable[..., Tab]) -> None:
     tab.page.get_by_role("button", name="All", exact=True).click()
     assert tab.plot("profile-plot", "data.length") == 5
     tab.fits_a_phone()
+
+
+def test_a_large_board_loads_the_curves_that_it_shows(browser: Any, huge: Path) -> None:
+    tab = Tab(browser, huge / "index.html")
+    loaded = "document.querySelectorAll('script[src^=curves-]').length"
+    assert tab.page.evaluate(loaded) == 10
+    lines = "document.getElementById('curves-plot').data.filter(t => t.mode === 'lines').length"
+    assert tab.page.evaluate(lines) == 10 * 15
+    tab.page.get_by_role("button", name="None", exact=True).click()
+    tab.page.get_by_role("button", name="optimizer_250", exact=True).click()
+    tab.wait_for_curves()
+    tab.wait_for(f"{lines} === 15")
+    assert tab.page.evaluate(loaded) == 11
+    tab.page.get_by_label("Filter").fill("optimizer_29")
+    assert tab.column("ranking-table", 1) == [f"optimizer_29{i}" for i in range(10)]
+    tab.context.close()
+    assert tab.complaints == []
+
+
+def test_curves_that_are_not_beside_the_page_are_told(browser: Any, tmp_path: Path) -> None:
+    write_page(make_board(("a",), workloads=1), tmp_path)
+    (tmp_path / "curves-1.js").unlink()
+    tab = Tab(browser, tmp_path / "index.html")
+    assert tab.plot("curves-plot", "layout.annotations[0].text") == "The curves need curves-….js beside this page."
+    tab.context.close()
 
 
 def test_dark_and_light(open_page: Callable[..., Tab]) -> None:

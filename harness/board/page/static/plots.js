@@ -29,6 +29,47 @@
     return { colour: colour(`--c${style % 8}`), dash: DASHES[style % 5], marker: MARKERS[style % 7] };
   };
 
+  // ---- the curves of a submission, in a script of their own that is loaded when they are first drawn
+
+  // By place in the board, which is the style: the curves, or why there are none yet.
+  const LOADING = "loading";
+  const MISSING = "missing";
+  const curvesOf = new Map();
+
+  // Equal distances come in short.
+  const unpack = (axis) =>
+    Array.isArray(axis) ? axis : Array.from({ length: axis.count }, (_, i) => axis.first + i * axis.by);
+
+  globalThis.pacemarkCurves = (place, curves) => {
+    for (const curve of curves) {
+      for (const name of ["seconds", "steps", "values"]) curve[name] = unpack(curve[name]);
+    }
+    curvesOf.set(place, curves);
+  };
+
+  // Several scripts arrive within a frame; one drawing shows them all.
+  let isDrawingDue = false;
+  const drawCurvesSoon = () => {
+    if (isDrawingDue) return;
+    isDrawingDue = true;
+    requestAnimationFrame(() => {
+      isDrawingDue = false;
+      drawCurves();
+    });
+  };
+
+  const load = (place) => {
+    curvesOf.set(place, LOADING);
+    const script = document.createElement("script");
+    script.src = `curves-${place + 1}.js`;
+    script.addEventListener("load", drawCurvesSoon);
+    script.addEventListener("error", () => {
+      curvesOf.set(place, MISSING);
+      drawCurvesSoon();
+    });
+    document.head.append(script);
+  };
+
   const axis = (title, more = {}) => ({
     title: { text: title, standoff: 12, font: { size: 13 } },
     gridcolor: colour("--grid"),
@@ -125,7 +166,19 @@
 
   const drawCurves = () => {
     const workload = data.workloads[state.workload];
-    const curves = data.curves.filter((curve) => curve.workload === state.workload && shown.has(curve.submission));
+    const curves = [];
+    const waiting = { [LOADING]: 0, [MISSING]: 0 };
+    for (const index of [...shown].sort((a, b) => a - b)) {
+      const place = data.submissions[index].style;
+      if (!curvesOf.has(place)) load(place);
+      const loaded = curvesOf.get(place);
+      if (!Array.isArray(loaded)) waiting[loaded] += 1;
+      else {
+        for (const curve of loaded) {
+          if (curve.workload === state.workload) curves.push({ ...curve, submission: index });
+        }
+      }
+    }
     const traces = curves.flatMap((curve) => {
       const style = styleOf(curve.submission);
       const name = short(data.submissions[curve.submission].name);
@@ -169,7 +222,15 @@
       });
     }
     const range = view(curves, workload);
-    if (!range) annotations.splice(0, 1, message("No curve of the chosen submissions is on record"));
+    if (!range) {
+      const words = waiting[LOADING]
+        ? "Loading the curves …"
+        : waiting[MISSING]
+          ? "The curves need curves-….js beside this page."
+          : "No curve of the chosen submissions is on record";
+      annotations.splice(0, 1, message(words));
+    }
+    element("curves-plot").dataset.loading = waiting[LOADING];
     draw("curves-plot", traces, {
       xaxis: axis(
         state.axis === "seconds" ? "seconds on the training clock" : "steps",
