@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> int:
     # Only the two: with others the variance would be pooled over them and the correction be for all pairs.
     records.trials = records.trials[records.trials["submission"].isin([options.a, options.b])]
     # Of this board only the steps are taken, which hold on any machine.
-    board = score(records, baseline=options.b, mix_machines=True)
+    # A study that has not been made is no evidence of a difference.
+    board = score(records, baseline=options.b, mix_machines=True, count_absent_studies=False)
     _report("nominal steps", board.steps_uncertainty, board.times, "steps", options)
     timings = read_timings(options.timing) if options.timing else None
     by_submission = records.trials.groupby("submission")["workload"].unique()
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> int:
         )
         return 0
     # A timing run has the workloads that both trained, and `score` refuses trials that were not timed.
-    board = score(records.select_workloads(shared), baseline=options.b, timings=timings)
+    board = score(records.select_workloads(shared), baseline=options.b, timings=timings, count_absent_studies=False)
     print(f"\n{timings.sentence}")
     _report("seconds", board.uncertainty, board.times, "seconds", options)
     return 0

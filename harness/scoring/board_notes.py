@@ -113,6 +113,12 @@ def _notes_on_pruning(trials: pd.DataFrame) -> list[str]:
 
 def _notes_on_studies(trials: pd.DataFrame, ruleset: str | None) -> list[str]:
     notes = []
+    is_absent = trials["trial"] == 0
+    absent = trials[is_absent].groupby(CELL).size().reset_index(name="number")
+    if len(absent):
+        cells = [f"{row.submission} on {row.workload} {row.number}" for row in absent.itertuples()]
+        notes.append(f"Absent studies, which count as not reached: {_list_some(cells)}.")
+    trials = trials[~is_absent]
     counts = trials.groupby(CELL)["study"].nunique()
     fewer = counts[counts < counts.max()].reset_index()
     if len(fewer):

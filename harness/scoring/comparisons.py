@@ -178,12 +178,21 @@ def log_ratios(table: StudyTable, model: MedianModel, workloads: PairedWorkloads
     number = np.maximum(workloads.used.sum(axis=1), 1)
     # Above zero also for pairs that cannot be compared; they become NaN later, and nothing is divided by zero.
     error = np.maximum(np.sqrt(paired.sum(axis=1)) / number, 1e-12)
+    timing = np.where(workloads.used, model.timing_variance[first] + model.timing_variance[second], 0.0)
+    # Each submission and workload was timed by itself, so every part counts by its own square.
+    squares = np.where(workloads.used, model.timing_variance[first] ** 2 + model.timing_variance[second] ** 2, 0.0)
+    timing_parts = squares.sum(axis=1) / model.timing_dof
     if model.has_shared_dof:
-        return log_ratio, error, np.full(len(first), model.dof.flat[0])
+        dof = np.full(len(first), model.dof.flat[0])
+        # docs/statistics.md, eq. 30a. The variances of the studies add up first, being multiples of one estimate.
+        of_studies = np.maximum(paired - timing, 0.0).sum(axis=1)
+        combined = paired.sum(axis=1) ** 2 / np.maximum(of_studies**2 / dof + timing_parts, 1e-300)
+        return log_ratio, error, np.where(timing_parts > 0, combined, dof)
     # docs/statistics.md, eq. 30.
-    parts = variance[first] ** 2 / model.dof[first] + variance[second] ** 2 / model.dof[second]
+    of_studies = variance - model.timing_variance
+    parts = of_studies[first] ** 2 / model.dof[first] + of_studies[second] ** 2 / model.dof[second]
     total = np.where(workloads.used, unpaired, 0.0).sum(axis=1)
-    denominator = np.where(workloads.used, parts, 0.0).sum(axis=1)
+    denominator = np.where(workloads.used, parts, 0.0).sum(axis=1) + timing_parts
     return log_ratio, error, np.maximum(total**2 / np.maximum(denominator, 1e-300), 1.0)
 
 

@@ -37,20 +37,26 @@ class MedianModel:
 
     estimate: Array
     variance: Array
-    """Squared standard error of `estimate`."""
+    """Squared standard error of `estimate`, `timing_variance` included."""
+    timing_variance: Array
+    """The part of it that is the timing run's, which studies do not make smaller."""
+    timing_dof: float
+    """Degrees of freedom of `timing_variance`."""
     covariance: Array
     """Of the estimates of two submissions on a workload: [S, S, W]; 0 unless paired by seed."""
     bound: Array
     """Log time that the median of a missed cell is at least, up to an error of variance `bound_variance`."""
     bound_variance: Array
     dof: Array
-    """Degrees of freedom of each variance."""
+    """Degrees of freedom of each variance without `timing_variance`."""
     has_shared_dof: bool
-    """Whether all variances are multiples of one estimate, so that their sums have its degrees of freedom."""
+    """Whether these are multiples of one estimate, so that their sums have its degrees of freedom."""
     draws: Array
     """Joint draws of the log medians, infinite beyond the cell's horizon: [D, S, W]."""
     latent_draws: Array
     """The same draws with the times beyond the horizon; infinite only where no study met the target: [D, S, W]."""
+    timing_noise: Array
+    """The part of these draws that is the timing run's. It moves a cell's times and its horizon alike: [D, S, W]."""
     low: Array
     high: Array
     """Ends of the interval of the log median; `high` is infinite where misses leave it open."""
@@ -125,7 +131,9 @@ def t_model(
     posterior = sigma_posterior(hits, cells, draws)
     estimate, variance = cell_moments(table, cells, posterior)
     log_medians = joint_draws(table, cells, posterior, pairing.correlation, rng)
-    low, high = _intervals(table, estimate, variance, posterior.dof, log_medians, level)
+    noise = timing_noise(table, draws, rng)
+    timing_variance = table.timing_error**2
+    low, high = _intervals(table, estimate, variance, posterior.dof, log_medians, noise, level)
 
     # Only studies that both submissions solved contribute common noise to their two means.
     is_hit = table.is_hit.astype(float)
@@ -134,19 +142,40 @@ def t_model(
     common_share = np.einsum("awk,bwk->abw", is_hit, is_hit) / (size[:, None] * size[None])
     model = MedianModel(
         estimate=estimate,
-        variance=variance,
+        variance=variance + timing_variance,
+        timing_variance=timing_variance,
+        timing_dof=table.timing_dof,
         covariance=pairing.correlation * posterior.sigma**2 * common_share,
         bound=np.minimum(estimate, table.log_horizon),
-        bound_variance=posterior.sigma**2 / np.maximum(table.study_count, 1),
+        bound_variance=posterior.sigma**2 / np.maximum(table.study_count, 1) + timing_variance,
         dof=np.full(estimate.shape, pairing.dof if pairing.correlation else posterior.dof),
         has_shared_dof=True,
-        draws=np.where(log_medians > table.log_horizon, np.inf, log_medians),
-        latent_draws=np.where(_never_met(table), np.inf, log_medians),
+        draws=np.where(log_medians > table.log_horizon, np.inf, log_medians + noise),
+        latent_draws=np.where(_never_met(table), np.inf, log_medians + noise),
+        timing_noise=noise,
         low=low,
         high=high,
         correlation=pairing.correlation,
     )
     return model, posterior
+
+
+def timing_noise(table: StudyTable, draws: int, rng: np.random.Generator) -> Array:
+    """What the error of the timing run adds to each draw of the log medians: [D, S, W] (docs/statistics.md, eq. 22a).
+    0 for times that were not made with one."""
+    shape = (draws, *table.timing_error.shape)
+    # No random number is drawn where there is no error, so that intervals in steps do not depend on whether there is.
+    if not table.timing_error.any():
+        return np.zeros(shape)
+    return rng.standard_t(table.timing_dof, shape)[:, table.draw_order] * table.timing_error
+
+
+def combined_dof(variance: Array, dof: Array | float, timing_variance: Array, timing_dof: float) -> Array:
+    """Degrees of freedom of the sum of a variance and one of the timing run, by Welch and Satterthwaite
+    (docs/statistics.md, eq. 30a); `dof` where the second is 0."""
+    total = (variance + timing_variance) ** 2
+    parts = variance**2 / dof + timing_variance**2 / timing_dof
+    return np.where(timing_variance > 0, total / np.maximum(parts, 1e-300), dof)
 
 
 def _never_met(table: StudyTable) -> Mask:
@@ -271,19 +300,28 @@ def _seed_noise(table: StudyTable, correlation: float, draws: int, rng: np.rando
 
 
 def _intervals(
-    table: StudyTable, estimate: Array, variance: Array, dof: float, log_medians: Array, level: float
+    table: StudyTable, estimate: Array, variance: Array, dof: float, log_medians: Array, noise: Array, level: float
 ) -> tuple[Array, Array]:
-    """Ends of the intervals of the log medians: t intervals, and quantiles of the draws where cells are censored."""
+    """Ends of the intervals of the log medians: t intervals, and quantiles of the draws where cells are censored.
+
+    noise: of the timing run [D, S, W], on top of `log_medians`; variance is without it.
+    """
+    timing_variance = table.timing_error**2
     # docs/statistics.md, eq. 14.
     width = stats.t.ppf((1 + level) / 2, dof) * np.sqrt(variance)
-    low, high = estimate - width, estimate + width
+    total_dof = combined_dof(variance, dof, timing_variance, table.timing_dof)
+    total_width = stats.t.ppf((1 + level) / 2, total_dof) * np.sqrt(variance + timing_variance)
+    low, high, reach = estimate - total_width, estimate + total_width, estimate + width
     # The posterior of a censored cell is skewed, so its interval is not symmetric about the estimate.
     has_miss = table.miss_count > 0
     if has_miss.any():
-        low[has_miss] = np.quantile(log_medians[:, has_miss], (1 - level) / 2, axis=0)
-        high[has_miss] = np.quantile(log_medians[:, has_miss], (1 + level) / 2, axis=0)
-    # Nothing was observed beyond the horizon, so no end lies there.
-    is_open = (high > table.log_horizon) | _never_met(table)
+        noisy = (log_medians + noise)[:, has_miss]
+        low[has_miss] = np.quantile(noisy, (1 - level) / 2, axis=0)
+        high[has_miss] = np.quantile(noisy, (1 + level) / 2, axis=0)
+        reach[has_miss] = np.quantile(log_medians[:, has_miss], (1 + level) / 2, axis=0)
+    # Nothing was observed beyond the horizon, so no end lies there. Without the error of the timing run, which moves
+    # the horizon too.
+    is_open = (reach > table.log_horizon) | _never_met(table)
     return np.minimum(low, table.log_horizon), np.where(is_open, np.inf, high)
 
 
@@ -310,22 +348,28 @@ def bootstrap(
     deviation = finite - finite.mean(axis=0)
     # Above zero, since comparisons divide by it.
     variance = (deviation**2).mean(axis=0) + 1e-24
+    noise = timing_noise(table, draws, rng)
+    timing_variance = table.timing_error**2
+    noisy = limited + noise
     covariance = np.zeros((len(estimate), *estimate.shape))
     if correlation:
         covariance = np.einsum("daw,dbw->abw", deviation, deviation) / draws
     # inverted_cdf, as interpolation between a finite and an infinite draw gives NaN.
-    low, high = np.quantile(limited, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
+    low, high = np.quantile(noisy, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
     return MedianModel(
         estimate=bound,
-        variance=variance,
+        variance=variance + timing_variance,
+        timing_variance=timing_variance,
+        timing_dof=table.timing_dof,
         covariance=covariance,
         bound=bound,
-        bound_variance=variance,
+        bound_variance=variance + timing_variance,
         dof=np.maximum(table.study_count - 1, 1),
         has_shared_dof=False,
-        draws=limited,
+        draws=noisy,
         # Resampling knows no times beyond the horizon: such a draw is a miss at the horizon.
-        latent_draws=np.where(never, np.inf, capped),
+        latent_draws=np.where(never, np.inf, capped + noise),
+        timing_noise=noise,
         low=np.minimum(low, table.log_horizon),
         high=high,
         correlation=correlation,

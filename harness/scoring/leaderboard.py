@@ -26,6 +26,7 @@ from harness.scoring.study_results import (
     board_intervals,
     study_results,
     timed_trials,
+    with_absent_studies,
 )
 from harness.scoring.targets import Targets
 from harness.scoring.timings import Timings
@@ -75,7 +76,7 @@ class Leaderboard:
     - seconds with seconds_low and seconds_high, steps, examples, raw_seconds (the trials' own clocks): medians over
       studies; seconds_on_<machine>: the same on further machines;
     - resolution_seconds, resolution_steps, energy_joules: medians over the best trials of the studies;
-    - studies, studies_reached.
+    - studies, studies_reached; an absent study that counts as missed is one of them.
     """
     uncertainty: Uncertainty
     """Of `seconds`."""
@@ -102,28 +103,35 @@ def score(
     further_timings: Sequence[Timings] = (),
     mix_machines: bool = False,
     ruleset: str | None = None,
+    count_absent_studies: bool = True,
 ) -> Leaderboard:
     """Score `records`.
 
     With `timings`, seconds are steps x seconds per step of the timing run plus one-off costs; without, and always in
     mode algoperf, the trials' own clocks. `times` gets a column of seconds for each machine of `further_timings`, and
     for each machine whose clocks were mixed. ruleset: the one whose number of trials per study is checked.
+    count_absent_studies: whether a study that a submission lacks counts as one that missed the target, up to the number
+    that its ruleset asks for; never in mode algoperf.
 
     Raises UserError for a baseline without records, and for clocks of several machines without mix_machines.
     """
     is_algoperf = mode == "algoperf"
     targets = records.targets
     baseline = _choose_baseline(baseline, sorted(records.trials["submission"].unique()))
+    all_trials = records.trials
+    if count_absent_studies and not is_algoperf:
+        all_trials = with_absent_studies(all_trials, records.manifests)
     trials = timed_trials(
-        records.trials, None if is_algoperf else timings, refuse_mixed_clocks=not (is_algoperf or mix_machines)
+        all_trials, None if is_algoperf else timings, refuse_mixed_clocks=not (is_algoperf or mix_machines)
     )
     results = study_results(trials, targets, by_index=is_algoperf)
+    recorded = trials[trials["trial"] > 0]
     intervals = board_intervals(results, targets, baseline)
     scores = _score_table(records.trials, results, intervals, targets, mode, baseline)
     times = _time_table(results, intervals, targets)
     board = Leaderboard(
         scores=scores,
-        times=times.join(_seconds_by_machine(trials, timings, further_timings), on=CELL),
+        times=times.join(_seconds_by_machine(recorded, timings, further_timings), on=CELL),
         uncertainty=intervals.seconds,
         steps_uncertainty=intervals.steps,
         profile=_profile(results).loc[scores["submission"].tolist()],
@@ -131,7 +139,7 @@ def score(
         targets=targets,
         mode=mode,
         baseline=baseline,
-        tunability=tunability.measure(trials, results.seconds.min(), targets.base, records.manifests),
+        tunability=tunability.measure(recorded, results.seconds.min(), targets.base, records.manifests),
     )
     # Last, since they say what is in the rest of the board.
     board.notes = board_notes(board, results, timings, ruleset)
@@ -169,7 +177,7 @@ def _score_table(
         "score_high": score_ends["high"],
         "steps_score": rule(counted["steps"].to_numpy()),
         "examples_score": rule(counted["examples"].to_numpy()) if has_examples else np.nan,
-        "algoperf_score": _algoperf_scores(results.trials, targets),
+        "algoperf_score": _algoperf_scores(results.trials[results.trials["trial"] > 0], targets),
         "rank_low": ranks["low"],
         "rank_high": ranks["high"],
     }

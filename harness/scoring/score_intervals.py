@@ -45,7 +45,9 @@ def softmin_best(model: MedianModel) -> Array:
     is_solved = np.isfinite(fastest)
     # The noise that submissions share under a seed moves all of them and cancels in the ratio to the best.
     is_known = np.isfinite(model.latent_draws).any(axis=0)
-    variance = np.where(is_known, model.variance, 0.0) * (1 - model.correlation)
+    # The error of the timing run is each submission's own.
+    seed_variance = (model.variance - model.timing_variance) * (1 - model.correlation)
+    variance = np.where(is_known, seed_variance + model.timing_variance, 0.0)
     width = np.sqrt(variance.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)) + 1e-12
     # docs/statistics.md, eq. 38. Relative to the fastest, since exp(log time / width) over- or underflows.
     weight = np.exp(-(draws - np.where(is_solved, fastest, 0.0)) / width)
@@ -85,7 +87,7 @@ def _times_for_ends(table: StudyTable, model: MedianModel, tail: float) -> tuple
     latent = _absent_as_missed(model.latent_draws)
     pessimistic = np.where(met_share < 1 - tail, np.inf, latent)
     # Capped at the horizon: a target that may have been met was met by then.
-    optimistic = np.where(met_share > tail, np.minimum(latent, table.log_horizon), np.inf)
+    optimistic = np.where(met_share > tail, np.minimum(latent, table.log_horizon + model.timing_noise), np.inf)
     return pessimistic, optimistic
 
 

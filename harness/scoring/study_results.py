@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from harness.errors import UserError
+from harness.records.manifest import Manifest
 from harness.records.status import BROKEN_DOWN, Status
 from harness.scoring import benchmark_score, uncertainty
 from harness.scoring.targets import Targets
@@ -18,6 +21,8 @@ UNITS = ("seconds", "steps", "examples", "raw_seconds")
 """What times are measured in: seconds of the score, nominal steps, gradient examples, the trials' own clocks."""
 CELL = ["submission", "workload"]
 STUDY = [*CELL, "study"]
+STUDIES_OF_RULESET = {"external": 3, "self_tuning": 3, "quick": 1}
+"""Studies that a ruleset asks a submission for."""
 BEYOND_ALL_LIMITS = 10 * benchmark_score.TAU_MAX
 """Times the longest limit of a table: a ratio to the best time that scores nothing, whoever is best."""
 
@@ -75,9 +80,40 @@ def timed_trials(trials: pd.DataFrame, timings: Timings | None, *, refuse_mixed_
         seconds=trials["raw_seconds"],
         resolution=trials["resolution_seconds"],
         limit=trials["limit_seconds"],
+        # Each trial was timed by itself, so there is no error that they share.
+        timing_error=0.0,
+        timing_dof=1.0,
         # Records do not say how many seconds a trial could have trained, so the longest of its workload stands in.
         budget=trials.groupby("workload")["limit_seconds"].transform("max"),
     )
+
+
+def with_absent_studies(trials: pd.DataFrame, manifests: Mapping[int, Manifest]) -> pd.DataFrame:
+    """`trials` and a trial 0, which is missing, for each study that a submission lacks on a workload.
+
+    A submission has as many studies as its ruleset asks for, or where nobody has so many, as the one that has most: who
+    left out the bad ones must not be scored by the good ones. manifests: of the trials, by their row label.
+    """
+    rulesets = {manifests[i].ruleset for i in trials.index if i in manifests}
+    asked = max((STUDIES_OF_RULESET.get(name, 1) for name in rulesets), default=1)
+    present: dict[tuple[str, str], set[int]] = {}
+    for submission, workload, study in trials[STUDY].drop_duplicates().itertuples(index=False, name=None):
+        present.setdefault((submission, workload), set()).add(study)
+    most: dict[str, int] = {}
+    for (_, workload), studies in present.items():
+        most[workload] = max(most.get(workload, 0), min(asked, len(studies)))
+    added = []
+    for (submission, workload), studies in present.items():
+        # Numbers that no study has: which ones are absent is not known.
+        free = (number for number in itertools.count() if number not in studies)
+        for number in itertools.islice(free, max(0, most[workload] - len(studies))):
+            added.append((submission, workload, number, 0, str(Status.MISSING)))
+    if not added:
+        return trials
+    first = int(trials.index.max()) + 1
+    absent = pd.DataFrame(added, columns=[*STUDY, "trial", "status"], index=range(first, first + len(added)))
+    absent = absent.reindex(columns=trials.columns).assign(framework="", path="", disturbed=False)
+    return pd.concat([trials, absent.astype(trials.dtypes.to_dict())])
 
 
 def study_results(trials: pd.DataFrame, targets: Targets, *, by_index: bool) -> StudyResults:
@@ -94,7 +130,8 @@ def study_results(trials: pd.DataFrame, targets: Targets, *, by_index: bool) -> 
 def study_details(results: StudyResults, unit: str, targets: Targets) -> pd.DataFrame:
     """The table that `uncertainty.estimate` takes, in seconds or steps: a row per study of a base workload.
 
-    Columns: submission, workload, study, time (infinite: missed), resolution, budget, limit.
+    Columns: submission, workload, study, time (infinite: missed), resolution, budget, limit, and in seconds
+    timing_error and timing_dof (`Timings.apply`).
     """
     trials, studies = results.trials, results.studies[unit]
     if unit == "steps":
@@ -109,6 +146,9 @@ def study_details(results: StudyResults, unit: str, targets: Targets) -> pd.Data
     details = studies.rename(columns={unit: "time"}).assign(
         resolution=resolution.loc[studies["row"]].to_numpy(), budget=budget.loc[studies["row"]].to_numpy()
     )
+    if unit != "steps":
+        shared = ["timing_error", "timing_dof"]
+        details = details.assign(**{name: trials.loc[studies["row"], name].to_numpy() for name in shared})
     details = details.join(shortest, on=STUDY).drop(columns="row")
     details["limit"] = details["limit"].fillna(details["budget"])
     return details[details["workload"].isin(targets.base)].reset_index(drop=True)

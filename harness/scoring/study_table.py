@@ -34,6 +34,11 @@ class StudyTable:
     target and no budget is known. A median beyond it counts as a miss (docs/statistics.md, eq. 7)."""
     resolution: Array
     """(time - time of the evaluation before) / time of hits, in [0, 1); 0 where unknown: [S, W, K]."""
+    timing_error: Array
+    """Relative error of the seconds per step that all studies of the cell were timed by, and which therefore no number
+    of studies makes smaller; 0 for times that were not made with a timing run: [S, W]."""
+    timing_dof: float
+    """Degrees of freedom of each of these errors."""
     draw_order: Index
     """Which row of random numbers a submission gets, by its times: int [S]. No name can change a result."""
 
@@ -121,8 +126,19 @@ def tabulate(studies: pd.DataFrame) -> StudyTable:
         log_limit=log_limit,
         log_horizon=_log_horizon(time, limit, budget, (s, w), shape[:2]),
         resolution=relative,
+        timing_error=_timing_error(studies, (s, w), shape[:2]),
+        timing_dof=float(studies["timing_dof"].min()) if "timing_dof" in studies and len(studies) else 1.0,
         draw_order=_order_by_times(log_time, log_limit),
     )
+
+
+def _timing_error(studies: pd.DataFrame, cell: tuple[Index, Index], shape: tuple[int, int]) -> Array:
+    """[S, W], the mean over the studies. cell: the row's submission and workload."""
+    total, number = np.zeros(shape), np.zeros(shape)
+    if "timing_error" in studies:
+        np.add.at(total, cell, studies["timing_error"].to_numpy(dtype=float))
+        np.add.at(number, cell, 1.0)
+    return total / np.maximum(number, 1.0)
 
 
 def _fill_limits(time: Array, limit: Array, workload: Index, workloads: int) -> Array:

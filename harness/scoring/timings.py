@@ -56,12 +56,17 @@ class Timings:
         return (
             f"Seconds are steps-to-target x median seconds per step (+ building and compiling) of a timing run of "
             f"{self.rounds} alternating rounds on {self.machine}; the median is known to "
-            f"{100 * self.costs['error'].max():.1f}% or better."
+            f"{100 * self.costs['error'].max():.1f}% or better, which the intervals of seconds include."
         )
 
     def apply(self, trials: pd.DataFrame) -> pd.DataFrame:
         """`trials` with seconds, resolution, limit and budget in seconds of this timing run. The budget is that of the
-        workload's longest trial. Raises UserError for submissions that were not timed, and for pruned studies."""
+        workload's longest trial.
+
+        Also timing_error, the relative error that this run leaves in the seconds (or in the limit, where the target was
+        missed), and timing_dof, its degrees of freedom. Raises UserError for submissions that were not timed, and for
+        pruned studies.
+        """
         refuse_pruned(trials)
         keys = pd.MultiIndex.from_frame(trials[["submission", "workload"]])
         not_timed = sorted(set(keys) - set(self.costs.index))
@@ -74,12 +79,17 @@ class Timings:
             raise UserError(f"the timing run has no {listed}; run scripts/timing.py on these records again{remedy}")
         costs = self.costs.reindex(keys)
         rate, one_off = costs["seconds_per_step"].to_numpy(), costs["one_off"].to_numpy()
+        # docs/statistics.md, eq. 1.
+        seconds, limit = trials["steps"] * rate + one_off, trials["limit_steps"] * rate + one_off
+        # The error is of the rate, and the one-off costs have none.
+        stepping = 1 - one_off / seconds.where(np.isfinite(seconds), limit)
         return trials.assign(
-            # docs/statistics.md, eq. 1.
-            seconds=trials["steps"] * rate + one_off,
+            seconds=seconds,
             # A difference of two times, so without the one-off costs.
             resolution=trials["resolution_steps"] * rate,
-            limit=trials["limit_steps"] * rate + one_off,
+            limit=limit,
+            timing_error=costs["error"].to_numpy() * stepping.fillna(1.0).clip(0.0, 1.0),
+            timing_dof=float(max(self.rounds - 1, 1)),
             budget=trials.groupby("workload")["limit_steps"].transform("max") * rate + one_off,
         )
 

@@ -74,6 +74,8 @@ def estimate(
     - `time` to the target; infinite: missed;
     - `limit`, how long it trained; read for misses only;
     - `resolution`, time from the evaluation before to the one at the target; NaN: unknown;
+    - optionally `timing_error`, the relative error that all studies of a cell share, and `timing_dof`, its degrees of
+      freedom;
     - optionally `budget`, how long it could have trained; NaN: unknown. It is read where every study of a cell met the
       target; without it the cell's median is taken to meet it too.
 

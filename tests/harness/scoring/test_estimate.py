@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from harness.scoring.uncertainty import estimate
 from tests.harness.scoring.simulated import BUDGET, LIMIT, MIXED, NEVER, TIED, noisy, studies_table
@@ -166,3 +168,68 @@ def test_forty_submissions_are_all_compared() -> None:
     uncertainty = estimate(studies_table(noisy(medians, 5)), baseline="s0")
     assert len(uncertainty.pairs) == 780 and len(uncertainty.pairs_by_workload) == 7800
     assert np.isfinite(uncertainty.pairs["p"]).all() and uncertainty.scores.notna().all(axis=None)
+
+
+# ---- the error of the timing run -----------------------------------------------------------------------------------
+
+
+def timed(log_times: np.ndarray, error: float, dof: float = 14.0) -> pd.DataFrame:
+    """Log times [submissions, workloads, studies] of a timing run whose seconds per step have this relative error."""
+    return studies_table(log_times).assign(timing_error=error, timing_dof=dof)
+
+
+@pytest.mark.parametrize("studies", [3, 9, 24])
+def test_studies_do_not_make_the_error_of_the_timing_run_smaller(studies: int) -> None:
+    log_times = 0.01 * np.random.default_rng(0).standard_normal((3, 2, studies)) + np.log([3.0, 4.0])[:, None]
+    error = 0.05
+    with_error, without = (estimate(timed(log_times, e), baseline="s0") for e in (error, 0.0))
+    # The quantile of the timing run's own degrees of freedom, within the noise of the bootstrap's draws.
+    least = 0.9 * stats.t.ppf(0.975, 14) * error
+    for low, high in (
+        np.log(with_error.times[["low", "high"]].to_numpy()).T,
+        np.log(with_error.speedups.drop("s0")[["low", "high"]].to_numpy()).T,
+    ):
+        assert ((high - low) / 2 >= least).all()
+    assert (np.log(without.times["high"] / without.times["low"]) / 2 < least / 2).all()
+    assert with_error.detectable > without.detectable
+
+
+def test_the_error_of_the_timing_run_adds_to_that_of_the_studies() -> None:
+    """Without misses and for one workload: a Welch interval with the variances of both."""
+    log_times = 0.03 * np.random.default_rng(1).standard_normal((2, 1, 5)) + 1.0
+    error, dof = 0.02, 14.0
+    pair = estimate(timed(log_times, error, dof), baseline=None).pairs.iloc[0]
+    of_studies = 2 * estimate(timed(log_times, 0.0), baseline=None).sigma ** 2 / 5
+    total = of_studies + 2 * error**2
+    combined = total**2 / (of_studies**2 / 8 + 2 * error**4 / dof)
+    half = stats.t.ppf(0.975, combined) * np.sqrt(total)
+    assert (pair["high"] - pair["low"]) / 2 == pytest.approx(half, rel=1e-9)
+
+
+def test_a_verdict_needs_more_than_the_error_of_the_timing_run() -> None:
+    log_times = np.array([[[1.0, 1.002, 0.998, 1.001]], [[1.03, 1.031, 1.029, 1.028]]])
+    verdicts = [estimate(timed(log_times, error), baseline=None).pairs["verdict"][0] for error in (0.0, 0.03)]
+    assert verdicts == ["a faster", "no difference shown"]
+
+
+def test_no_error_changes_nothing() -> None:
+    table = studies_table(noisy(MIXED, 3))
+    plain, zero = estimate(table, baseline="s0"), estimate(timed(noisy(MIXED, 3), 0.0), baseline="s0")
+    for name in ("times", "scores", "speedups", "pairs", "ranks"):
+        pd.testing.assert_frame_equal(getattr(plain, name), getattr(zero, name))
+
+
+def test_intervals_cover_the_truth_under_an_error_that_all_studies_share() -> None:
+    """The error of the timing run is three times that of the studies' mean."""
+    rng = np.random.default_rng(2)
+    covered: dict[bool, list[float]] = {True: [], False: []}
+    truth = np.log([3.0, 4.0]) + np.array([0.0, 0.1, 0.2])[:, None]
+    for _ in range(150):
+        shift = 0.05 * rng.standard_normal(truth.shape)
+        log_times = (truth + shift)[..., None] + 0.03 * rng.standard_normal((*truth.shape, 3))
+        for is_told, error in ((True, 0.05), (False, 0.0)):
+            times = estimate(timed(log_times, error, dof=1e6), baseline=None, draws=50).times
+            inside = (times["low"] <= np.exp(truth).ravel()) & (np.exp(truth).ravel() <= times["high"])
+            covered[is_told].append(inside.mean())
+    assert np.mean(covered[True]) >= 0.93
+    assert np.mean(covered[False]) <= 0.75

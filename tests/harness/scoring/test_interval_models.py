@@ -37,6 +37,8 @@ def table_of(log_times: np.ndarray, log_limits: np.ndarray) -> StudyTable:
         log_limit=np.where(is_hit, np.nan, log_limits),
         log_horizon=np.full(log_times.shape[:2], np.inf),
         resolution=np.zeros(log_times.shape),
+        timing_error=np.zeros(log_times.shape[:2]),
+        timing_dof=1.0,
         draw_order=np.arange(log_times.shape[0]),
     )
 
@@ -135,6 +137,9 @@ def draws_of(log_medians: np.ndarray, sd: float, tables: int, draws: int) -> lis
                 covariance=np.zeros((len(shape), *shape)),
                 bound=estimate,
                 bound_variance=np.full(shape, sd**2),
+                timing_variance=np.zeros(shape),
+                timing_dof=1.0,
+                timing_noise=np.zeros_like(drawn),
                 dof=np.full(shape, np.inf),
                 has_shared_dof=True,
                 draws=drawn,
