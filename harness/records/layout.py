@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,8 @@ class RecordPath:
 
     def sibling(self, study: int, trial: int) -> RecordPath:
         """Another trial of the same submission on the same workload."""
-        return replace(self, study=study, trial=trial)
+        # Not dataclasses.replace, which takes five times as long.
+        return RecordPath(self.records, self.scale, self.ruleset, self.machine, self.label, study, self.workload, trial)
 
     def trials_of_study(self) -> Iterator[RecordPath]:
         """Every trial of the study that has a folder, this one included, sorted by the folder's name."""

@@ -187,7 +187,10 @@ class RecordsSurvey:
 def survey_records(records: Path) -> tuple[list[TrialProgress], list[str]]:
     """Every trial below `records` as it stands now, and a message for each folder that cannot be read. Raises UserError
     if it is no folder."""
-    return RecordsSurvey(records).look()
+    with _garbage_collection_paused():
+        trials, messages = list_all_trials(records)
+        progress, further = Survey(trials).look()
+    return progress, [*messages, *further]
 
 
 class _Followed:
