@@ -166,7 +166,7 @@ def list_trials_of_submission(folder: Path) -> list[RecordPath]:
     """Every trial that has a folder below the folder of a submission, sorted by the folder's name."""
     *_, scale, ruleset, machine, label = folder.parts
     records = folder.parents[3]
-    found: list[tuple[str, str, str, RecordPath]] = []
+    listed: list[tuple[str, str, str, RecordPath]] = []
     # By names and not by paths: there can be a hundred thousand.
     for study_name in _list_folders(folder):
         if (study := study_number(study_name)) is None:
@@ -178,8 +178,8 @@ def list_trials_of_submission(folder: Path) -> list[RecordPath]:
             for name in _list_folders(folder / study_name / workload_name):
                 if (trial := trial_number(name)) is not None:
                     path = RecordPath(records, scale, ruleset, machine, label, study, workload, trial)
-                    found.append((study_name, workload_name, name, path))
-    return [path for *_, path in sorted(found, key=lambda entry: entry[:3])]
+                    listed.append((study_name, workload_name, name, path))
+    return [path for *_, path in sorted(listed, key=lambda entry: entry[:3])]
 
 
 def _list_folders(folder: Path) -> list[str]:
