@@ -14,6 +14,9 @@ import torch
 from harness.hashing import stable_hash
 
 
+_MASK64 = 2**64 - 1
+
+
 def splitmix64(x: np.ndarray) -> np.ndarray:
     """Vectorised 64-bit mixer (Steele, Lea & Flood 2014, SplitMix); uint64 in, uint64 out, shape kept."""
     # Arrays of uint64 wrap around silently, as the algorithm needs; NumPy scalars would warn of an overflow.
@@ -21,6 +24,14 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def _mix(x: int) -> int:
+    """`splitmix64` of one number, ten times as fast as that of an array of one."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK64
+    return x ^ (x >> 31)
 
 
 class TrialSeeds:
@@ -37,7 +48,7 @@ class TrialSeeds:
         """Seed torch's global generators, which dropout draws from, for one forward pass."""
         # A cheap mixer instead of the hash, since this is called for every micro-batch on the clock.
         # step * 65_537 keeps (step, micro_batch) apart for up to 65_537 micro-batches a step.
-        seed = int(splitmix64(np.array([self._dropout_base ^ (step * 65_537 + micro_batch)], dtype=np.uint64))[0] >> 1)
+        seed = _mix(self._dropout_base ^ (step * 65_537 + micro_batch)) >> 1
         # torch.manual_seed would visit every kind of accelerator: 0.1 ms, on the clock of every step.
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.hashing import stable_hash
 from harness.interface.data_order import ExampleStream
-from harness.seeding import TrialSeeds, splitmix64
+from harness.seeding import TrialSeeds, _mix, splitmix64
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 50), st.integers(0, 5))
@@ -69,3 +69,8 @@ def test_dropout_masks_depend_on_step_and_micro_batch_only() -> None:
 
     assert mask(3, 1) == mask(3, 1)
     assert len({tuple(mask(step, k)) for step in range(3) for k in range(3)}) == 9
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_a_single_number_is_mixed_as_an_array_is(x: int) -> None:
+    assert _mix(x) == int(splitmix64(np.array([x], dtype=np.uint64))[0])
