@@ -13,7 +13,6 @@ import torch
 
 from harness.hashing import stable_hash
 
-
 _MASK64 = 2**64 - 1
 
 
