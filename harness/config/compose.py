@@ -7,7 +7,10 @@ Importing this module does not import torch, so that --help is quick.
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -194,12 +197,26 @@ def _compose_groups(groups: list[Override]) -> DictConfig:
     # A program that uses Hydra itself may have initialized it, and Hydra refuses to be initialized twice.
     if folders := choices.user_config_dirs():
         lines.append(f"hydra.searchpath=[{','.join(quote(f'file://{folder}') for folder in folders)}]")
+    # A copy, which the caller may change.
+    return copy.deepcopy(_compose_lines(tuple(lines), _state_of_files([choices.CONFIG_DIR, *folders])))
+
+
+# Plans and boards ask for the same choices again and again, and Hydra parses some fifteen files each time.
+@functools.lru_cache(maxsize=256)
+def _compose_lines(lines: tuple[str, ...], files: frozenset[tuple[str, int, int]]) -> DictConfig:
+    """What Hydra composes. files: those that it may read, as `_state_of_files` has them, so that a change is seen."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(choices.CONFIG_DIR.resolve()), version_base="1.3"):
-            return compose("config", lines)
+            return compose("config", list(lines))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"the configuration cannot be composed: {str(error).splitlines()[0]}") from error
+
+
+def _state_of_files(folders: list[Path]) -> frozenset[tuple[str, int, int]]:
+    """Path, size and time of modification of every YAML in the folders."""
+    paths = [path for folder in folders for path in folder.resolve().rglob("*.yaml")]
+    return frozenset((str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in paths)
 
 
 def _apply(config: DictConfig, overrides: list[Override]) -> None:
