@@ -98,6 +98,7 @@ def _pixel_statistics(images: Tensor) -> tuple[float, float] | tuple[Tensor, Ten
         channels = [_pixel_statistics(images[..., c]) for c in range(images.shape[3])]
         means, deviations = (torch.tensor([float(channel[i]) for channel in channels]) for i in range(2))
         return means, deviations
-    values = images.reshape(-1).to(torch.int64)
-    mean = values.sum().item() / values.numel()
-    return mean, (values.square().sum().item() / values.numel() - mean**2) ** 0.5
+    # By how often each of the 256 values occurs: squares of all pixels would be 8 bytes each.
+    counts, values = torch.bincount(images.reshape(-1), minlength=256), torch.arange(256)
+    mean = (counts * values).sum().item() / images.numel()
+    return mean, ((counts * values.square()).sum().item() / images.numel() - mean**2) ** 0.5

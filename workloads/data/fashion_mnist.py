@@ -44,7 +44,9 @@ class Images(NamedTuple):
     @property
     def sha256(self) -> str:
         """The hash that is compared with `SHA256`."""
-        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
 
 
 def load_splits(source: str) -> tuple[str, dict[str, Images]]:
@@ -66,10 +68,10 @@ def load_splits(source: str) -> tuple[str, dict[str, Images]]:
         reason = _first_line(error)
         raise WorkloadError(f"data={source}: Fashion-MNIST cannot be read ({reason}). {REMEDY}") from error
     for split, expected in SHA256.items():
-        if splits[split].sha256 != expected:
+        if (actual := splits[split].sha256) != expected:
             raise WorkloadError(
                 f"data={source}: the {split} split is not Fashion-MNIST as released "
-                f"(SHA-256 {splits[split].sha256}, expected {expected}). {REMEDY}"
+                f"(SHA-256 {actual}, expected {expected}). {REMEDY}"
             )
     return source, splits
 
