@@ -145,17 +145,17 @@ def resumes(subject: Subject) -> None:
 
 def evaluates(subject: Subject) -> None:
     """An evaluation leaves no trace in the training."""
-    training = subject.build()
-    train_until(training, INTERRUPTED_AFTER)
+    training = subject.train(INTERRUPTED_AFTER, evaluate_after=(3,))
     before = _bits(training)
     with training.submission.evaluation_weights():
         pass
     # Also checked at once: a trace may vanish in the steps that follow.
     if _bits(training) != before:
         raise CheckFailed("the weights after an evaluation are not those before it; see harness.interface.swapped")
+    train_until(training, SHORT_RUN)
     _check_same_bits(
         subject.short_run,
-        subject.train(SHORT_RUN, evaluate_after=(3, INTERRUPTED_AFTER)),
+        training,
         "it ends elsewhere when it is evaluated more often; evaluation_weights must leave no trace "
         "(harness.interface.swapped)",
     )
