@@ -41,6 +41,13 @@ def call(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess([script, *map(str, arguments)], status, output.getvalue(), errors.getvalue())
 
 
+def execute(code: str) -> str:
+    """What `python -c CODE` prints, executed in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(code, {"__name__": "__main__"})
+    return output.getvalue()
+
+
 def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `command` to its end and capture its output as text."""
     return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, **options)
@@ -55,8 +62,8 @@ def wait_until(condition: Callable[[], bool], alive: Callable[[], bool] = lambda
         time.sleep(0.01)
 
 
-def is_running(process: subprocess.Popen[Any]) -> Callable[[], bool]:
-    """Whether `process` has not ended, for `wait_until`."""
+def is_running(process: Any) -> Callable[[], bool]:
+    """Whether `process`, a Popen or a `forked.ForkedProcess`, has not ended; for `wait_until`."""
     return lambda: process.poll() is None
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import call, execute
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "faq.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
-def run(*command: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture(autouse=True)
+def in_the_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
 
 
 def programs(word: str) -> str:
@@ -36,7 +33,7 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def test_times_of_trials() -> None:
-    printed = run("-c", programs("limit_seconds"))
+    printed = execute(programs("limit_seconds"))
     median, spread = rows("How long does a trial take, and a study? How much disk and memory?")
     for workload, middle, ends in zip(("gpt2", "resnet", "vit"), median, spread, strict=True):
         (line,) = [line.split() for line in printed.splitlines() if line.startswith(f"{workload} ")]
@@ -46,7 +43,7 @@ def test_times_of_trials() -> None:
 
 
 def test_studies_that_a_difference_takes() -> None:
-    percents = [line.split()[-1] for line in run("-c", programs("exp(")).splitlines()]
+    percents = [line.split()[-1] for line in execute(programs("exp(")).splitlines()]
     recipes, tuned = rows("How many studies do I need to show a difference of 5%?")
     assert percents == recipes + tuned
 
@@ -54,12 +51,15 @@ def test_studies_that_a_difference_takes() -> None:
 @pytest.mark.parametrize("line", re.findall(r"^python scripts/compare.py .*%.*$", TEXT, re.MULTILINE))
 def test_differences_that_could_have_been_detected(line: str) -> None:
     command, _, comment = line.partition("#")
-    printed = run(*command.split()[1:])
+    _, script, *arguments = command.split()
+    done = call(Path(script).stem, *arguments)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
     percent, sigma = re.findall(r"(\d+)%.* ([\d.]+)$", comment.rstrip())[0]
     assert f"A difference of {percent}% overall" in printed and f"sigma of log time {sigma} " in printed
 
 
 def test_reading_records() -> None:
     (text,) = [text for language, text in BLOCKS if language == "python"]
-    printed = run("-c", f"{text}\nprint(trials['status'].unique(), len(curves), 'hp.lr' in trials)")
+    printed = execute(f"{text}\nprint(trials['status'].unique(), len(curves), 'hp.lr' in trials)")
     assert "reached" in printed and printed.split()[-2:] == ["15257", "True"]

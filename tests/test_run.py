@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,16 +13,12 @@ from harness import log
 from harness.study import executors
 from harness.trial.record import Record
 from scripts import run as command
-from tests import processes
+from tests import forked, processes
 from tests.conftest import TINY_GPT2
 from tests.harness.outcomes import read_outcome
 from tests.harness.seams import plan_kills
 
 SEAM = ["optimizer=any", "schedule=constant", "schedule.warmup_fraction=0"]
-
-
-def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return processes.run(processes.python("run.py", *arguments), **options)
 
 
 def tiny(records: Path, *arguments: str) -> list[str]:
@@ -34,12 +27,12 @@ def tiny(records: Path, *arguments: str) -> list[str]:
 
 def test_a_trial_from_the_command_line(tmp_path: Path) -> None:
     arguments = tiny(tmp_path, "optimizer=lion")
-    first = run(*arguments)
+    first = processes.run(processes.python("run.py", *arguments))
     assert first.returncode == 0, first.stderr
     for word in ("status", "exhausted", "peak memory", "optimizer state", "waiting for data", "record", "modified"):
         assert word in first.stdout
     assert "step 3/12" in first.stdout and "\x1b" not in first.stdout
-    again = run(*arguments)
+    again = forked.run("run", *arguments)
     assert again.returncode == 0 and "finished already" in again.stdout
 
 
@@ -74,12 +67,12 @@ def test_bad_input_ends_with_status_2_and_writes_nothing(
 
 
 def test_debug_shows_the_traceback() -> None:
-    done = run("workload=gpt2", "optimizer=lino", "debug=true")
+    done = processes.call("run", "workload=gpt2", "optimizer=lino", "debug=true")
     assert done.returncode == 2 and "Traceback" in done.stderr
 
 
 def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
-    done = run("-m", *tiny(tmp_path, "optimizer=sgd,lion", "seed=1"))
+    done = forked.run("run", "-m", *tiny(tmp_path, "optimizer=sgd,lion", "seed=1"))
     assert done.returncode == 0, done.stderr
     folders = {"/".join(path.parts[-5:-2]) for path in tmp_path.rglob("manifest.json")}
     assert folders == {f"{optimizer}/study_1/gpt2_pytorch" for optimizer in ("sgd", "lion")}
@@ -98,7 +91,7 @@ def test_trials_that_are_left_are_told_and_end_with_status_1(
 
 def test_a_failing_submission_ends_with_status_1(tmp_path: Path) -> None:
     broken = ["optimizer=any", "optimizer.class_path=tests.harness.seams.Broken"]
-    done = run(*tiny(tmp_path, *broken), env=os.environ | {"PYTHONPATH": str(processes.ROOT)})
+    done = forked.run("run", *tiny(tmp_path, *broken))
     assert done.returncode == 1
     assert "ArithmeticError: the third step is wrong" in done.stdout
 
@@ -108,7 +101,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path, tri
                  "workload.eval_every=4", "checkpoint_seconds=0"]  # fmt: skip
     undisturbed = trial(*arguments, optimizer="any")
     environment = plan_kills(tmp_path / "kills", 3)
-    statuses = [run(*tiny(tmp_path / "killed", *arguments), env=environment).returncode for _ in range(4)]
+    command = ["run", *tiny(tmp_path / "killed", *arguments)]
+    statuses = [forked.run(*command, env=environment).returncode for _ in range(4)]
     assert statuses == [-signal.SIGKILL] * 3 + [0]
     (path,) = (tmp_path / "killed").rglob("manifest.json")
     assert read_outcome(path.parent) == read_outcome(undisturbed.folder)
@@ -118,10 +112,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path, tri
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_a_stop_that_continues(tmp_path: Path, interrupt: signal.Signals) -> None:
     arguments = tiny(tmp_path, "optimizer=adamw", "workload.max_steps=1000000", "checkpoint_seconds=0")
-    process = subprocess.Popen(processes.python("run.py", *arguments), stdout=subprocess.PIPE, text=True)
+    process = forked.ForkedProcess("run", *arguments)
     processes.wait_until(lambda: bool(list(tmp_path.rglob("checkpoint.pt"))), processes.is_running(process))
     process.send_signal(interrupt)
-    printed, _ = process.communicate(timeout=processes.DEADLINE_SECONDS)
+    printed, _ = process.communicate()
     assert process.returncode == 130 and "stopped" in printed
     (manifest,) = tmp_path.rglob("manifest.json")
     assert json.loads(manifest.read_text())["status"] == "stopped"

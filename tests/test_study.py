@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import threading
 from pathlib import Path
+
+import pytest
 
 from harness.config.compose import load_run
 from harness.study import ledger
 from harness.trial.trial import run_trial
-from tests import processes
+from tests import forked, processes
 from tests.conftest import TINY_GPT2
+from tests.harness import forked_run
 from tests.harness.outcomes import read_outcomes
 from tests.harness.seams import plan_kills
 
@@ -25,7 +27,7 @@ STUDY = [
 
 
 def command(records: Path, *arguments: str) -> list[str]:
-    return processes.python("run.py", *STUDY, f"records={records}", *arguments)
+    return [forked_run.__name__, *STUDY, f"records={records}", *arguments]
 
 
 def test_killed_workers_end_with_every_trial_once_and_the_same_results(tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ def test_killed_workers_end_with_every_trial_once_and_the_same_results(tmp_path:
     def restart_until_over() -> None:
         """The same command, again after each kill."""
         for _ in range(4):
-            done = processes.run(command(killed), env=environment)
+            done = forked.run(*command(killed), env=environment)
             statuses.append(done.returncode)
             if done.returncode != -signal.SIGKILL:
                 break
@@ -50,7 +52,7 @@ def test_killed_workers_end_with_every_trial_once_and_the_same_results(tmp_path:
         worker.start()
     processes.join(*workers)
     assert sorted(statuses) == [-signal.SIGKILL] * 3 + [0] * 2
-    last = processes.run(command(killed), env=environment)
+    last = forked.run(*command(killed), env=environment)
     assert last.returncode == 0 and "4 trials, 4 of them finished already" in last.stdout
     assert "0 of 2 reached" in last.stdout and "missed" in last.stdout
     assert read_outcomes(killed) == expected
@@ -60,17 +62,16 @@ def test_killed_workers_end_with_every_trial_once_and_the_same_results(tmp_path:
     assert sum(interrupted) == 3
 
 
-def test_an_interrupted_pool_stops_its_trials_and_continues(tmp_path: Path) -> None:
+def test_an_interrupted_pool_stops_its_trials_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["executor.workers=2", "workload.max_steps=1000000", "workload.eval_every=20"]
     environment = plan_kills(tmp_path / "kills", 0)
-    pool = subprocess.Popen(
-        command(tmp_path, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    pool = forked.ForkedProcess(*command(tmp_path, *arguments), env=environment)
     processes.wait_until(lambda: len(list(tmp_path.rglob("checkpoint.pt"))) == 2, processes.is_running(pool))
     pool.send_signal(signal.SIGINT)
-    _, errors = pool.communicate(timeout=processes.DEADLINE_SECONDS)
+    _, errors = pool.communicate()
     assert pool.returncode == 130 and "the same command continues" in errors
-    status = processes.run(processes.python("scripts/status.py", str(tmp_path)), env=environment | {"COLUMNS": "200"})
+    monkeypatch.setenv("COLUMNS", "200")
+    status = processes.call("status", tmp_path)
     assert status.returncode == 0, status.stderr
     assert "2 interrupted, 2 planned" in " ".join(status.stdout.split())
     assert "0 running" in status.stdout

@@ -1,6 +1,7 @@
 """What tests run on several processes: `torchrun ... rank_program.py FOLDER [TRIALS]`.
 
-TRIALS is a JSON file of the arguments of trials by name; without it, everything that test_ranks.py looks at.
+TRIALS is a JSON file of the arguments of trials by name; without it, everything that test_distributed.py looks at. On
+more than two processes that is what depends on their number: which micro-batches each has, and the sums over them.
 """
 
 from __future__ import annotations
@@ -97,6 +98,9 @@ def main(folder: Path) -> None:
         tensors = what_a_step_offers(examples)
         if ranks.is_main:
             torch.save(tensors, folder / f"step_{examples}.pt")
+    if ranks.size > 2:
+        run_all({"gpt2": TRIALS["gpt2"]}, folder)
+        shutdown(0)
     if ranks.size > 1:
         what_one_rank_finds(folder)
     runs = {name: load_run([*TINY_GPT2, "workload.micro_batch=2", f"optimizer={name}"]) for name in ("sgd", "lion")}

@@ -20,6 +20,7 @@ from harness.interface.data_order import ExampleStream, Selection
 from harness.interface.needs import Need
 from harness.interface.step import StepContext, swapped
 from harness.interface.submission import OptimizerSubmission, Setup, Submission
+from tests.forked import PARENT_VARIABLE
 
 
 class _Sgd(OptimizerSubmission):
@@ -277,7 +278,8 @@ class KilledAtRandom(OptimizerSubmission):
 
     def _kill(self) -> None:
         assert self.kill is not None
-        os.kill(os.getppid() if self.kill.read_text() == "parent" else os.getpid(), signal.SIGKILL)
+        parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
+        os.kill(parent if self.kill.read_text() == "parent" else os.getpid(), signal.SIGKILL)
 
 
 def plan_kills(folder: Path, number: int, victim: str = "trial") -> dict[str, str]:

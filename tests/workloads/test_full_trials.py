@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from harness.errors import UserError
 from harness.scoring.load_records import load_records
 from harness.trial.record import Record, Status
 from harness.trial.training import Training
+from tests import processes
 from tests.harness import rank_program
 from tests.harness.outcomes import read_outcome
 from tests.harness.trial.test_distributed import launch
@@ -29,7 +29,6 @@ from workloads.data import prepared
 from . import copies
 
 pytestmark = pytest.mark.xdist_group("full")
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 STEPS = ["workload.max_steps=4", "workload.eval_every=2", "workload.nominal_batch=8", "workload.micro_batch=4"]
 IMAGES = ["workload.data.test_size=4", "workload.data.image=24", "workload.data.resize=28", "workload.target=1.1"]
 TRIALS = {
@@ -45,8 +44,9 @@ Trial = Callable[..., Record]
 
 
 def prepare(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments, "--root", str(root)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        return processes.call("prepare_data", *arguments, "--root", root)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,8 @@ def test_on_a_gpu_no_step_makes_the_host_wait(
 def test_two_processes_give_the_same_curves(trial: Trial, root: Path, tmp_path: Path) -> None:
     trials = {name: ["scale=full", f"data={root}", *STEPS, *more, "optimizer=adamw"] for name, more in TRIALS.items()}
     (tmp_path / "trials.json").write_text(json.dumps(trials))
-    done = launch(2, str(Path(rank_program.__file__)), str(tmp_path / "shared"), str(tmp_path / "trials.json"))
-    assert done.returncode == 0, done.stderr
+    statuses, errors = launch(2, rank_program.__name__, str(tmp_path / "shared"), str(tmp_path / "trials.json"))
+    assert statuses == [0, 0], errors
     for name, arguments in trials.items():
         shared, manifest = read_shared(tmp_path / "shared" / name)
         assert manifest["status"] == "exhausted" and manifest["machine"]["ranks"] == 2
@@ -182,14 +182,17 @@ def test_the_same_command_checks_and_repairs(root: Path, tmp_path: Path) -> None
     assert again.returncode == 0 and "prepared before, all hashes match" in again.stdout
     # Every trial hashes a file with another time of modification, until it has been checked.
     os.utime(path, ns=(1, 1))
-    hashed: list[Path] = []
-    with pytest.MonkeyPatch.context() as patch:
-        hash_file = prepared.hash_file
-        patch.setattr(prepared, "hash_file", lambda file: hashed.append(file) or hash_file(file))
-        prepared.open_prepared("cifar10", str(tmp_path))
-        assert hashed == [path]
-        assert prepare("cifar10", "--check", root=tmp_path).returncode == 0
-        prepared.open_prepared("cifar10", str(tmp_path))
-        assert hashed == [path]
+    assert hashed_on_opening(tmp_path) == [path]
+    assert prepare("cifar10", "--check", root=tmp_path).returncode == 0
+    assert hashed_on_opening(tmp_path) == []
     nothing = prepare("imagenet", "--check", root=tmp_path)
     assert nothing.returncode == 2 and "holds no prepared imagenet" in nothing.stderr
+
+
+def hashed_on_opening(root: Path) -> list[Path]:
+    hashed: list[Path] = []
+    hash_file = prepared.hash_file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "hash_file", lambda file: hashed.append(file) or hash_file(file))
+        prepared.open_prepared("cifar10", str(root))
+    return hashed

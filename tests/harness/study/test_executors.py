@@ -18,7 +18,8 @@ from harness import log
 from harness.config.compose import load_run
 from harness.errors import UserError
 from harness.study import executors, ledger
-from harness.study.trial_process import Slot
+from harness.study.trial_process import Slot, TrialProcess
+from tests import forked
 from tests.conftest import TINY_GPT2
 from tests.harness.outcomes import Outcome, read_outcome
 
@@ -68,7 +69,8 @@ def test_ray_gives_the_same_results(local: dict[int, Outcome], tmp_path: Path, r
     assert outcomes == local
 
 
-def test_an_error_of_the_user_comes_through_every_executor(tmp_path: Path) -> None:
+def test_an_error_of_the_user_comes_through_every_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrialProcess, "_start", staticmethod(forked.start_trial))
     for executor in ([], SLURM, RAY):
         with pytest.raises(UserError, match="/nonexistent"):
             execute(tmp_path / str(len(executor)), *executor, "data=/nonexistent", "ruleset.trials=1")

@@ -22,11 +22,17 @@ from harness.study.progress import describe_end
 from harness.study.trial_process import Slot, TrialProcess
 from harness.study.worker import Worker, acquire_lease
 from harness.trial.trial import run_trial
-from tests import processes
+from tests import forked, processes
 from tests.conftest import TINY_GPT2
 from tests.harness.outcomes import read_outcome
 
 SEAM = ["optimizer=any", "optimizer.search_space={hyperparameters: {lr: {log: [1e-3, 1e-1]}}}"]
+
+
+@pytest.fixture
+def forked_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials are forked from a process that has loaded torch: for all tests but those of how a trial starts."""
+    monkeypatch.setattr(TrialProcess, "_start", staticmethod(forked.start_trial))
 
 
 def study(records: Path, *arguments: str) -> list[PlannedTrial]:
@@ -47,6 +53,7 @@ def log_everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     log.configure()
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_workers_share_the_trials_and_run_each_once(tmp_path: Path) -> None:
     entries = study(tmp_path, "optimizer=sgd", "ruleset.trials=2")
     workers = [Worker(entries), Worker(entries)]
@@ -59,6 +66,7 @@ def test_workers_share_the_trials_and_run_each_once(tmp_path: Path) -> None:
         assert sorted(path.name for path in entry.path.folder.iterdir()) == ["eval_measurements.csv", "manifest.json"]
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_trial_that_crashes_is_retried_and_then_left(tmp_path: Path) -> None:
     entries = study(tmp_path, *SEAM, "optimizer.class_path=tests.harness.seams.Broken", "ruleset.retries=1")
     Worker(entries).work()
@@ -67,6 +75,7 @@ def test_a_trial_that_crashes_is_retried_and_then_left(tmp_path: Path) -> None:
     assert len(content["failures"]) == 1 and "the third step is wrong" in content["failures"][0]
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_trial_whose_process_dies_is_retried_from_its_checkpoint_and_then_left(
     tmp_path: Path, log_everything: None
 ) -> None:
@@ -82,6 +91,7 @@ def test_a_trial_whose_process_dies_is_retried_from_its_checkpoint_and_then_left
     assert content["preemption_count"] == 2
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_the_log_of_a_trial_comes_to_its_parent_and_changes_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,12 +115,14 @@ def test_the_log_of_a_trial_comes_to_its_parent_and_changes_no_bit(
     log.configure()
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_divergence_is_a_result_and_no_crash(tmp_path: Path) -> None:
     entries = study(tmp_path, "optimizer=sgd", "optimizer.hyperparameters.lr=1e30", "optimizer.clip_norm=null")
     Worker(entries).work()
     assert manifest(entries[0])["status"] == "diverged" and "failures" not in manifest(entries[0])
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_what_the_user_must_mend_stops_the_worker_and_spoils_nothing(tmp_path: Path, log_everything: None) -> None:
     entries = study(tmp_path, "optimizer=sgd", "data=/nonexistent")
     with pytest.raises(UserError) as caught:
@@ -120,6 +132,7 @@ def test_what_the_user_must_mend_stops_the_worker_and_spoils_nothing(tmp_path: P
     assert ledger.read_state(entries[0]).name == "planned"
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_full_disk_is_said_and_the_same_trial_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -133,6 +146,7 @@ def test_a_full_disk_is_said_and_the_same_trial_continues(tmp_path: Path, monkey
     assert manifest(entries[0])["status"] == "exhausted"
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_stopped_worker_leaves_a_trial_that_another_continues(tmp_path: Path) -> None:
     entries = study(tmp_path, "optimizer=sgd", "workload.max_steps=1000000", "checkpoint_seconds=0")
     worker = Worker(entries)
@@ -160,6 +174,7 @@ def test_a_process_that_is_stopped_while_it_starts_is_no_crash(tmp_path: Path, s
     assert ledger.read_state(entry).name in ("planned", "interrupted")
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_worker_whose_lease_was_taken_over_kills_its_process_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,9 +199,6 @@ def test_a_worker_whose_lease_was_taken_over_kills_its_process_and_writes_nothin
 
 def test_a_trial_dies_with_its_worker(tmp_path: Path) -> None:
     """However the parent ends, its child does not go on writing."""
-    from harness.study.trial_process import Slot, TrialProcess
-    from harness.study.worker import acquire_lease
-
     entries = study(tmp_path, "optimizer=sgd", "workload.max_steps=100000")
     held = acquire_lease(entries[0])
     assert held is not None
@@ -199,8 +211,6 @@ def test_a_trial_dies_with_its_worker(tmp_path: Path) -> None:
 
 
 def test_the_environment_of_a_trial_is_its_place(tmp_path: Path) -> None:
-    from harness.study.trial_process import Slot
-
     entries = study(tmp_path, *SEAM, "optimizer.class_path=tests.harness.seams.Nosy", "ruleset.retries=0")
     core = min(os.sched_getaffinity(0))
     Worker(entries, Slot(cores=(core,), gpu="7")).work()

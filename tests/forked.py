@@ -1,0 +1,133 @@
+"""Processes that are forked from one that has loaded torch: a new interpreter takes seconds of a core to load it.
+
+For tests of what a process does, is sent, or leaves behind. Those of how it starts use `processes.run`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from tests.processes import DEADLINE_SECONDS
+
+PARENT_VARIABLE = "PACEMARK_TEST_PARENT"
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([
+    "torch._dynamo", "pyarrow.csv", "rich.progress", "harness.trial.trial", "harness.trial.trackers",
+    "harness.study.stop_rule", "tests.conftest", "tests.harness.problem", "tests.harness.seams",
+    "tests.submissions.parity", "workloads.gpt2",
+])  # fmt: skip
+# Starting a process looks at all earlier ones, and two looks at one process at a time take its status from each other.
+_lock = threading.Lock()
+
+
+class ForkedProcess:
+    """As a `subprocess.Popen` of `python -m MODULE ARGUMENTS` whose standard streams are pipes of text.
+
+    Its parent, for the system, is the process that it is forked from; PARENT_VARIABLE holds the one that started it.
+    """
+
+    def __init__(self, module: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        pipes = [_context.Pipe(duplex=False) for _ in range(3)]
+        (stdin, self_stdin), (self_stdout, stdout), (self_stderr, stderr) = pipes
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        environment = dict(os.environ if env is None else env) | {PARENT_VARIABLE: str(os.getpid())}
+        child = (module, arguments, environment, mask, (stdin, stdout, stderr))
+        self._process = _context.Process(target=_run, args=child)
+        with _lock:
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        for end in (stdin, stdout, stderr):
+            end.close()
+        self.stdin = _open(self_stdin, "w")
+        self.stdout = _open(self_stdout, "r")
+        self.stderr = _open(self_stderr, "r")
+
+    @property
+    def returncode(self) -> int | None:
+        """As Popen's, but never out of date."""
+        return self.poll()
+
+    def poll(self) -> int | None:
+        """As Popen's."""
+        with _lock:
+            return self._process.exitcode
+
+    def wait(self, timeout: float = DEADLINE_SECONDS) -> int:
+        """As Popen's, with a deadline."""
+        wait([self._process.sentinel], timeout)
+        status = self.poll()
+        if status is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """As Popen's."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = DEADLINE_SECONDS) -> tuple[str, str]:
+        """As Popen's. The deadline is that of the process, which is killed at it."""
+        killer = threading.Timer(timeout, self.send_signal, [signal.SIGKILL])
+        killer.start()
+        errors: list[str] = []
+        reader = threading.Thread(target=lambda: errors.append(self.stderr.read()))
+        reader.start()
+        printed = self.stdout.read()
+        reader.join()
+        self.wait()
+        killer.cancel()
+        return printed, errors[0]
+
+
+def run(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """As `processes.run` of `python -m MODULE ARGUMENTS`."""
+    process = ForkedProcess(module, *arguments, env=env)
+    process.stdin.close()
+    printed, errors = process.communicate()
+    return subprocess.CompletedProcess([module, *arguments], process.wait(), printed, errors)
+
+
+def start_trial(environment: dict[str, str]) -> ForkedProcess:
+    """In place of `TrialProcess._start`."""
+    process = ForkedProcess("harness.study.trial_process", env=environment)
+    # As there nobody reads what a trial prints.
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    return process
+
+
+def _open(end: Connection, mode: str) -> Any:
+    with end:
+        return os.fdopen(os.dup(end.fileno()), mode, errors="replace")
+
+
+def _run(
+    module: str,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    mask: set[signal.Signals],
+    streams: tuple[Connection, ...],
+) -> None:
+    """In the child: what a new interpreter would do."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    os.setsid()
+    # Its own children come from the same process, whose address it has: multiprocessing would start another one.
+    forkserver._forkserver.ensure_running = lambda: None
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, stream in enumerate(streams):
+        os.dup2(stream.fileno(), number)
+        stream.close()
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
