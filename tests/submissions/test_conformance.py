@@ -19,6 +19,7 @@ from harness.interface import Need, OptimizerSubmission, Setup, StepContext
 from harness.trial import conformance
 
 
+@pytest.mark.xdist_group("submissions")
 @pytest.mark.parametrize("name", [name for name in list_choices("optimizer") if name != "any"])
 def test_conforms(name: str) -> None:
     subject = conformance.make_subject(name)

@@ -20,6 +20,7 @@ ONE = Algorithm(
 )  # fmt: skip
 
 
+@pytest.mark.xdist_group("submissions")
 def test_the_committed_table_is_what_the_yamls_give_and_one_other_number_is_found(tmp_path: Path) -> None:
     """By one run with another time for Lion: its row differs, tenfold, and no other."""
     times = pd.read_csv(TIMES)

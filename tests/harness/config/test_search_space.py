@@ -24,6 +24,8 @@ RANGES: dict[str, Any] = {
     },
     "warmup_fraction": {"choices": [0.0, 0.02, 0.1]},
 }
+# As ruleset=external, over the composition that other tests of every submission use too.
+TUNED = ["ruleset.points=search_space", "ruleset.studies=3", "ruleset.trials=5"]
 LIST = {"points": [{"hyperparameters": {"lr": 10.0**-i}} for i in range(6)]}
 
 
@@ -180,10 +182,11 @@ def test_what_the_user_sets_stays_as_it_is_at_every_point() -> None:
     assert {trial.submission_label for trial in trials} == {run.submission_label}
 
 
+@pytest.mark.xdist_group("submissions")
 @pytest.mark.parametrize("name", list_choices("optimizer"))
 def test_the_space_of_every_submission_is_sound(name: str) -> None:
     if name == "any":
         return
-    run = load_run(["workload=gpt2", f"optimizer={name}", "ruleset=external"])
+    run = load_run(["workload=gpt2", f"optimizer={name}", *TUNED])
     points = [configure_trial(run, study, trial).algorithm() for study in range(3) for trial in range(1, 6)]
     assert len({json.dumps(point) for point in points}) == 15
