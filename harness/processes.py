@@ -8,6 +8,8 @@ import socket
 import sys
 from pathlib import Path
 
+PROGRESS_VARIABLE = "PACEMARK_PROGRESS_PIPE"
+"""The environment variable that names the descriptor on which the process of a trial shows its progress."""
 SOURCE_ROOT = Path(__file__).parents[1]
 """The folder that holds the packages harness, workloads, submissions and scripts."""
 

@@ -17,6 +17,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from harness.processes import PROGRESS_VARIABLE
 from tests.processes import DEADLINE_SECONDS
 
 PARENT_VARIABLE = "PACEMARK_TEST_PARENT"
@@ -36,18 +37,23 @@ class ForkedProcess:
     Its parent, for the system, is the process that it is forked from; PARENT_VARIABLE holds the one that started it.
     """
 
-    def __init__(self, module: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, *arguments: str, env: Mapping[str, str] | None = None, progress: int | None = None
+    ) -> None:
+        """progress: a descriptor that the process gets as PROGRESS_VARIABLE says."""
         pipes = [_context.Pipe(duplex=False) for _ in range(3)]
         (stdin, self_stdin), (self_stdout, stdout), (self_stderr, stderr) = pipes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         environment = dict(os.environ if env is None else env) | {PARENT_VARIABLE: str(os.getpid())}
-        child = (module, arguments, environment, mask, (stdin, stdout, stderr))
+        # A Connection, which multiprocessing can send.
+        pipe = None if progress is None else Connection(os.dup(progress), readable=False)
+        child = (module, arguments, environment, mask, (stdin, stdout, stderr), pipe)
         self._process = _context.Process(target=_run, args=child)
         with _lock:
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
-        for end in (stdin, stdout, stderr):
+        for end in filter(None, (stdin, stdout, stderr, pipe)):
             end.close()
         self.stdin = _open(self_stdin, "w")
         self.stdout = _open(self_stdout, "r")
@@ -98,9 +104,9 @@ def run(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> s
     return subprocess.CompletedProcess([module, *arguments], process.wait(), printed, errors)
 
 
-def start_trial(environment: dict[str, str]) -> ForkedProcess:
+def start_trial(environment: dict[str, str], sender: int) -> ForkedProcess:
     """In place of `TrialProcess._start`."""
-    process = ForkedProcess("harness.study.trial_process", env=environment)
+    process = ForkedProcess("harness.study.trial_process", env=environment, progress=sender)
     # As there nobody reads what a trial prints.
     threading.Thread(target=process.stdout.read, daemon=True).start()
     return process
@@ -117,6 +123,7 @@ def _run(
     environment: dict[str, str],
     mask: set[signal.Signals],
     streams: tuple[Connection, ...],
+    progress: Connection | None,
 ) -> None:
     """In the child: what a new interpreter would do."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -128,6 +135,9 @@ def _run(
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
         stream.close()
+    if progress is not None:
+        os.environ[PROGRESS_VARIABLE] = str(os.dup(progress.fileno()))
+        progress.close()
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -27,7 +27,7 @@ from typing import Any
 from harness import log
 from harness.config.schema import Run
 from harness.errors import UserError
-from harness.processes import SOURCE_ROOT
+from harness.processes import PROGRESS_VARIABLE, SOURCE_ROOT
 from harness.records.lease import Lease
 
 logger = logging.getLogger(__name__)
@@ -73,11 +73,10 @@ class TrialProcess:
         if slot.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
         receiver, sender = os.pipe()
+        environment[PROGRESS_VARIABLE] = str(sender)
         # A file, so that it is closed with this object.
         self._progress = os.fdopen(receiver, "rb", buffering=0)
-        request = {
-            "run": run.model_dump(mode="json"), "token": lease.holder.token, "cores": slot.cores, "progress": sender,
-        }  # fmt: skip
+        request = {"run": run.model_dump(mode="json"), "token": lease.holder.token, "cores": slot.cores}
         # The child inherits the mask and unblocks the signals when torch is loaded (see main): an import swallows an
         # interrupt, or dies of it with a status that looks like a crash.
         former_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
@@ -230,8 +229,9 @@ def main() -> int:
         os.sched_setaffinity(0, request["cores"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     faulthandler.register(_STACK_SIGNAL, all_threads=True)
+    progress_pipe = int(os.environ.pop(PROGRESS_VARIABLE))
     # Processes that a trial starts must not keep the pipe open.
-    os.set_inheritable(request["progress"], False)
+    os.set_inheritable(progress_pipe, False)
     log.send_to_parent()
     # From here on torch is loaded, whose thread pools are sized on import.
     from harness.records.status import Status
@@ -240,7 +240,7 @@ def main() -> int:
     from harness.trial.trackers import make_tracker
     from harness.trial.trial import Observer, run_trial
 
-    send_progress_to(request["progress"])
+    send_progress_to(progress_pipe)
     show_progress()
     run = Run(**request["run"])
     # A scheduler's stop is like Ctrl-C: the trial ends as stopped.
