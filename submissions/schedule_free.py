@@ -61,7 +61,12 @@ class ScheduleFreeSGD(Rule):
         # All learning rates so far may be zero.
         c = bucket["largest_lr"] ** 2 / bucket["weight_sum"] if bucket["weight_sum"] else 0.0
         decay = bucket["weight_decay"]
-        u = torch._foreach_add(direction, bucket.theta, alpha=decay) if decay else direction
+        u = direction
+        if decay and direction is bucket.g:
+            u = torch._foreach_add(direction, bucket.theta, alpha=decay)
+        elif decay:
+            # AdamW's own tensors, which nobody else reads.
+            torch._foreach_add_(u, bucket.theta, alpha=decay)
         # The new y directly from the old y and z, without forming x: (1 - c) y + c z + η (β (1 - c) - 1) u.
         torch._foreach_lerp_(bucket.theta, z, c)
         torch._foreach_add_(bucket.theta, u, alpha=lr * (beta * (1 - c) - 1))
