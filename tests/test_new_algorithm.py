@@ -52,14 +52,15 @@ def tree(tmp_path: Path) -> Path:
     for name in COPIED:
         source, copy = ROOT / name, tmp_path / name
         if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            # Of the records those of adamw, with which the page compares: timing takes every submission that it finds.
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "[!a]*.tar.xz"))
         else:
             shutil.copy(source, copy)
     return tmp_path
 
 
 def test_the_walk_from_paper_to_leaderboard(tree: Path) -> None:
-    short = {"BUDGET": "0.02", "ROUNDS": "3"}
+    short = {"BUDGET": "0.005", "ROUNDS": "3"}
     assert f"`export {' '.join(f'{name}={value}' for name, value in short.items())}`" in PAGE.read_text()
     printed = run_blocks(sections()[0], tree, short)
     assert re.search(r"^qhadam( +ok){9} *$", printed, re.MULTILINE)  # conformance
