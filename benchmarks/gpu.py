@@ -25,16 +25,28 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from gpu_parts import PARTS, SECONDS, Failed, Options, describe
+from comparison import Figures, Options
+from gpu_measurements import describe, energy, gpt2, images, mini, updates
+from gpu_proofs import Failed, conformance, resume, torchrun, waits
 
 from harness.command_line import run_script
 from harness.errors import UserError
 from harness.files import write_atomically
 
+PARTS: dict[str, Callable[[Options], Figures]] = {
+    part.__name__: part for part in (waits, resume, torchrun, mini, gpt2, images, updates, energy, conformance)
+}
+"""All parts by name, in the order in which they run."""
+SECONDS = {
+    "waits": 150, "resume": 90, "torchrun": 90, "mini": 240, "gpt2": 240, "images": 150, "updates": 150, "energy": 60,
+    "conformance": 300,
+}  # fmt: skip
+"""The longest that each may take, its process's start included."""
 RESULT = "GPU-RESULT "
 """Begins the line of a child's standard output that holds its figures."""
 DESCRIPTION = "description"

@@ -16,7 +16,7 @@ import sys
 from time import perf_counter, process_time
 
 import torch
-from gpu_parts import MINI, Options, alternate, bare_loop_for, make_training
+from comparison import MINI, Options, alternate, bare_loop_for, make_training
 
 from harness.command_line import run_script
 from harness.errors import UserError

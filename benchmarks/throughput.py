@@ -22,7 +22,7 @@ import sys
 from time import perf_counter
 
 import torch
-from gpu_parts import peak_flops
+from comparison import peak_flops
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.command_line import run_script

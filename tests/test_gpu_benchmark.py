@@ -33,9 +33,9 @@ def test_every_part_runs_on_a_cpu_with_tiny_sizes(gpu: Any) -> None:
 
 
 def test_a_proof_that_does_not_hold_is_reported(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gpu_parts
+    import gpu_proofs
 
-    monkeypatch.setattr(gpu_parts, "_equal_bits", lambda first, second: False)
+    monkeypatch.setattr(gpu_proofs, "_equal_bits", lambda first, second: False)
     with pytest.raises(gpu.Failed, match="workload=gpt2 precision=fp32: other weights after a resume"):
         gpu.PARTS["resume"](gpu.Options(device="cpu", tiny=True))
 
