@@ -243,8 +243,10 @@ def main() -> int:
     send_progress_to(progress_pipe)
     show_progress()
     run = Run(**request["run"])
-    # A scheduler's stop is like Ctrl-C: the trial ends as stopped.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A scheduler's stop is like Ctrl-C: the trial ends as stopped. SIGINT too, which a shell ignores in what it starts in
+    # the background, and children inherit that.
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
     def make_observers() -> list[Observer]:

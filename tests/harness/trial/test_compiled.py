@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,8 +74,9 @@ def test_a_graph_of_the_model_that_nothing_announced_is_charged_to_nobody(graphs
 
 
 def test_a_damaged_compiler_cache_does_not_fail_a_trial(
-    graphs: CompileCounterWithBackend, trial: Trial, monkeypatch: pytest.MonkeyPatch
+    graphs: CompileCounterWithBackend, trial: Trial, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    shared = tmp_path / "shared"
     folders: list[str | None] = []
     warm_up = Training._warm_up
 
@@ -85,12 +87,12 @@ def test_a_damaged_compiler_cache_does_not_fail_a_trial(
         warm_up(training)
 
     # Restored after the test, for the ones that follow.
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/nowhere/shared")
-    monkeypatch.setenv("TRITON_CACHE_DIR", "/nowhere/shared/triton")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(shared / "triton"))
     monkeypatch.setattr(Training, "_warm_up", damaged_once)
     record = trial("compile=true", "workload.max_steps=3")
     assert record.status is Status.EXHAUSTED, record.manifest.final.traceback
-    assert folders[0] == "/nowhere/shared" and folders[1] not in (None, folders[0])
+    assert folders[0] == str(shared) and folders[1] not in (None, folders[0])
 
 
 def test_an_error_of_the_model_is_not_tried_twice(
