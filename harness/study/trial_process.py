@@ -243,8 +243,8 @@ def main() -> int:
     send_progress_to(progress_pipe)
     show_progress()
     run = Run(**request["run"])
-    # A scheduler's stop is like Ctrl-C: the trial ends as stopped. SIGINT too, which a shell ignores in what it starts in
-    # the background, and children inherit that.
+    # A scheduler's stop is like Ctrl-C: the trial ends as stopped. SIGINT too, which children inherit as ignored from a
+    # shell's background jobs.
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
