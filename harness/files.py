@@ -39,8 +39,8 @@ def _sync_folder(folder: Path) -> None:
     """Put the names in `folder` on the disk: without it a crash of the machine could bring the old file back."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    # A folder that may be written and not read.
-    except PermissionError:
+    # A folder that may be written and not read, or that another process has moved away with the file in it.
+    except (PermissionError, FileNotFoundError):
         return
     try:
         os.fsync(descriptor)

@@ -40,10 +40,10 @@ class Algorithm:
     kind: str
     """RULES, STEP_OWNERS or WRAPPED."""
     needs: tuple[Need, ...]
-    host_waits: tuple[str, ...]
-    """When the host waits for the device, of each class where it does (`Submission.host_waits`)."""
     state: float
     """Bytes held between steps, per parameter."""
+    host_waits: tuple[str, ...] = ()
+    """When the host waits for the device, of each class where it does (`Submission.host_waits`)."""
 
 
 def describe_algorithm(run: Run, state: float) -> Algorithm:

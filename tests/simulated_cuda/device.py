@@ -124,6 +124,9 @@ class CudaTensor(Tensor):
     def numpy(self, **_: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
+    def __deepcopy__(self, _: Any) -> CudaTensor:
+        return CudaTensor(self.detach().on_host.clone()).requires_grad_(self.requires_grad)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (self.detach().on_host, self.requires_grad)
 
