@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 TIMES = ROOT / "benchmarks" / "optimizer_step_mini.csv"
 ONE = Algorithm(
     "mine", "this | that", "Me 2024, arXiv:2401.00001", ("submissions.lion.Lion", "submissions.sam.SAM"),
-    WRAPPED, (Need.LOSS, Need.TOTAL_STEPS), 8.004,
+    WRAPPED, (Need.LOSS, Need.TOTAL_STEPS), 8.004, ("each step",),
 )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_a_row() -> None:
     (row,) = [line for line in format_algorithms([ONE], times).splitlines() if "`mine`" in line]
     assert row == (
         r"| `mine` ([lion.py](../submissions/lion.py), in [sam.py](../submissions/sam.py)) | this \| that "
-        "| Me 2024, [arXiv:2401.00001](https://arxiv.org/abs/2401.00001) | loss, total steps | 8.00 | 1.5 |"
+        "| Me 2024, [arXiv:2401.00001](https://arxiv.org/abs/2401.00001) | loss, total steps | each step | 8.00 | 1.5 |"
     )
     assert "not timed" in format_algorithms([ONE], times.rename(index={"mine": "other"}))
 
