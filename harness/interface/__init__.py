@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from harness.interface.data_order import ExampleStream as ExampleStream
     from harness.interface.data_order import Selection as Selection
     from harness.interface.needs import Need as Need
+    from harness.interface.on_device import sample_classes as sample_classes
+    from harness.interface.on_device import to_device as to_device
     from harness.interface.ranks import Ranks as Ranks
     from harness.interface.roles import Role as Role
     from harness.interface.schedules import Schedule as Schedule
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from harness.interface.submission import Setup as Setup
     from harness.interface.submission import Submission as Submission
     from harness.interface.submission import Wrapper as Wrapper
-    from harness.interface.transfer import sample_classes as sample_classes
-    from harness.interface.transfer import to_device as to_device
     from harness.interface.workload import Batch as Batch
     from harness.interface.workload import Split as Split
     from harness.interface.workload import Workload as Workload
@@ -41,7 +41,7 @@ _MODULE_OF = {
     "Schedule": "harness.interface.schedules",
     **dict.fromkeys(("StepContext", "WrappedContext", "swapped"), "harness.interface.step"),
     **dict.fromkeys(("OptimizerSubmission", "Setup", "Submission", "Wrapper"), "harness.interface.submission"),
-    **dict.fromkeys(("sample_classes", "to_device"), "harness.interface.transfer"),
+    **dict.fromkeys(("sample_classes", "to_device"), "harness.interface.on_device"),
     **dict.fromkeys(("Batch", "Split", "Workload", "WorkloadSpec"), "harness.interface.workload"),
 }
 __all__ = sorted(_MODULE_OF)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from typing_extensions import override
 
-from harness.interface.transfer import sample_classes, to_device
+from harness.interface.on_device import sample_classes, to_device
 from harness.interface.workload import Batch, Split, Workload, WorkloadSpec
 
 CPU = torch.device("cpu")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,3 +75,17 @@ def test_dropout_masks_depend_on_step_and_micro_batch_only() -> None:
 @given(st.integers(0, 2**64 - 1))
 def test_a_single_number_is_mixed_as_an_array_is(x: int) -> None:
     assert _mix(x) == int(splitmix64(np.array([x], dtype=np.uint64))[0])
+
+
+def test_an_order_is_drawn_once_however_the_end_of_an_epoch_and_what_follows_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[int] = []
+    randperm = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda n, **options: drawn.append(n) or randperm(n, **options))
+    stream = ExampleStream(TrialSeeds(0, 1), 20)
+    # A batch at the end of each epoch, in turn with the two that are read ahead.
+    for position in range(0, 60, 4):
+        for ahead in (0, 4, 8):
+            stream.peek(position + ahead, 4)
+    assert len(drawn) == 4
