@@ -75,6 +75,54 @@ class FinalFigures(BaseModel):
         return float(value) if isinstance(value, int | float) else None
 
 
+class Life(BaseModel):
+    """One life of a trial's process: from its start to its end, or to the kill that ended it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    first_row: int
+    """How many rows there were when it began."""
+    seconds: float = 0.0
+    """Wall time to its last row."""
+
+
+class Evidence(BaseModel):
+    """What was seen of the submission while the trial ran, for whoever reviews the record (docs/fair_play.md).
+
+    The columns of the evaluations that are evidence too are `EVIDENCE_COLUMNS` of harness/records/evaluations.py.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    judge: Literal["process", "replay", "none"]
+    """Who evaluated: a process out of the submission's reach; the submission's own, with the weights kept so that they
+    can be evaluated again; or its own alone."""
+    sources: dict[str, str] = {}
+    """SHA-256 of every source file that the submission brings and that is of no library and not of the harness, by
+    path."""
+    distributions: dict[str, str] = {}
+    """Versions of the installed distributions that the submission's classes come from."""
+    initial_weights_sha256: str | None = None
+    """Of the model before the submission saw it: a function of seed, workload and version of torch."""
+    built_weights_sha256: str | None = None
+    """Of the model after the submission was built on it."""
+    model_sha256: str | None = None
+    """Of the structure of the workload's model: modules, shapes, hooks."""
+    model_changes: list[str] = []
+    """How the submission's model differed from it at an evaluation."""
+    lives: list[Life] = []
+    threads: int | None = None
+    """Most threads that torch was set to at an evaluation."""
+    files_opened: list[str] = []
+    """Files that were opened after the submission was imported, except those of libraries and of the system."""
+    connections: list[str] = []
+    """Addresses that the process connected to."""
+    programs: list[str] = []
+    """Programs and processes that it started."""
+    tampered: list[str] = []
+    """Files of the record that another process than the judge changed."""
+
+
 def _text_or_none(value: Any) -> str | None:
     # A record with a damaged `variant_of` is read as one of a workload, not refused.
     return value if isinstance(value, str) else None
@@ -131,6 +179,8 @@ class Manifest(BaseModel):
     """Version of Pacemark; in a checkout also its git commit and whether its files differed from it."""
     packages: dict[str, str] = {}
     machine: dict[str, Any] = {}
+    evidence: Evidence | None = None
+    """What was seen of the submission; None in records of before there was any."""
     final: FinalFigures | None = None
     """What came of the trial; None while it runs."""
 
