@@ -44,10 +44,10 @@ EVIDENCE_COLUMNS = {
     "off_clock_cpu": "accumulated_off_clock_cpu_time",
     "off_clock_changes": "off_clock_changes",
 }
-"""What is evidence for a review (docs/fair_play.md), all of it accumulated since the trial began: seconds that the judge
-saw pass while the training clock ran; examples of the forward passes that a hook on the model saw, and of those while
-the clock stood; CPU seconds of the processes that the submission started; CPU seconds of its own process while the
-clock stood; how often weights or buffers changed meanwhile. Records of before there was evidence lack them."""
+"""What is evidence for a review (docs/fair_play.md), all of it accumulated since the trial began: seconds that the
+judge saw pass while the training clock ran; examples of the forward passes that a hook on the model saw, and of those
+while the clock stood; CPU seconds of the processes that the submission started; CPU seconds of its own process while
+the clock stood; how often weights or buffers changed meanwhile. Records of before there was evidence lack them."""
 NO_ROWS = "missing: the file has no rows"
 _BLOCK_BYTES = 8 << 20
 """Of text that Arrow parses at a time."""
