@@ -208,6 +208,10 @@ class GPT2(Workload):
         dataset = data.get("dataset", "kjv")
         return "" if dataset == "kjv" else prepared.missing_data(dataset, source)
 
+    @override
+    def discard_held_back(self) -> None:
+        self._evaluation_windows = {}
+
     @property
     @override
     def lookahead(self) -> int:

@@ -161,6 +161,10 @@ class ImageClassification(Workload):
         return len(self._images)
 
     @override
+    def discard_held_back(self) -> None:
+        self._images.discard_held_back()
+
+    @override
     def prefetch(self, indices: Tensor, keys: Tensor) -> None:
         self._images.prefetch(indices, keys)
 

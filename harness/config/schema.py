@@ -31,6 +31,9 @@ class Named(_Strict):
     description: str
 
 
+Judge = Literal["process", "replay", "none"]
+
+
 class Ruleset(Named):
     """How much tuning a submission gets."""
 
@@ -42,6 +45,8 @@ class Ruleset(Named):
     """Where the trials' hyperparameters come from."""
     budget_factor: float = Field(default=1.0, gt=0)
     """The budget in steps, as a multiple of the workload's."""
+    judge: Judge = "none"
+    """Who evaluates, where the command does not say it; see `Run.judge`."""
     retries: int = Field(default=0, ge=0)
     """How often a trial that crashed is run again, from its last checkpoint. Divergence is a result, no crash."""
 
@@ -127,7 +132,7 @@ class Optimizer(_Strict):
 
 
 _WITHOUT_INFLUENCE = {"records", "machine", "label", "overwrite", "data", "checkpoint_seconds", "debug", "tracker",
-                      "executor", "modified", "shipped", "overridden"}  # fmt: skip
+                      "executor", "judge", "modified", "shipped", "overridden"}  # fmt: skip
 """Keys that cannot move a trial's result."""
 NOT_RECORDED = {"modified", "shipped", "overridden", "overwrite", "debug", "records", "data"}
 """Keys that no manifest holds: options of the command, and paths of the machine that ran it."""
@@ -175,6 +180,9 @@ class Run(_Strict):
     threads: int = Field(ge=1)
     """CPU threads of the trial. The bits depend on it, so it is part of the trial and not the machine's core count."""
     run_to_end: bool
+    judge: Judge = "none"
+    """Who evaluates. process: a process that the submission cannot reach, with a model of its own; replay: the
+    submission's process, and the weights of two evaluations are kept; none: the submission's process."""
     records: Path = Path("results/records")
     machine: str = Field(default="auto", pattern=NAME_PATTERN)
     """Name of the machine's folder of records; auto: a description of this machine."""

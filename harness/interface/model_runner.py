@@ -91,9 +91,11 @@ class ModelRunner:
         compiled: bool = False,
         sizes_vary: bool = False,
         pass_context: Callable[[], AbstractContextManager[object]] = nullcontext,
+        count_compiled: Callable[[int], None] | None = None,
     ) -> None:
         """compiled: whether forward passes go through torch.compile, and the loss with them. sizes_vary: whether
-        micro-batches of other sizes than the workload's will come. pass_context: entered around every pass."""
+        micro-batches of other sizes than the workload's will come. pass_context: entered around every pass.
+        count_compiled: called with the number of examples of each compiled pass, which no hook of the model sees."""
         self.workload = workload
         self.model = model
         loss = BatchLoss(workload, model)
@@ -101,6 +103,7 @@ class ModelRunner:
         self.forward_model: Any = torch.compile(model) if compiled else model
         self._loss: Any = torch.compile(loss) if compiled else loss
         self._marks_sizes = compiled and sizes_vary
+        self._count_compiled = count_compiled if compiled else None
         self.pass_context = pass_context
         self.seeds = seeds
         self.precision_context = precision_context
@@ -124,7 +127,16 @@ class ModelRunner:
             for tensor in batch.values():
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         loss: Tensor = self._loss(batch)
+        if self._count_compiled is not None:
+            self._count_compiled(len(batch["labels"]))
         return loss
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """The model's outputs on a micro-batch, with their graph."""
+        outputs = self.workload.forward(self.forward_model, batch)
+        if self._count_compiled is not None:
+            self._count_compiled(len(batch["labels"]))
+        return outputs
 
     def load_batch(self, selection: Selection) -> StepBatch:
         """Load those micro-batches of `selection` that this rank runs."""

@@ -277,7 +277,7 @@ class StepContext:
         with runner.precision_context():
             if labels == "true":
                 return runner.batch_loss(micro_batch)
-            outputs = runner.workload.forward(runner.forward_model, micro_batch)
+            outputs = runner.outputs(micro_batch)
             sampled = {"labels": self._sample_labels(outputs.detach(), number)}
             return runner.workload.loss(outputs, micro_batch | sampled)
 

@@ -135,6 +135,10 @@ class Workload(ABC):
         """
         return ""
 
+    def discard_held_back(self) -> None:  # noqa: B027
+        """Forget the data that are held back: called after `load` in the process of a submission that a judge stands
+        beside, before the submission is imported. To be overridden; by default they stay."""
+
     @property
     @abstractmethod
     def fingerprint(self) -> dict[str, str]:

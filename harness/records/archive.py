@@ -34,7 +34,8 @@ MOST_REFUSED = 20
 _WORKLOAD = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 _MEMBER = re.compile(
     rf"plan_{_WORKLOAD}\.json"
-    rf"|study_[0-9]{{1,10}}/{_WORKLOAD}_(?:jax|pytorch)/trial_[0-9]{{1,9}}/(?:eval_measurements\.csv|manifest\.json)"
+    rf"|study_[0-9]{{1,10}}/{_WORKLOAD}_(?:jax|pytorch)/trial_[0-9]{{1,9}}/"
+    r"(?:eval_measurements\.csv|manifest\.json|sources\.json|weights_at_(?:target|end)\.pt)"
 )
 _CHECKSUM_LINE = re.compile(r"([0-9a-f]{64})  ([ -~]+)")
 # Fixed, since the bytes of an archive depend on them. The dictionary holds a submission of a few hundred trials whole;

@@ -6,6 +6,9 @@
             .lease.<n>                                      while a process is at it
             eval_measurements.csv                           one row per evaluation
             manifest.json                                   all else
+            sources.json                                    the submission's source files by module, where they are no
+                                                            part of Pacemark
+            weights_at_target.pt, weights_at_end.pt         with judge=replay: the weights of these evaluations
             checkpoint.pt                                   until the trial is finished
     <records>/<scale>/<ruleset>/<machine>/<label>.tar.xz    in the place of the folder: its files, packed (archive.py)
 
@@ -26,6 +29,7 @@ from typing import Any
 from harness.config.schema import Run
 
 EVALUATIONS, MANIFEST, CHECKPOINT = "eval_measurements.csv", "manifest.json", "checkpoint.pt"
+SOURCES, WEIGHTS_AT_TARGET, WEIGHTS_AT_END = "sources.json", "weights_at_target.pt", "weights_at_end.pt"
 ARCHIVE_SUFFIX = ".tar.xz"
 """Of the archive that lies in the place of a submission's folder."""
 FRAMEWORKS = ("jax", "pytorch")

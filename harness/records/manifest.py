@@ -86,6 +86,17 @@ class Life(BaseModel):
     """Wall time to its last row."""
 
 
+class KeptWeights(BaseModel):
+    """A file of weights that an evaluation was made with, for judge=replay."""
+
+    model_config = ConfigDict(extra="allow")
+
+    row: int
+    """Index of the evaluation."""
+    sha256: str
+    """Of the weights, as `harness.trial.weights.hash_weights` has it."""
+
+
 class Evidence(BaseModel):
     """What was seen of the submission while the trial ran, for whoever reviews the record (docs/fair_play.md).
 
@@ -121,6 +132,8 @@ class Evidence(BaseModel):
     """Programs and processes that it started."""
     tampered: list[str] = []
     """Files of the record that another process than the judge changed."""
+    kept_weights: dict[str, KeptWeights] = {}
+    """By the name of the file."""
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -136,6 +136,10 @@ class Clock:
         finally:
             self._model_compile += self._compile.seconds - before
 
+    def restart(self) -> None:
+        """Let `total` begin now."""
+        self._total_mark = time.perf_counter()
+
     def tick(self) -> None:
         """Bring `total` up to date."""
         now = time.perf_counter()

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict
 from typing import Any
-
-import torch
-from torch import nn
 
 from harness.interface.needs import Need
 from harness.interface.workload import Split
 from harness.trial import hardware
 from harness.trial.outcome import Outcome
-from harness.trial.training import Training
+from harness.trial.remote_training import AnyTraining
 
 Row = dict[str, Any]
 """A row of eval_measurements.csv, by column."""
 
 
 def row_values(
-    training: Training,
+    training: AnyTraining,
     train_loss: float,
     metrics: dict[str, float],
     *,
@@ -59,6 +55,7 @@ def row_values(
         **asdict(training.runner.counters),
         **memory,
         "optimizer_state_bytes": state_bytes,
+        **training.witness.counters.columns(),
     }
 
 
@@ -67,7 +64,7 @@ def split_columns(split: Split, metrics: dict[str, float]) -> Row:
     return {f"{split}/{key}": value for key, value in metrics.items()}
 
 
-def manifest_values(training: Training) -> dict[str, Any]:
+def manifest_values(training: AnyTraining) -> dict[str, Any]:
     """The keys of `harness.records.manifest.Manifest` for a trial that starts, without its configuration and status."""
     run, needs, spec = training.run, training.needs, training.spec
     return {
@@ -94,7 +91,7 @@ def manifest_values(training: Training) -> dict[str, Any]:
 
 
 def final_values(
-    training: Training, rows: list[Row], reached_row: int | None, state_bytes: int, outcome: Outcome
+    training: AnyTraining, rows: list[Row], reached_row: int | None, state_bytes: int, outcome: Outcome
 ) -> dict[str, Any]:
     """The keys of `harness.records.manifest.FinalFigures` for a trial that has ended.
 
@@ -113,7 +110,7 @@ def final_values(
     # The last value of a diverged trial is NaN, with which min and max depend on the order.
     values = [row[metric] for row in rows if math.isfinite(row[metric])]
     best = min if spec.direction == "min" else max
-    parameters = sum(parameter.numel() for parameter in training.runner.parameters)
+    parameters = training.parameter_count
     final |= {
         "time_to_target": None,
         "steps_to_target": None,
@@ -131,7 +128,7 @@ def final_values(
     }
     # Otherwise the weights are of no whole step, and the device may never answer.
     if outcome.status.is_finished and not outcome.status.is_crash:
-        final["weights_sha256"] = _weights_hash(training.runner.model)
+        final["weights_sha256"] = training.weights_sha256()
     # The index is set before the row is appended, which an exception may have prevented.
     if reached_row is not None and reached_row < len(rows):
         final |= _at_target(rows, reached_row, spec.metric)
@@ -154,12 +151,3 @@ def _at_target(rows: list[Row], reached_row: int, metric: str) -> dict[str, Any]
         **({} if joules is None else {"energy_joules_to_target": joules}),
         f"test/{metric}_at_target": reached[f"test/{metric}"],
     }
-
-
-def _weights_hash(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        # As bytes, since NumPy has no bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

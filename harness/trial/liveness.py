@@ -26,6 +26,11 @@ def send_progress_to(descriptor: int | None) -> None:
         os.set_blocking(descriptor, False)
 
 
+def progress_descriptor() -> int | None:
+    """The pipe that signs of progress go into; None where nobody watches."""
+    return _descriptor
+
+
 def show_progress() -> None:
     """Tell the watching process that this one does not hang. Does nothing where there is none."""
     global _next_sign

@@ -8,12 +8,14 @@ harness/records/layout.py, evaluations.py and manifest.py.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from harness.hashing import config_hash
 from harness.records.differences import differences
 from harness.records.layout import CHECKPOINT, EVALUATIONS, MANIFEST, RecordPath
 from harness.records.lease import Lease
-from harness.records.manifest import FORMAT, FORMAT_VERSION, FinalFigures, Manifest
+from harness.records.manifest import FORMAT, FORMAT_VERSION, Evidence, FinalFigures, Life, Manifest
 from harness.records.packing import unpack_if_packed
 from harness.records.status import Status
 
@@ -42,6 +44,9 @@ class Record:
         self.rows: list[dict[str, Any]] = []
         """The rows of eval_measurements.csv that this process knows: of the checkpoint, and those appended since."""
         self._lease: Lease | None = None
+        # SHA-256 of what this process wrote last, by file.
+        self._written: dict[Path, str] = {}
+        self._life_began = monotonic()
 
     @property
     def folder(self) -> Path:
@@ -109,7 +114,10 @@ class Record:
         """Write the manifest as it is now. Raises LeaseLost and OSError."""
         assert self.manifest is not None
         self._check_lease()
+        if self.manifest.evidence is not None and self.manifest.evidence.lives:
+            self.manifest.evidence.lives[-1].seconds = monotonic() - self._life_began
         self.manifest.write(self.path.manifest)
+        self._note_written(self.path.manifest)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to eval_measurements.csv. Raises LeaseLost and OSError."""
@@ -127,6 +135,16 @@ class Record:
         # As late as possible, so that a lease lost in the meantime is noticed.
         self._check_lease()
         write_atomically(self.path.evaluations, text.getvalue())
+        self._note_written(self.path.evaluations)
+
+    def write_extra(self, name: str, content: bytes) -> None:
+        """Write another file of the record (`harness.records.layout`). Raises LeaseLost and OSError."""
+        self._check_lease()
+        write_atomically(self.folder / name, content)
+
+    def changed_files(self) -> list[str]:
+        """Names of the files that are not as this process wrote them last."""
+        return [path.name for path, digest in self._written.items() if _hash_file(path) != digest]
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write `state` and the rows so far as the checkpoint. Raises LeaseLost and OSError."""
@@ -135,6 +153,9 @@ class Record:
         torch.save(state | {"rows": self.rows}, buffer)
         self._check_lease()
         write_atomically(self.path.checkpoint, buffer.getbuffer())
+        self._note_written(self.path.checkpoint)
+        # With the wall time of this life: a process that is killed cannot write it.
+        self.write_manifest()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint's state, with all tensors on the CPU; None if there is none. Sets `rows` to the rows of
@@ -160,6 +181,8 @@ class Record:
         assert self.manifest is not None
         self.manifest.status, self.manifest.final = status, FinalFigures(**final)
         self.write_manifest()
+        # The caller writes nothing more, and another process may.
+        self._written.clear()
         # After the manifest: a process killed in between must find the checkpoint to resume from. A crashed trial is
         # retried from its last checkpoint.
         if status.is_finished and not status.is_crash:
@@ -226,6 +249,8 @@ class Record:
         """The manifest of a trial that starts now, or goes on from the one that is there."""
         former = self.manifest
         counts: dict[str, Any] = {"preemption_count": 0}
+        lives = former.evidence.lives if former is not None and former.evidence is not None else []
+        evidence = Evidence(judge=self.run.judge, lives=[*lives, Life(first_row=len(self.rows), seconds=0.0)])
         if former is not None:
             self._check_data(former, values)
             self._check_version(former, values)
@@ -244,6 +269,7 @@ class Record:
             config_hash=config_hash(self.run.identity()),
             identity=self.run.identity(),
             config=self.run.model_dump(mode="json", exclude=NOT_RECORDED),
+            evidence=evidence,
             **counts,
             **values,
         )
@@ -269,9 +295,20 @@ class Record:
                 "version, or add overwrite=true to start it again"
             )
 
+    def _note_written(self, path: Path) -> None:
+        self._written[path] = _hash_file(path) or ""
+
     def _check_lease(self) -> None:
         if self._lease is not None:
             self._lease.check()
+
+
+def _hash_file(path: Path) -> str | None:
+    """SHA-256 of a file; None if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 class ReadOnlyRecord(Record):
@@ -293,6 +330,9 @@ class ReadOnlyRecord(Record):
         """Does nothing."""
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def write_extra(self, name: str, content: bytes) -> None:
         """Does nothing."""
 
     def finish(self, status: Status, final: dict[str, Any]) -> None:

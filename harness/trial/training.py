@@ -7,8 +7,9 @@ segments of several submissions (harness/study/timing_run.py).
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -32,7 +33,11 @@ from harness.trial.batch_norm import recompute_statistics
 from harness.trial.clock import Clock, Disturbance
 from harness.trial.devices import device_types, restore_devices
 from harness.trial.environment import is_compiler_error, use_empty_compiler_cache
+from harness.trial.hardware import PeakMemory
 from harness.trial.liveness import show_progress
+from harness.trial.sources import hash_sources, read_sources, submission_distributions, submission_sources
+from harness.trial.weights import hash_weights
+from harness.trial.witness import EvidenceCounters, Witness, describe_structure
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +53,7 @@ class Training:
 
     def __init__(self, run: Run, workload: Workload, device: torch.device, ranks: Ranks = SINGLE_RANK) -> None:
         self.run, self.workload, self.device, self.ranks = run, workload, device, ranks
+        self._loaded_before = frozenset(sys.modules)
         self.cls = hyperparameters.import_algorithm(run.optimizer.class_path)
         self.wrappers = [hyperparameters.import_wrapper(path) for path in run.optimizer.wrappers]
         self.needs = declared_needs(run)
@@ -56,6 +62,15 @@ class Training:
         self.stream = ExampleStream(self.seeds, workload.train_size)
         self.clock = Clock(device)
         self.disturbance = Disturbance()
+        self.memory = PeakMemory(device)
+        self.witness = Witness(
+            # Streamed data are read while the clock runs, and compilers are started and write files.
+            listens=not (workload.lookahead or run.compile or Need.OWN_COMPILATION in self.needs)
+        )
+        self.initial_weights_sha256: str | None = None
+        """Of the model before the submission saw it."""
+        self.built_weights_sha256: str | None = None
+        """Of the model when the submission had been built on it."""
         self.runner: ModelRunner
         self.submission: Submission
 
@@ -82,32 +97,40 @@ class Training:
 
         charge_compile: whether compilation of the submission's own code is charged (see `Clock.submission`).
         """
-        torch.manual_seed(self.seeds.key("initial weights"))
-        # Built on the CPU, so that the initial weights do not depend on the device.
-        model = self.workload.build_model().to(self.device)
-        if self.spec.memory_format == "channels_last":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.train()
-        roles = parameter_roles(model, self.workload.role_patterns())
+        self.build_model()
+        self.build_submission(charge_compile=charge_compile)
+
+    def build_model(self) -> None:
+        """Build and warm up the model, off the clock: it is the workload's, and the same for every submission."""
+        model = build_model(self.workload, self.seeds, self.device)
+        self.initial_weights_sha256 = hash_weights(model)
+        self.witness.watch(model, ignores_hooks=Need.LAYERS in self.needs)
         self.runner = ModelRunner(
             self.workload,
             model,
             self.seeds,
-            self._precision,
+            self.precision_context,
             self.ranks,
             compiled=self.compiles_model,
             sizes_vary=bool(self.needs & VARYING_SIZES),
             pass_context=self.clock.model_compilation if self.compiles_model else nullcontext,
+            count_compiled=self.witness.count_compiled,
         )
-        # Off the clock: model and compilation belong to the workload, and are the same for every submission.
         self._warm_up_with_sound_cache()
+        self.witness.start_counting()
+
+    def build_submission(self, *, charge_compile: bool = True) -> None:
+        """Build the submission on the model, on the clock; see `build`."""
+        model = self.runner.model
+        roles = parameter_roles(model, self.workload.role_patterns())
         generator = torch.Generator().manual_seed(self.seeds.key("submission"))
         device_generator = generator
         if self.device.type != "cpu":
             device_generator = torch.Generator(self.device).manual_seed(self.seeds.key("submission on device"))
         setup = self._make_setup(model, roles, generator, device_generator)
-        with self.clock.submission("build", charge_compile=charge_compile):
+        with self.witness.on_clock(), self.clock.submission("build", charge_compile=charge_compile):
             self.submission = self._build_submission(setup)
+        self.built_weights_sha256 = hash_weights(model)
 
     def _make_setup(
         self, model: nn.Module, roles: dict[str, Role], generator: torch.Generator, device_generator: torch.Generator
@@ -199,6 +222,12 @@ class Training:
 
     # ---- training --------------------------------------------------------------------------------------------------
 
+    def measured_segment(self, goal: int, charge_compile: bool) -> float:
+        """As `segment`, with its peak memory; the mean loss on the host."""
+        with self.memory.measure("training"), self.witness.on_clock():
+            loss = self.segment(goal, charge_compile)
+        return float(loss)
+
     def segment(self, goal: int, charge_compile: bool) -> Tensor:
         """Train until `goal` examples are done (counted from the start of training); the mean of the steps' losses, a
         scalar on the device.
@@ -247,6 +276,71 @@ class Training:
                 selection = self.stream.peek(position, size)
                 self.workload.prefetch(selection.indices[local], selection.keys[local])
 
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def evaluation_model(self) -> Iterator[tuple[nn.Module, Any]]:
+        """Within it the model holds the weights that the submission wants evaluated; yields it, and the same as it is
+        to be called. Preparing the weights and putting the trained ones back is on the clock."""
+        weights = self.submission.evaluation_weights()
+        # Entered and left by hand, so that each is timed by itself. Entered before model.eval(), since recomputing
+        # BatchNorm statistics takes the training mode.
+        self.enter_evaluation(weights)
+        try:
+            with self.witness.not_counting():
+                yield self.runner.model, self.runner.forward_model
+        except BaseException:
+            # Without the clock, which would wait for a device that may be waiting for a lost rank.
+            weights.__exit__(None, None, None)
+            raise
+        self.leave_evaluation(weights)
+
+    def enter_evaluation(self, weights: AbstractContextManager[None]) -> None:
+        """Put the weights to evaluate into the model, on the clock. weights: `Submission.evaluation_weights()`."""
+        with self.witness.on_clock(), self.clock.submission("averaging"):
+            weights.__enter__()
+
+    def leave_evaluation(self, weights: AbstractContextManager[None]) -> None:
+        """Put the trained weights back, on the clock."""
+        with self.witness.on_clock(), self.clock.submission("averaging"):
+            weights.__exit__(None, None, None)
+
+    def state_bytes(self) -> int:
+        """Bytes that the submission holds between steps."""
+        return self.submission.state_bytes()
+
+    def weights_sha256(self) -> str:
+        """Hash of the trained weights."""
+        return hash_weights(self.runner.model)
+
+    def collect_evidence(self) -> dict[str, Any]:
+        """What is known of the submission: fields of `harness.records.manifest.Evidence`, and `texts`, its source files
+        by module."""
+        classes = [self.cls, *self.wrappers]
+        sources = submission_sources(classes, self._loaded_before)
+        # Copied first: reading the sources opens files too.
+        notes = self.witness.notes.copy()
+        return {
+            "sources": hash_sources(sources),
+            "texts": read_sources(sources),
+            "distributions": submission_distributions(classes),
+            "model_changes": list(self.witness.model_changes),
+            "threads": self.witness.threads,
+            "files_opened": notes.files,
+            "connections": notes.connections,
+            "programs": notes.programs,
+        }
+
+    @property
+    def model_structure(self) -> list[str]:
+        """A line for each module of the model, without hooks."""
+        return describe_structure(self.runner.model, ignores_hooks=True)
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable parameters of the model."""
+        return sum(parameter.numel() for parameter in self.runner.parameters)
+
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -265,6 +359,7 @@ class Training:
             "counters": asdict(self.runner.counters),
             "clock": self.clock.state_dict(),
             "seconds_per_step": self.disturbance.seconds_per_step,
+            "evidence": asdict(self.witness.counters),
         }
         return {"of_ranks": self.ranks.all_gather(state)} if Need.COMMUNICATION in self.needs else state
 
@@ -282,13 +377,32 @@ class Training:
         self.runner.counters = Counters(**state["counters"])
         self.clock.load_state_dict(state["clock"])
         self.disturbance.seconds_per_step = state["seconds_per_step"]
+        self.witness.counters = EvidenceCounters(**state["evidence"])
+        self.witness.forget_pause()
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            if self.run.precision == "bf16":
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
-            if Need.SECOND_DERIVATIVES in self.needs:
-                # Fused attention has no second derivative.
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            yield
+    def precision_context(self) -> AbstractContextManager[object]:
+        """Entered around every pass of the model."""
+        return precision_context(self.run, self.needs, self.device)
+
+
+def build_model(workload: Workload, seeds: TrialSeeds, device: torch.device) -> nn.Module:
+    """The workload's model with the initial weights of a trial, in training mode."""
+    torch.manual_seed(seeds.key("initial weights"))
+    # Built on the CPU, so that the initial weights do not depend on the device.
+    model = workload.build_model().to(device)
+    if workload.spec.memory_format == "channels_last":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
+    return model
+
+
+@contextmanager
+def precision_context(run: Run, needs: frozenset[Need], device: torch.device) -> Iterator[None]:
+    """The precision of `run`, and the kind of attention that the needs take."""
+    with ExitStack() as stack:
+        if run.precision == "bf16":
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        if Need.SECOND_DERIVATIVES in needs:
+            # Fused attention has no second derivative.
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield

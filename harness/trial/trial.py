@@ -11,13 +11,13 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from harness.config import hyperparameters
 from harness.config.declared_needs import declared_needs
@@ -27,17 +27,20 @@ from harness.interface.needs import Need
 from harness.interface.ranks import Ranks
 from harness.interface.workload import Split, Workload
 from harness.processes import world_size
-from harness.records.layout import RecordPath
+from harness.records.layout import WEIGHTS_AT_END, WEIGHTS_AT_TARGET, RecordPath
 from harness.records.packing import unpack_if_packed
 from harness.records.status import Status
 from harness.trial import figures
 from harness.trial.distributed import announce_exit, init_distributed, watchdog
 from harness.trial.environment import configure_torch, private_compiler_cache, select_device
+from harness.trial.evaluation import evaluate
+from harness.trial.evidence import WeightsKeeper, write_evidence
 from harness.trial.figures import Row
-from harness.trial.hardware import PeakMemory, machine_folder
+from harness.trial.hardware import machine_folder
 from harness.trial.liveness import show_progress
 from harness.trial.outcome import Outcome, out_of_memory_cause
 from harness.trial.record import ReadOnlyRecord, Record
+from harness.trial.remote_training import AnyTraining, RemoteTraining, SubmissionFailed
 from harness.trial.training import Training
 
 logger = logging.getLogger(__name__)
@@ -96,7 +99,8 @@ def run_trial(
         return record, False
     if run.modified:
         logger.info("the workload is modified (%s): no table takes this trial", ", ".join(run.modified))
-    declared_needs(run)  # raises its errors before data are loaded
+    if run.judge != "process":
+        declared_needs(run)  # raises its errors before data are loaded
     started = perf_counter()
     workload = ranks.run_on_all(lambda: load_workload(run, device))
     show_progress()
@@ -105,7 +109,11 @@ def run_trial(
         # Registered before the folder is taken, so that the lease is released whatever fails.
         stack.callback(record.close)
         observers = make_observers() if ranks.is_main else []
-        training = Training(run, workload, device, ranks)
+        training: AnyTraining
+        if run.judge == "process":
+            training = stack.enter_context(closing(RemoteTraining(run, workload, device)))
+        else:
+            training = Training(run, workload, device, ranks)
         ranks.run_on_all(lambda: record.acquire(lease_token))
         # With the folder: its former holder may have written a newer checkpoint until then. Before the manifest is
         # written: a corrupt checkpoint is refused, and nothing is changed.
@@ -152,6 +160,11 @@ def check_ranks(run: Run) -> None:
             f"{size} processes cannot share a step of workload={spec.full_name} evenly: its nominal_batch="
             f"{spec.nominal_batch} is {count} micro-batches of {spec.micro_batch}; start as many as divide {count}"
         )
+    if size > 1 and run.judge == "process":
+        raise UserError(
+            f"judge=process: {size} processes share the trial, and each would need a judge; use judge=replay, which "
+            "keeps the weights so that scripts/audit.py can evaluate them again"
+        )
     if size > 1 and run.device != "cpu" and torch.cuda.is_available() and not dist.is_nccl_available():
         raise UserError(
             f"device={run.device}: {size} processes on GPUs exchange sums by NCCL, which torch {torch.__version__} "
@@ -195,7 +208,7 @@ class _Trial:
 
     def __init__(
         self,
-        training: Training,
+        training: AnyTraining,
         record: Record,
         observers: list[Observer],
         should_stop: ShouldStop | None,
@@ -207,8 +220,11 @@ class _Trial:
         self.training, self.record, self.observers, self.should_stop = training, record, observers, should_stop
         self.run_config, self.workload, self.spec = training.run, training.workload, training.spec
         self.clock, self.ranks = training.clock, training.ranks
-        self.memory = PeakMemory(training.device)
+        self.memory = training.memory
         self.state_bytes = 0
+        self.kept_weights = WeightsKeeper()
+        # Files of the record that another process changed while the trial ran.
+        self.tampered: set[str] = set()
         # Index of the row at which the target was met first.
         self.reached_row: int | None = None
 
@@ -238,8 +254,15 @@ class _Trial:
     def finish(self, outcome: Outcome) -> None:
         """Write the outcome and the final figures into the record."""
         logger.info("ended as %s%s", outcome.status, f": {outcome.stop_reason}" if outcome.stop_reason else "")
-        self.record.finish(outcome.status, figures.final_values(self.training, self.record.rows, self.reached_row,
-                                                                self.state_bytes, outcome))  # fmt: skip
+        final = figures.final_values(self.training, self.record.rows, self.reached_row, self.state_bytes, outcome)
+        self.tampered |= set(self.record.changed_files())
+        write_evidence(self.training, self.record, self.tampered)
+        # The process of the submission ends before the record is complete: it cannot change what is written last.
+        if isinstance(self.training, RemoteTraining):
+            self.training.close()
+            if self.record.rows:
+                self.record.write_rows()
+        self.record.finish(outcome.status, final)
 
     def _build(self) -> None:
         checkpoint, self._checkpoint_to_load = self._checkpoint_to_load, None
@@ -261,8 +284,7 @@ class _Trial:
         while True:
             # No rank's clock or energy runs while another is still busy off the clock.
             self.ranks.barrier()
-            with self.memory.measure("training"):
-                train_loss = self.training.segment(self._next_goal(), charge_compile=not resumed)
+            train_loss = self.training.measured_segment(self._next_goal(), charge_compile=not resumed)
             resumed = False
             outcome = self._evaluate_and_record(train_loss)
             with self.clock.off("logging"):
@@ -284,7 +306,7 @@ class _Trial:
         grid = spec.eval_every * spec.nominal_batch
         return min(spec.max_steps * spec.nominal_batch, (self.training.runner.counters.examples // grid + 1) * grid)
 
-    def _evaluate_and_record(self, train_loss: Tensor) -> Outcome | None:
+    def _evaluate_and_record(self, train_loss: float) -> Outcome | None:
         """Evaluate, append the row, and tell the observers; how the trial ends, if it does."""
         metrics = self._evaluate("validation")
         with self.clock.off("logging"):
@@ -298,6 +320,11 @@ class _Trial:
         if reaches_target or outcome is not None:
             row |= figures.split_columns("test", self._evaluate("test"))
         with self.clock.off("logging"):
+            self.tampered |= set(self.record.changed_files())
+            if self.run_config.judge == "replay":
+                names = [WEIGHTS_AT_TARGET] * reaches_target + [WEIGHTS_AT_END] * (outcome is not None)
+                for name in names:
+                    self._write(partial(self.kept_weights.write, self.record, name, len(self.record.rows)))
             self._write(lambda: self.record.append(row))
             for observer in self.observers:
                 observer.evaluation(row)
@@ -307,37 +334,12 @@ class _Trial:
 
     def _evaluate(self, split: Split) -> dict[str, float]:
         """Metrics of the weights that the submission wants evaluated. Preparing those is on the clock, the rest off."""
-        runner, model = self.training.runner, self.training.runner.model
-        weights = self.training.submission.evaluation_weights()
-        # Entered and left by hand, so that each is timed by itself. Entered before model.eval(), since recomputing
-        # BatchNorm statistics takes the training mode.
-        with self.clock.submission("averaging"):
-            weights.__enter__()
-        try:
-            with self.clock.off("evaluation"), self.memory.measure("evaluation"), torch.no_grad():
-                model.eval()
-                sums: dict[str, Tensor] = {}
-                # The ranks share the batches, each taking every size-th.
-                part = slice(self.ranks.rank, None, self.ranks.size)
-                for batch in self.workload.evaluation_batches(split, part):
-                    with runner.precision_context():
-                        outputs = self.workload.forward(runner.forward_model, batch)
-                    for key, value in self.workload.evaluation_sums(outputs, batch).items():
-                        sums[key] = sums[key] + value if key in sums else value
-                    show_progress()
-                # In the order of the ranks, on the host: every rank adds up the same numbers in the same order.
-                total: dict[str, float] = {}
-                for of_rank in self.ranks.all_gather({key: float(value) for key, value in sums.items()}):
-                    total |= {key: total.get(key, 0.0) + value for key, value in of_rank.items()}
-                count = total.pop("num_examples")
-                metrics = {key: value / count for key, value in total.items()} | {"num_examples": int(count)}
-                model.train()
-        except BaseException:
-            # Without the clock, which would wait for a device that may be waiting for a lost rank.
-            weights.__exit__(None, None, None)
-            raise
-        with self.clock.submission("averaging"):
-            weights.__exit__(None, None, None)
+        training = self.training
+        with training.evaluation_model() as (model, forward_model):
+            with self.clock.off("evaluation"), self.memory.measure("evaluation"):
+                metrics = evaluate(self.workload, model, forward_model, split, training.precision_context, self.ranks)
+            if self.run_config.judge == "replay" and split == "validation":
+                self.kept_weights.remember(model)
         return metrics
 
     # ---- how it ends -----------------------------------------------------------------------------------------------
@@ -373,6 +375,11 @@ class _Trial:
         text = traceback.format_exc()
         if isinstance(caught, KeyboardInterrupt):
             return Outcome(Status.STOPPED, INTERRUPTED)
+        if isinstance(caught, SubmissionFailed):
+            if caught.out_of_memory is None:
+                return Outcome(Status.FAILED, None, caught.text)
+            text = f"{caught.out_of_memory}\n{caught.text}"
+            return Outcome(Status.OUT_OF_MEMORY, self._how_to_need_less_memory(), text)
         if (cause := out_of_memory_cause(caught)) is not None:
             # torch's message says how much was asked for and how much was free.
             return Outcome(Status.OUT_OF_MEMORY, self._how_to_need_less_memory(), f"{cause}\n{text}")
@@ -415,11 +422,11 @@ class _Trial:
 
     # ---- what is recorded ------------------------------------------------------------------------------------------
 
-    def _row(self, train_loss: Tensor, metrics: dict[str, float]) -> Row:
-        self.state_bytes = max(self.state_bytes, self.training.submission.state_bytes())
+    def _row(self, train_loss: float, metrics: dict[str, float]) -> Row:
+        self.state_bytes = max(self.state_bytes, self.training.state_bytes())
         return figures.row_values(
             self.training,
-            float(train_loss),
+            train_loss,
             metrics,
             preemption_count=self.record.preemption_count,
             memory=self.memory.columns(),

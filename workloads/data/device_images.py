@@ -67,6 +67,10 @@ class DeviceImages:
             images = torch.where(mirrored.bool().view(-1, *[1] * (images.ndim - 1)), images.flip(2), images)
         return {"inputs": _move_channels_first(images), "labels": self._labels.index_select(0, indices)}
 
+    def discard_held_back(self) -> None:
+        """Forget the evaluation splits."""
+        self._evaluation = {}
+
     def evaluation_batches(self, split: Split, size: int, part: slice = slice(None)) -> Iterator[Batch]:
         """The batches of an evaluation split. size: images per batch. part: which of the batches, by number."""
         images, labels = self._evaluation[split]

@@ -63,6 +63,11 @@ class StreamedImages:
         """Augmented training pictures. inputs: float [n, 3, image, image] in channels-last order, labels: int64 [n]."""
         return self._to_device(self._training.get(indices, keys))
 
+    def discard_held_back(self) -> None:
+        """Forget the validation split. The pictures of the test split are files of the training split's folder, which
+        the process can read all the same."""
+        self._splits = {"train": self._splits["train"]}
+
     def evaluation_batches(self, split: Split, size: int, part: slice = slice(None)) -> Iterator[Batch]:
         """The batches of an evaluation split. size: pictures per batch. part: which of the batches, by number."""
         count = self._test_size if split == "test" else len(self._splits["validation"])

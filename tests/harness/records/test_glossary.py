@@ -13,10 +13,11 @@ import pytest
 from harness.interface.model_runner import Counters
 from harness.records.archive import read_archive
 from harness.records.layout import ARCHIVE_SUFFIX, EVALUATIONS, MANIFEST
-from harness.records.manifest import FORMAT_VERSION, FinalFigures, Manifest
+from harness.records.manifest import FORMAT_VERSION, Evidence, FinalFigures, Manifest
 from harness.records.status import Status
 from harness.trial import figures
 from harness.trial.clock import Elapsed
+from harness.trial.witness import EvidenceCounters
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "records.md").read_text()
@@ -40,6 +41,9 @@ def columns_of_the_code() -> set[str]:
         clock=SimpleNamespace(tick=lambda: None, elapsed=Elapsed(energy=0.0)),
         nominal_step=1,
         runner=SimpleNamespace(counters=Counters()),
+        witness=SimpleNamespace(
+            counters=EvidenceCounters(accumulated_off_clock_cpu_time=0.0, accumulated_second_clock_time=0.0)
+        ),
     )
     metrics = {"loss": 1.0, "accuracy": 0.5, "num_examples": 1.0}
     memory = dict.fromkeys(("peak_memory_bytes", "evaluation_memory_bytes", "data_memory_bytes"), 1)
@@ -67,6 +71,7 @@ def test_every_key_of_a_manifest_is_listed() -> None:
     assert keys == set(Manifest.model_fields)
     assert f"| `format_version` | {FORMAT_VERSION} " in TEXT
     parts = listed("In `arranged`, `seeds`, `data`, `code`, `machine`")
+    assert listed("In `evidence`") == set(Evidence.model_fields)
     final = listed("In `final`")
     assert final >= set(FinalFigures.model_fields)
     for text in committed(MANIFEST):

@@ -1,0 +1,369 @@
+"""The judge's side of a training whose submission runs in another process (judge=process).
+
+    judge                                    process of the submission (harness/trial/trainee_process.py)
+      holds data that are held back,           holds training data, model, submission
+      target, record, a model of its own
+      "train to this many examples"  ------>   a segment on the clock
+      "show the weights"             ------>   sends them, and is stopped
+      evaluates its own model with them
+      "go on"                        ------>   continues
+
+A `RemoteTraining` stands in for `harness.trial.training.Training`: same names, and the same results to the bit. Nothing
+that the other process does to its copies of clock, target, evaluation or record reaches this one. The judge reads a
+clock of its own beside the one that the submission is charged by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from harness.config.schema import Run
+from harness.errors import UserError
+from harness.interface.model_runner import Counters
+from harness.interface.needs import Need
+from harness.interface.ranks import SINGLE_RANK
+from harness.interface.workload import Workload
+from harness.processes import PROGRESS_VARIABLE, SOURCE_ROOT
+from harness.seeding import TrialSeeds
+from harness.trial.channel import Channel, ChannelClosed
+from harness.trial.clock import Clock, Disturbance
+from harness.trial.hardware import PeakMemory
+from harness.trial.liveness import progress_descriptor, show_progress
+from harness.trial.trainee_process import MARK_VARIABLE
+from harness.trial.training import UNCOMPILED_NEEDS, Training, build_model, precision_context
+from harness.trial.weights import hash_weights
+from harness.trial.witness import EvidenceCounters, describe_structure
+
+logger = logging.getLogger(__name__)
+
+_END_SECONDS = 10.0
+"""How long the process may take to end by itself when it is no longer needed."""
+_PR_SET_CHILD_SUBREAPER = 36
+# Columns of the clock that the process of the submission measures.
+_CHARGED = ("submission", "build", "data_wait", "compile", "averaging", "cpu", "energy")
+
+
+class SubmissionFailed(Exception):
+    """The submission raised an exception in its process, or its process ended. The message is the traceback."""
+
+    def __init__(self, text: str, out_of_memory: str | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.out_of_memory = out_of_memory
+        """What torch says of it, where memory ran out."""
+
+
+class _Witnessed:
+    """The evidence that the other process has gathered, with what this one has seen itself."""
+
+    def __init__(self) -> None:
+        self.counters = EvidenceCounters(accumulated_off_clock_cpu_time=0.0, accumulated_second_clock_time=0.0)
+        self.model_changes: list[str] = []
+
+
+class _Model:
+    """What a trial asks of a `ModelRunner`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.counters = Counters()
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+class RemoteTraining:
+    """A training in a process of its own, as `Training` with one rank. Must be closed."""
+
+    ranks = SINGLE_RANK
+
+    def __init__(self, run: Run, workload: Workload, device: torch.device) -> None:
+        """Start the process and let it load data and submission. workload: with the data that are held back. Raises
+        UserError as the composition of the submission does."""
+        self.run, self.workload, self.device, self.spec = run, workload, device, workload.spec
+        self.seeds = TrialSeeds(run.seed, run.trial)
+        self.clock = Clock(device)
+        self.disturbance = Disturbance()
+        self.memory = PeakMemory(device)
+        self.witness = _Witnessed()
+        self.initial_weights_sha256: str | None = None
+        self.built_weights_sha256: str | None = None
+        self._cpu_before: float | None = None
+        self._process, self._channel = _start(run)
+        self._submission_process = psutil.Process(self._process.pid)
+        self.runner: _Model
+        try:
+            answer = self._ask("open", run=run.model_dump(mode="json"))
+        except SubmissionFailed as failure:
+            self.close()
+            raise UserError(f"optimizer={run.optimizer.name} cannot be built: {failure.text}") from failure
+        except BaseException:
+            self.close()
+            raise
+        self.needs = frozenset(Need[name] for name in answer["needs"])
+        # The trial begins here: starting a process and importing libraries is the harness's affair.
+        self.clock.restart()
+        if answer["train_size"] != workload.train_size:
+            self.close()
+            raise UserError(f"workload={self.spec.full_name}: the process of the submission read other training data")
+
+    # ---- as Training -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_built(self) -> bool:
+        """Whether `build` has come to its end."""
+        return self.built_weights_sha256 is not None
+
+    @property
+    def nominal_step(self) -> float:
+        """As `Training.nominal_step`."""
+        step = self.runner.counters.examples / self.spec.nominal_batch
+        return int(step) if step == int(step) else step
+
+    @property
+    def compiles_model(self) -> bool:
+        """As `Training.compiles_model`."""
+        return self.run.compile and not self.needs & UNCOMPILED_NEEDS
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable parameters of the model."""
+        return sum(parameter.numel() for parameter in self.runner.parameters)
+
+    def precision_context(self) -> contextlib.AbstractContextManager[object]:
+        """As `Training.precision_context`."""
+        return precision_context(self.run, self.needs, self.device)
+
+    def build(self, *, charge_compile: bool = True) -> None:
+        """As `Training.build`. The judge builds a model of its own, by its own code, to evaluate with."""
+        model = build_model(self.workload, self.seeds, self.device)
+        self.runner = _Model(model)
+        self._forward_model: Any = torch.compile(model) if self.compiles_model else model
+        self.initial_weights_sha256 = hash_weights(model)
+        theirs = self._ask("build_model")["initial_weights_sha256"]
+        if theirs != self.initial_weights_sha256:
+            self.witness.model_changes.append("the initial weights are not those of the seed")
+        show_progress()
+        answer = self._ask("build_submission", timed=True, charge_compile=charge_compile)
+        self.built_weights_sha256 = answer["built_weights_sha256"]
+
+    def measured_segment(self, goal: int, charge_compile: bool) -> float:
+        """As `Training.measured_segment`."""
+        return float(self._ask("segment", timed=True, goal=goal, charge_compile=charge_compile)["loss"])
+
+    @contextmanager
+    def evaluation_model(self) -> Iterator[tuple[nn.Module, Any]]:
+        """The judge's own model with the weights that the submission wants evaluated; within it the processes of the
+        submission are stopped."""
+        self._ask("enter_evaluation", timed=True)
+        self._load_weights(self._ask("send_weights")["weights"])
+        with self._stopped():
+            yield self.runner.model, self._forward_model
+        self._ask("leave_evaluation", timed=True)
+
+    def state_bytes(self) -> int:
+        """As `Training.state_bytes`."""
+        return int(self._ask("state_bytes")["bytes"])
+
+    def weights_sha256(self) -> str:
+        """As `Training.weights_sha256`."""
+        return str(self._ask("weights_sha256")["sha256"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Training.state_dict`, with the judge's columns of the clock."""
+        state: dict[str, Any] = self._ask("state")["state"]
+        return state | {"clock": self.clock.state_dict(), "evidence": asdict(self.witness.counters)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `Training.load_state_dict`."""
+        self.clock.load_state_dict(state["clock"])
+        self.witness.counters = EvidenceCounters(**state["evidence"])
+        own = ("accumulated_off_clock_cpu_time", "accumulated_second_clock_time")
+        self._ask("load", state=state | {"evidence": state["evidence"] | dict.fromkeys(own)})
+
+    def collect_evidence(self) -> dict[str, Any]:
+        """What the process knows of the submission: fields of `harness.records.manifest.Evidence`, and `texts`, the
+        source files by module."""
+        answer = self._ask("evidence")
+        answer.pop("figures", None)
+        answer["model_changes"] = [*self.witness.model_changes, *answer["model_changes"]]
+        return answer
+
+    @property
+    def model_structure(self) -> list[str]:
+        """Of the judge's model."""
+        return describe_structure(self.runner.model, ignores_hooks=True)
+
+    def close(self) -> None:
+        """End the process, with all that it has started. It may do so by itself first."""
+        self._channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        _kill(self._family())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+
+    # ---- how it is done --------------------------------------------------------------------------------------------
+
+    def _ask(self, request: str, *, timed: bool = False, **arguments: Any) -> dict[str, Any]:
+        """The answer to a request. timed: its wall time counts on the judge's clock. Raises SubmissionFailed and
+        UserError."""
+        self._note_cpu_time(on_clock=timed)
+        start = perf_counter()
+        try:
+            self._channel.send({"do": request, **arguments})
+            answer = self._channel.receive()
+        except ChannelClosed:
+            raise SubmissionFailed(self._describe_end()) from None
+        except ValueError as error:
+            raise SubmissionFailed(f"the process of the submission sent {error}") from error
+        seconds = perf_counter() - start
+        if "user_error" in answer:
+            raise UserError(answer["user_error"])
+        if "traceback" in answer:
+            raise SubmissionFailed(str(answer["traceback"]), answer.get("out_of_memory"))
+        if timed:
+            counters = self.witness.counters
+            counters.accumulated_second_clock_time = (counters.accumulated_second_clock_time or 0.0) + seconds
+            self._cpu_before = self._cpu_seconds()
+        if figures := answer.get("figures"):
+            self._take_figures(figures)
+        return answer
+
+    def _take_figures(self, figures: dict[str, Any]) -> None:
+        for column in _CHARGED:
+            setattr(self.clock.elapsed, column, figures["elapsed"][column])
+        if hasattr(self, "runner"):
+            self.runner.counters = Counters(**figures["counters"])
+        self.disturbance.seconds_per_step = list(figures["seconds_per_step"])
+        self.memory.peaks["training"] = max(self.memory.peaks["training"], figures["memory"]["peak"])
+        self.memory.data_bytes = figures["memory"]["data"]
+        own = self.witness.counters
+        self.witness.counters = EvidenceCounters(**figures["evidence"])
+        self.witness.counters.accumulated_second_clock_time = own.accumulated_second_clock_time
+        self.witness.counters.accumulated_off_clock_cpu_time = own.accumulated_off_clock_cpu_time
+
+    def _load_weights(self, weights: dict[str, Any]) -> None:
+        """Copy received weights into the judge's model. Raises SubmissionFailed where they do not fit."""
+        expected = self.runner.model.state_dict()
+        problems = [name for name in expected.keys() ^ weights.keys()]
+        problems += [
+            name
+            for name, tensor in expected.items()
+            if name in weights and (weights[name].shape, weights[name].dtype) != (tensor.shape, tensor.dtype)
+        ]
+        if problems:
+            raise SubmissionFailed(
+                f"the weights of the submission's process do not fit the model of workload={self.spec.full_name}: "
+                f"{', '.join(sorted(problems)[:5])}"
+            )
+        self.runner.model.load_state_dict(weights)
+
+    def _note_cpu_time(self, *, on_clock: bool) -> None:
+        """Before a request on the clock: what the process has worked since the last one was off the clock."""
+        if not on_clock or self._cpu_before is None:
+            return
+        counters = self.witness.counters
+        spent = max(0.0, self._cpu_seconds() - self._cpu_before)
+        counters.accumulated_off_clock_cpu_time = (counters.accumulated_off_clock_cpu_time or 0.0) + spent
+
+    def _cpu_seconds(self) -> float:
+        with contextlib.suppress(psutil.Error):
+            times = self._submission_process.cpu_times()
+            return float(times.user + times.system)
+        return 0.0
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """Within it every process of the submission is stopped, so that nothing trains while the clock stands."""
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                process.suspend()
+        try:
+            yield
+        finally:
+            for process in self._family():
+                with contextlib.suppress(psutil.Error):
+                    process.resume()
+
+    def _family(self) -> list[psutil.Process]:
+        """The process of the submission and all that it has started and that still run."""
+        family: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            family += [self._submission_process, *self._submission_process.children(recursive=True)]
+        # Those whose parent has ended have come to this process (see _start), which has children of its own too.
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if child not in family and self._is_abandoned(child):
+                    family += [child, *child.children(recursive=True)]
+        return family
+
+    def _is_abandoned(self, child: psutil.Process) -> bool:
+        """Whether a child of this process was started by the submission. A process keeps group and environment of the
+        one that started it unless it is told otherwise."""
+        group = self._process.pid
+        return os.getpgid(child.pid) == group or child.environ().get(MARK_VARIABLE) == str(group)
+
+    def _describe_end(self) -> str:
+        try:
+            code = self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "the process of the submission closed its connection to the judge"
+        cause = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+        return f"the process of the submission ended {cause}"
+
+
+AnyTraining = Training | RemoteTraining
+"""In this process, or in one of its own."""
+
+
+def _start(run: Run) -> tuple[subprocess.Popen[bytes], Channel]:
+    """The process of the submission, and the connection to it."""
+    if sys.platform == "linux":
+        # What the submission starts and abandons stays a descendant of this process, and is stopped and ended with it.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    ours, theirs = socket.socketpair()
+    descriptors = [theirs.fileno()]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(run.threads),
+        "PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    # Steps of the submission are progress of the trial.
+    if (progress := progress_descriptor()) is not None:
+        environment[PROGRESS_VARIABLE] = str(progress)
+        descriptors.append(progress)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.trial.trainee_process", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+            pass_fds=descriptors,
+            # Ctrl-C reaches the judge alone. A group of its own in the same session: where the judge is killed while it
+            # has stopped the group, the kernel wakes and ends it.
+            process_group=0,
+        )
+    logger.info("the submission runs in process %d, of which this one is the judge", process.pid)
+    return process, Channel(ours)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=_END_SECONDS)
