@@ -38,22 +38,29 @@ class ForkedProcess:
     """
 
     def __init__(
-        self, module: str, *arguments: str, env: Mapping[str, str] | None = None, progress: int | None = None
+        self,
+        module: str,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        progress: int | None = None,
+        connection: int | None = None,
     ) -> None:
-        """progress: a descriptor that the process gets as PROGRESS_VARIABLE says."""
+        """progress: a descriptor that the process gets as PROGRESS_VARIABLE says. connection: one whose number it gets
+        as its last argument."""
         pipes = [_context.Pipe(duplex=False) for _ in range(3)]
         (stdin, self_stdin), (self_stdout, stdout), (self_stderr, stderr) = pipes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         environment = dict(os.environ if env is None else env) | {PARENT_VARIABLE: str(os.getpid())}
         # A Connection, which multiprocessing can send.
         pipe = None if progress is None else Connection(os.dup(progress), readable=False)
-        child = (module, arguments, environment, mask, (stdin, stdout, stderr), pipe)
+        link = None if connection is None else Connection(os.dup(connection))
+        child = (module, arguments, environment, mask, (stdin, stdout, stderr), pipe, link)
         self._process = _context.Process(target=_run, args=child)
         with _lock:
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
-        for end in filter(None, (stdin, stdout, stderr, pipe)):
+        for end in filter(None, (stdin, stdout, stderr, pipe, link)):
             end.close()
         self.stdin = _open(self_stdin, "w")
         self.stdout = _open(self_stdout, "r")
@@ -112,6 +119,20 @@ def start_trial(environment: dict[str, str], sender: int) -> ForkedProcess:
     return process
 
 
+def launch_trainee(environment: dict[str, str], connection: int, progress: int | None) -> ForkedProcess:
+    """In place of `harness.trial.remote_training.launch`."""
+    process = ForkedProcess("harness.trial.trainee_process", env=environment, progress=progress, connection=connection)
+    process.stdin.close()
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    threading.Thread(target=_pass_on, args=(process.stderr,), daemon=True).start()
+    return process
+
+
+def _pass_on(stream: Any) -> None:
+    for line in stream:
+        sys.stderr.write(line)
+
+
 def _open(end: Connection, mode: str) -> Any:
     with end:
         return os.fdopen(os.dup(end.fileno()), mode, errors="replace")
@@ -124,6 +145,7 @@ def _run(
     mask: set[signal.Signals],
     streams: tuple[Connection, ...],
     progress: Connection | None,
+    link: Connection | None,
 ) -> None:
     """In the child: what a new interpreter would do."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -139,5 +161,8 @@ def _run(
         os.environ[PROGRESS_VARIABLE] = str(os.dup(progress.fileno()))
         progress.close()
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    if link is not None:
+        arguments = (*arguments, str(os.dup(link.fileno())))
+        link.close()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -22,6 +22,22 @@ class Selection(NamedTuple):
     """63 random bits for each, which decide its augmentation: int64 [n] on the CPU, in [0, 2**63)."""
 
 
+def plain_selection(selection: Selection) -> Selection:
+    """The selection that a submission returned, read once, as plain tensors; raises ValueError for one that no step can
+    take.
+
+    An object whose length changes between two looks would train on more examples than are counted.
+    """
+    indices, keys = selection.indices, selection.keys
+    for name, value in (("indices", indices), ("keys", keys)):
+        if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 1 or not value.shape[0]:
+            raise ValueError(f"select() returned {name} that are no int64 tensor [n] with n > 0: {value!r}")
+    indices, keys = indices.as_subclass(Tensor), keys.as_subclass(Tensor)
+    if indices.shape != keys.shape:
+        raise ValueError(f"select() returned {indices.shape[0]} indices and {keys.shape[0]} keys")
+    return Selection(indices, keys)
+
+
 class ExampleStream:
     """The default data order: epoch after epoch of random permutations, as one endless stream.
 

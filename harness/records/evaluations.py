@@ -38,6 +38,7 @@ FURTHER_COLUMNS = {
 """What tables read besides seconds, steps and the metric, by the name it has in `Evaluations.further`."""
 EVIDENCE_COLUMNS = {
     "second_clock": "accumulated_second_clock_time",
+    "second_cpu": "accumulated_second_cpu_time",
     "counted_forward_examples": "counted_forward_examples",
     "off_clock_forward_examples": "off_clock_forward_examples",
     "children_cpu": "accumulated_children_cpu_time",
@@ -45,9 +46,10 @@ EVIDENCE_COLUMNS = {
     "off_clock_changes": "off_clock_changes",
 }
 """What is evidence for a review (docs/fair_play.md), all of it accumulated since the trial began: seconds that the
-judge saw pass while the training clock ran; examples of the forward passes that a hook on the model saw, and of those
-while the clock stood; CPU seconds of the processes that the submission started; CPU seconds of its own process while
-the clock stood; how often weights or buffers changed meanwhile. Records of before there was evidence lack them."""
+judge saw pass while the training clock ran, and CPU seconds that the submission's process took meanwhile; examples of
+the forward passes that a hook on the model saw, and of those while the clock stood; CPU seconds of the processes that
+the submission started; CPU seconds of its own process while the clock stood; how often weights or buffers changed
+meanwhile. Records of before there was evidence lack them."""
 NO_ROWS = "missing: the file has no rows"
 _BLOCK_BYTES = 8 << 20
 """Of text that Arrow parses at a time."""

@@ -122,6 +122,8 @@ class Evidence(BaseModel):
     model_changes: list[str] = []
     """How the submission's model differed from it at an evaluation."""
     lives: list[Life] = []
+    import_cpu_seconds: float | None = None
+    """CPU time that importing the submission took, with judge=process."""
     threads: int | None = None
     """Most threads that torch was set to at an evaluation."""
     files_opened: list[str] = []

@@ -55,6 +55,11 @@ logger = logging.getLogger(__name__)
 _END_SECONDS = 10.0
 """How long the process may take to end by itself when it is no longer needed."""
 _PR_SET_CHILD_SUBREAPER = 36
+_SEEN_BY_JUDGE = (
+    "accumulated_off_clock_cpu_time",
+    "accumulated_second_clock_time",
+    "accumulated_second_cpu_time",
+)
 # Columns of the clock that the process of the submission measures.
 _CHARGED = ("submission", "build", "data_wait", "compile", "averaging", "cpu", "energy")
 
@@ -73,7 +78,9 @@ class _Witnessed:
     """The evidence that the other process has gathered, with what this one has seen itself."""
 
     def __init__(self) -> None:
-        self.counters = EvidenceCounters(accumulated_off_clock_cpu_time=0.0, accumulated_second_clock_time=0.0)
+        self.counters = EvidenceCounters()
+        for column in _SEEN_BY_JUDGE:
+            setattr(self.counters, column, 0.0)
         self.model_changes: list[str] = []
 
 
@@ -163,7 +170,12 @@ class RemoteTraining:
 
     def measured_segment(self, goal: int, charge_compile: bool) -> float:
         """As `Training.measured_segment`."""
-        return float(self._ask("segment", timed=True, goal=goal, charge_compile=charge_compile)["loss"])
+        answer = self._ask("segment", timed=True, goal=goal, charge_compile=charge_compile)
+        if self.runner.counters.examples < goal:
+            raise SubmissionFailed(
+                f"a segment ended before {goal} examples: {self.runner.counters.examples} are counted"
+            )
+        return float(answer["loss"])
 
     @contextmanager
     def evaluation_model(self) -> Iterator[tuple[nn.Module, Any]]:
@@ -192,8 +204,7 @@ class RemoteTraining:
         """As `Training.load_state_dict`."""
         self.clock.load_state_dict(state["clock"])
         self.witness.counters = EvidenceCounters(**state["evidence"])
-        own = ("accumulated_off_clock_cpu_time", "accumulated_second_clock_time")
-        self._ask("load", state=state | {"evidence": state["evidence"] | dict.fromkeys(own)})
+        self._ask("load", state=state | {"evidence": state["evidence"] | dict.fromkeys(_SEEN_BY_JUDGE)})
 
     def collect_evidence(self) -> dict[str, Any]:
         """What the process knows of the submission: fields of `harness.records.manifest.Evidence`, and `texts`, the
@@ -222,7 +233,10 @@ class RemoteTraining:
     def _ask(self, request: str, *, timed: bool = False, **arguments: Any) -> dict[str, Any]:
         """The answer to a request. timed: its wall time counts on the judge's clock. Raises SubmissionFailed and
         UserError."""
-        self._note_cpu_time(on_clock=timed)
+        cpu_before = self._cpu_seconds() if timed else 0.0
+        if timed and self._cpu_before is not None:
+            # What the process has worked since the last request on the clock.
+            self._add_seen("accumulated_off_clock_cpu_time", cpu_before - self._cpu_before)
         start = perf_counter()
         try:
             self._channel.send({"do": request, **arguments})
@@ -237,9 +251,9 @@ class RemoteTraining:
         if "traceback" in answer:
             raise SubmissionFailed(str(answer["traceback"]), answer.get("out_of_memory"))
         if timed:
-            counters = self.witness.counters
-            counters.accumulated_second_clock_time = (counters.accumulated_second_clock_time or 0.0) + seconds
             self._cpu_before = self._cpu_seconds()
+            self._add_seen("accumulated_second_clock_time", seconds)
+            self._add_seen("accumulated_second_cpu_time", self._cpu_before - cpu_before)
         if figures := answer.get("figures"):
             self._take_figures(figures)
         return answer
@@ -252,10 +266,8 @@ class RemoteTraining:
         self.disturbance.seconds_per_step = list(figures["seconds_per_step"])
         self.memory.peaks["training"] = max(self.memory.peaks["training"], figures["memory"]["peak"])
         self.memory.data_bytes = figures["memory"]["data"]
-        own = self.witness.counters
-        self.witness.counters = EvidenceCounters(**figures["evidence"])
-        self.witness.counters.accumulated_second_clock_time = own.accumulated_second_clock_time
-        self.witness.counters.accumulated_off_clock_cpu_time = own.accumulated_off_clock_cpu_time
+        seen = {column: getattr(self.witness.counters, column) for column in _SEEN_BY_JUDGE}
+        self.witness.counters = EvidenceCounters(**(figures["evidence"] | seen))
 
     def _load_weights(self, weights: dict[str, Any]) -> None:
         """Copy received weights into the judge's model. Raises SubmissionFailed where they do not fit."""
@@ -273,13 +285,10 @@ class RemoteTraining:
             )
         self.runner.model.load_state_dict(weights)
 
-    def _note_cpu_time(self, *, on_clock: bool) -> None:
-        """Before a request on the clock: what the process has worked since the last one was off the clock."""
-        if not on_clock or self._cpu_before is None:
-            return
+    def _add_seen(self, column: str, seconds: float) -> None:
+        """Add to a column that the judge measures itself."""
         counters = self.witness.counters
-        spent = max(0.0, self._cpu_seconds() - self._cpu_before)
-        counters.accumulated_off_clock_cpu_time = (counters.accumulated_off_clock_cpu_time or 0.0) + spent
+        setattr(counters, column, (getattr(counters, column) or 0.0) + max(0.0, seconds))
 
     def _cpu_seconds(self) -> float:
         with contextlib.suppress(psutil.Error):
@@ -337,29 +346,32 @@ def _start(run: Run) -> tuple[subprocess.Popen[bytes], Channel]:
         # What the submission starts and abandons stays a descendant of this process, and is stopped and ended with it.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    ours, theirs = socket.socketpair()
-    descriptors = [theirs.fileno()]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(run.threads),
         "PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
-    # Steps of the submission are progress of the trial.
-    if (progress := progress_descriptor()) is not None:
-        environment[PROGRESS_VARIABLE] = str(progress)
-        descriptors.append(progress)
+    ours, theirs = socket.socketpair()
     with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "harness.trial.trainee_process", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env=environment,
-            pass_fds=descriptors,
-            # Ctrl-C reaches the judge alone. A group of its own in the same session: where the judge is killed while it
-            # has stopped the group, the kernel wakes and ends it.
-            process_group=0,
-        )
+        # Steps of the submission are progress of the trial.
+        process = launch(environment, theirs.fileno(), progress_descriptor())
     logger.info("the submission runs in process %d, of which this one is the judge", process.pid)
     return process, Channel(ours)
+
+
+def launch(environment: dict[str, str], connection: int, progress: int | None) -> subprocess.Popen[bytes]:
+    """Start harness/trial/trainee_process.py. connection, progress: descriptors that it gets."""
+    if progress is not None:
+        environment = environment | {PROGRESS_VARIABLE: str(progress)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness.trial.trainee_process", str(connection)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        pass_fds=[connection] if progress is None else [connection, progress],
+        # Ctrl-C reaches the judge alone. A group of its own in the same session: where the judge is killed while it has
+        # stopped the group, the kernel wakes and ends it.
+        process_group=0,
+    )
 
 
 def _kill(processes: list[psutil.Process]) -> None:

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from time import process_time
 from typing import Any
 
 from harness import log
@@ -105,7 +106,9 @@ class Trainee:
         # Before the submission is imported: it finds the training data alone.
         workload = load_workload(self._run, device)
         workload.discard_held_back()
+        before = process_time()
         self._training = Training(self._run, workload, device)
+        self._import_cpu_seconds = process_time() - before
         self._training.witness.owns_process = True
         self._stack.enter_context(private_compiler_cache(Need.OWN_COMPILATION in self._training.needs))
         return {
@@ -157,7 +160,7 @@ class Trainee:
         return {"sha256": self._training.weights_sha256()}
 
     def _do_evidence(self) -> dict[str, Any]:
-        return self._training.collect_evidence()
+        return self._training.collect_evidence() | {"import_cpu_seconds": self._import_cpu_seconds}
 
     def _figures(self) -> dict[str, Any]:
         training = getattr(self, "_training", None)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from harness.config import hyperparameters
 from harness.config.declared_needs import declared_needs
 from harness.config.schema import Run
-from harness.interface.data_order import ExampleStream
+from harness.interface.data_order import ExampleStream, plain_selection
 from harness.interface.model_runner import Counters, ModelRunner
 from harness.interface.needs import Need
 from harness.interface.ranks import SINGLE_RANK, Ranks
@@ -253,7 +253,7 @@ class Training:
         """One step; its first loss. The batch is freed on return, before the next one needs the room."""
         counters = self.runner.counters
         with self.clock.data_wait():
-            selection = self.submission.select(self.stream)
+            selection = plain_selection(self.submission.select(self.stream))
             # After select(), which has moved the stream to the next batch; before load_batch(), which may wait, so that
             # the next batches are read meanwhile.
             self._prefetch()

@@ -8,6 +8,7 @@ lives in the submission's own process, so it is evidence and no proof: what it c
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import sysconfig
@@ -37,6 +38,7 @@ class EvidenceCounters:
     accumulated_children_cpu_time: float = 0.0
     accumulated_off_clock_cpu_time: float | None = None
     accumulated_second_clock_time: float | None = None
+    accumulated_second_cpu_time: float | None = None
 
     def columns(self) -> dict[str, int | float]:
         """The columns of a row."""
@@ -217,6 +219,7 @@ _notes: Notes | None = None
 _is_installed = False
 _PROGRAM_EVENTS = {"os.system": 0, "os.exec": 0, "os.posix_spawn": 0, "subprocess.Popen": 0}
 """Audit events of starting a program, and which of their arguments names it."""
+_OF_OTHERS = ("/mem", "/maps", "/environ")
 _CODE_SUFFIXES = (".py", ".pyc", ".so", ".pyi")
 
 
@@ -241,8 +244,8 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
     if notes is None:
         return
     if event == "open":
-        path = arguments[0]
-        if isinstance(path, str | bytes) and not _may_be_opened(text := _text(path)):
+        path, mode, flags = arguments
+        if isinstance(path, str | bytes) and not _may_be_opened(text := _text(path), _writes(mode, flags)):
             notes.add(notes.files, _shorten(text))
     elif event == "socket.connect":
         notes.add(notes.connections, _text(arguments[1]))
@@ -256,9 +259,21 @@ def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _may_be_opened(path: str) -> bool:
-    if path.startswith(("/proc/", "/sys/", "/dev/", "/etc/")):
+def _writes(mode: Any, flags: Any) -> bool:
+    if isinstance(mode, str):
+        return any(letter in mode for letter in "wax+")
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def _may_be_opened(path: str, writes: bool) -> bool:
+    if path in ("/dev/null", "/proc/self/clear_refs"):
         return True
+    # Python keeps what it compiles.
+    if writes:
+        return "/__pycache__/" in path
+    if path.startswith(("/proc/", "/sys/", "/dev/", "/etc/")):
+        # The memory and the open files of other processes are theirs.
+        return not (path.endswith(_OF_OTHERS) or "/fd/" in path or path.startswith("/dev/shm"))
     # Python looks for modules in it, whether it is there or not.
     if path in sys.path and path.endswith(".zip"):
         return True

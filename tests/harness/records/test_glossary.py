@@ -12,6 +12,7 @@ import pytest
 
 from harness.interface.model_runner import Counters
 from harness.records.archive import read_archive
+from harness.records.evaluations import EVIDENCE_COLUMNS
 from harness.records.layout import ARCHIVE_SUFFIX, EVALUATIONS, MANIFEST
 from harness.records.manifest import FORMAT_VERSION, Evidence, FinalFigures, Manifest
 from harness.records.status import Status
@@ -42,7 +43,7 @@ def columns_of_the_code() -> set[str]:
         nominal_step=1,
         runner=SimpleNamespace(counters=Counters()),
         witness=SimpleNamespace(
-            counters=EvidenceCounters(accumulated_off_clock_cpu_time=0.0, accumulated_second_clock_time=0.0)
+            counters=EvidenceCounters(**dict.fromkeys(EVIDENCE_COLUMNS.values(), 0))  # type: ignore[arg-type]
         ),
     )
     metrics = {"loss": 1.0, "accuracy": 0.5, "num_examples": 1.0}
