@@ -29,7 +29,7 @@ from harness.records.manifest import Manifest
 from harness.records.status import Status
 from harness.scoring.crossings import Crossings, find_crossings
 from harness.scoring.targets import Target, Targets
-from harness.scoring.trial_folders import Problem, TrialFolder, find_trials, read_manifest
+from harness.records.trial_folders import Problem, TrialFolder, find_trials, read_manifest
 
 
 @dataclass
