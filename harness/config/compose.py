@@ -82,7 +82,8 @@ def load_run(arguments: list[str]) -> Run:
 
 def shipped_workload(name: str, scale: str, variant: str | None = None) -> dict[str, Any] | None:
     """The keys of a workload as configs/ and the user's own folders of configs have it; None where they have none by
-    these names. Not validated, so that nothing of the workload is imported. Raises UserError where it cannot be composed.
+    these names. Not validated, so that nothing of the workload is imported. Raises UserError where it cannot be
+    composed.
     """
     # By the lists of names, since these can come from a stranger's record and hold path separators.
     if name not in choices.list_choices("workload") or f"{name}-{scale}" not in choices.list_choices(SCALE_GROUP):
@@ -114,12 +115,13 @@ def _read_choice(group: str, name: str) -> dict[str, Any] | None:
     """The content of a YAML over that of the ones that its `defaults` name; None where there is none."""
     if name not in choices.list_choices(group):
         return None
-    content = OmegaConf.to_container(OmegaConf.load(choices.config_files(group, name)[0]))
-    assert isinstance(content, dict)
-    values: dict[str, Any] = {}
-    for base in content.pop("defaults", []):
-        values |= (_read_choice(group, base) or {}) if isinstance(base, str) and base not in ("_self_", name) else {}
-    return values | {str(key): value for key, value in content.items()}
+    content = OmegaConf.load(choices.config_files(group, name)[0])
+    assert isinstance(content, DictConfig)
+    bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base not in ("_self_", name)]
+    merged = OmegaConf.merge(*(_read_choice(group, base) or {} for base in bases), content)
+    values = OmegaConf.to_container(merged)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 # ---- overrides -----------------------------------------------------------------------------------------------------

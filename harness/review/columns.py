@@ -189,7 +189,9 @@ def _check_speed(rows: TrialRows) -> Iterator[Remark]:
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = seconds / steps
     if ((seconds <= 0) & (steps > 0)).any():
-        yield refused("accumulated_submission_time: does not grow from one row to the next; send it as the run wrote it")
+        yield refused(
+            "accumulated_submission_time: does not grow from one row to the next; send it as the run wrote it"
+        )
     elif len(rate) > 2 and np.nanmin(rate) < _FASTEST_SEGMENT * np.nanmedian(rate):
         yield warning(
             f"accumulated_submission_time: a segment of {np.nanmin(rate):.2g} s a step, and the median is "

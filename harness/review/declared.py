@@ -42,7 +42,9 @@ def _check_place(trial: TrialFolder, manifest: Manifest) -> Iterator[Remark]:
     for key, number in (("seed", trial.study), ("trial", trial.trial)):
         if manifest.identity.get(key) != number:
             what = "study" if key == "seed" else "trial"
-            yield refused(f"identity.{key}={manifest.identity.get(key)}, and its folder is {what}_{number}; {_UNCHANGED}")
+            yield refused(
+                f"identity.{key}={manifest.identity.get(key)}, and its folder is {what}_{number}; {_UNCHANGED}"
+            )
 
 
 def _check_seeds(trial: TrialFolder, manifest: Manifest) -> Iterator[Remark]:

@@ -83,7 +83,9 @@ def _check_counters(manifest: Manifest, rows: TrialRows) -> Iterator[Remark]:
 def _check_clocks(manifest: Manifest, rows: TrialRows) -> Iterator[Remark]:
     clock, second = float(rows.seconds[-1]), rows.last("second_clock")
     if second > _CLOCKS_REFUSED * clock + _CLOCKS_SECONDS:
-        yield refused(f"accumulated_submission_time={clock:.4g}: the judge's clock has {second:.4g} s for the same time")
+        yield refused(
+            f"accumulated_submission_time={clock:.4g}: the judge's clock has {second:.4g} s for the same time"
+        )
     elif second > _CLOCKS * clock + _CLOCKS_SECONDS:
         yield warning(f"accumulated_submission_time={clock:.4g}: the judge's clock has {second:.4g} s; ask why")
     # The training clock leaves out how long the workload's model is compiled, and never has more than passed.
@@ -92,7 +94,9 @@ def _check_clocks(manifest: Manifest, rows: TrialRows) -> Iterator[Remark]:
     threads, second_cpu = manifest.identity.get("threads"), rows.last("second_cpu")
     if manifest.machine.get("device") == "cpu" and isinstance(threads, int):
         if second_cpu > _CLOCKS * threads * max(clock, second if math.isfinite(second) else 0.0) + _CLOCKS_SECONDS:
-            yield warning(f"accumulated_second_cpu_time={second_cpu:.4g}: more than threads={threads} can take; ask why")
+            yield warning(
+                f"accumulated_second_cpu_time={second_cpu:.4g}: more than threads={threads} can take; ask why"
+            )
     if (children := rows.last("children_cpu")) > _CHILDREN * clock + _CHILDREN_SECONDS:
         yield warning(f"accumulated_children_cpu_time={children:.4g}: processes of its own worked; read what for")
     off_clock = rows.last("off_clock_cpu")

@@ -142,7 +142,9 @@ def _check_points(trials: Sequence[TrialFolder], members: list[int]) -> Iterator
             continue
         for i, value in values.items():
             if not _contains(dimension, value) and not _is_set_by_user(manifests[i], dimension):
-                message = f"{dimension.name}={value}: outside the search space, {dimension.kind} {list(dimension.values)}"
+                message = (
+                    f"{dimension.name}={value}: outside the search space, {dimension.kind} {list(dimension.values)}"
+                )
                 yield Finding(
                     trials[i].shown, Severity.REFUSED, "label", f"{message}; tune with ruleset=external alone", i
                 )
@@ -205,6 +207,4 @@ def _contains(dimension: Dimension, value: Any) -> bool:
 def _is_set_by_user(manifest: Manifest, dimension: Dimension) -> bool:
     """Whether the command set what the dimension would have drawn."""
     set_by_user = manifest.optimizer.get("hyperparameters")
-    return (
-        dimension.path[0] == "hyperparameters" and isinstance(set_by_user, dict) and dimension.path[1] in set_by_user
-    )
+    return dimension.path[0] == "hyperparameters" and isinstance(set_by_user, dict) and dimension.path[1] in set_by_user

@@ -61,7 +61,9 @@ def _check_cell(path: str, ruleset: str, studies: dict[int, list[int]], shipped:
     if rules is None:
         return
     lacking = {
-        study: missing for study in numbers if (missing := sorted(set(range(1, rules.trials + 1)) - set(studies[study])))
+        study: missing
+        for study in numbers
+        if (missing := sorted(set(range(1, rules.trials + 1)) - set(studies[study])))
     }
     if lacking:
         listed = "; ".join(f"study {study}: {', '.join(map(str, lacking[study][:8]))}" for study in list(lacking)[:4])
