@@ -26,6 +26,8 @@ from harness.records.status import Status
 LARGEST_MANIFEST = 4 * 2**20
 """Bytes of a manifest. A real one has 10 KB, and some more for the tracebacks of a trial that crashed."""
 
+A_LINK = "refused: a link; put the files themselves there"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -120,9 +122,7 @@ def find_trials(root: Path, problems: list[Problem]) -> list[TrialFolder]:
             # sent.
             if entry.is_symlink():
                 if entry.is_dir() or entry.name.endswith(ARCHIVE_SUFFIX):
-                    problems.append(
-                        Problem(entry.path[root_length:], "refused: a link; put the files themselves there")
-                    )
+                    problems.append(Problem(entry.path[root_length:], A_LINK))
                 continue
             if not entry.is_dir(follow_symlinks=False):
                 if entry.name.endswith(ARCHIVE_SUFFIX) and entry.is_file(follow_symlinks=False):
@@ -182,7 +182,7 @@ def _find_trials_of_study(
     trials = []
     for entry in _list_folder(folder, problems):
         if entry.is_symlink():
-            problems.append(Problem(entry.path[root_length:], "refused: a link; put the files themselves there"))
+            problems.append(Problem(entry.path[root_length:], A_LINK))
         if not entry.is_dir(follow_symlinks=False):
             continue
         workload, framework = split_workload_name(entry.name)
@@ -203,8 +203,8 @@ def _find_trials_of_study(
 
 
 def _list_files(folder: str, shown: str, problems: list[Problem]) -> frozenset[str]:
-    """The names of the files of a trial. Of those that are read, only regular files: a named pipe would never end, and a
-    link can lead anywhere."""
+    """The names of the files of a trial. Of those that are read, only regular files: a named pipe would never end, and
+    a link can lead anywhere."""
     names = []
     for entry in _list_folder(folder, problems):
         if entry.name in (EVALUATIONS, MANIFEST) and not entry.is_file(follow_symlinks=False):

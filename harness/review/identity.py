@@ -1,4 +1,4 @@
-"""The workload of a record against the configs: the problem, its budget and its target are those that all others had."""
+"""The workload of a record against the configs: problem, budget and target are those that all others had."""
 
 from __future__ import annotations
 
