@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from harness.records.evaluations import REVIEW_COLUMNS, parse_evaluations
+from harness.records.evaluations import NO_ROWS, REVIEW_COLUMNS, Parsed, parse_evaluations
 from harness.records.trial_folders import TrialFolder
 from harness.review.columns import TrialRows, check_columns
 from harness.review.copies import check_copies
 from harness.review.declared import check_declared
 from harness.review.evidence import check_evidence, check_evidence_of_all
-from harness.review.finding import Finding, Remark
+from harness.review.finding import Finding, Remark, Severity
 from harness.review.identity import check_identity
 from harness.review.labels import check_labels
 from harness.review.manifests import check_manifests
 from harness.review.settings import check_settings
 from harness.review.shipped import Shipped
 from harness.review.studies import check_studies
+
+READING = "rows"
+"""Kind of the findings about files of rows that cannot be read as they should."""
 
 
 def review(
@@ -39,7 +42,8 @@ def review(
     ours = {i: content for i, content in contents.items() if i in columns}
     parsed = parse_evaluations(ours, {i: columns[i] for i in ours}, REVIEW_COLUMNS)
     rows = {i: TrialRows.of(parsed.rows, i) for i in ours if i not in parsed.refused}
-    findings = [finding for i in columns for finding in _review_one(i, trials[i], rows.get(i), shipped, own_targets)]
+    findings = [*_unreadable(trials, parsed)]
+    findings += [finding for i in columns for finding in _review_one(i, trials[i], rows.get(i), shipped, own_targets)]
     return [
         *findings,
         *check_manifests(trials),
@@ -49,6 +53,16 @@ def review(
         *check_evidence_of_all(trials),
         *check_copies(trials, rows),
     ]
+
+
+def _unreadable(trials: Sequence[TrialFolder], parsed: Parsed) -> Iterator[Finding]:
+    """Files of rows that cannot be used, or not whole."""
+    for i, reason in parsed.refused.items():
+        # Such a trial is missing, not refused.
+        severity = Severity.WARNING if reason == NO_ROWS else Severity.REFUSED
+        yield Finding(trials[i].shown, severity, READING, reason.removeprefix("refused: "), i)
+    for i, message in parsed.repaired.items():
+        yield Finding(trials[i].shown, Severity.WARNING, READING, message, i)
 
 
 def _review_one(

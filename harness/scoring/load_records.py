@@ -29,7 +29,7 @@ from harness.records.manifest import Manifest
 from harness.records.status import UNUSABLE, Status
 from harness.records.trial_folders import Problem, TrialFolder, find_trials, read_manifest
 from harness.review.finding import Finding, Severity
-from harness.review.review import review
+from harness.review.review import READING, review
 from harness.review.shipped import Shipped
 from harness.scoring.crossings import Crossings, find_crossings
 from harness.scoring.targets import Target, Targets
@@ -155,6 +155,9 @@ def _take_findings(findings: list[Finding], positions: list[int], problems: list
     refused: dict[int, list[str]] = {}
     of_table = []
     for finding in findings:
+        # What is read is parsed again for the table, and reported there.
+        if finding.kind == READING and finding.severity is not Severity.REFUSED:
+            continue
         if finding.severity is not Severity.REFUSED:
             problems.append(Problem(finding.path, f"{finding.severity}: {finding.message}"))
         elif finding.trial is None:
