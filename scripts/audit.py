@@ -4,8 +4,9 @@
 
 RECORDS are folders of records or archives. Prints a line for each finding, `severity kind path: message`, and a
 summary. `refused`: no board takes it. `warning`: a board takes it, and a person has to look (docs/fair_play.md).
-`note`: nothing is wrong. Exit status 0 if nothing is refused and there is no warning, 1 otherwise, 2 for a wrong command line.
---json also writes the findings as a list of objects with these four keys. Nothing that a record names is imported.
+`note`: nothing is wrong. Exit status 0 if nothing is refused and there is no warning, 1 otherwise, 2 for a wrong
+command line. --json also writes the findings as a list of objects with these four keys. Nothing that a record names is
+imported.
 """
 
 from __future__ import annotations

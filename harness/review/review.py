@@ -13,7 +13,7 @@ from harness.review.evidence import check_evidence, check_evidence_of_all
 from harness.review.finding import Finding, Remark, Severity
 from harness.review.identity import check_identity
 from harness.review.labels import check_labels
-from harness.review.manifests import check_manifests
+from harness.review.manifests import check_code, check_manifests
 from harness.review.settings import check_settings
 from harness.review.shipped import Shipped
 from harness.review.studies import check_studies
@@ -47,6 +47,7 @@ def review(
     return [
         *findings,
         *check_manifests(trials),
+        *check_code(trials),
         *check_settings(trials, shipped, accepted, own_targets),
         *check_labels(trials, shipped),
         *check_studies(trials, shipped),

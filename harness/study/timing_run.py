@@ -115,10 +115,9 @@ def time_records(
         trials = trials[trials["workload"].isin(workloads)]
     if submissions:
         trials = trials[trials["submission"].isin(submissions)]
-    firsts_of_all = trials.drop_duplicates(["workload", "submission"])
-    configs = {
-        f"{row.submission} on {row.workload}": records.manifests[row.Index].config for row in firsts_of_all.itertuples()
-    }
+    firsts = trials.drop_duplicates(["workload", "submission"])
+    names = (firsts["submission"] + " on " + firsts["workload"]).tolist()
+    configs = {name: records.manifests[i].config for name, i in zip(names, firsts.index.tolist(), strict=True)}
     # All before the first import.
     check_trusted(configs, folders, trust)
     frames = []
