@@ -64,12 +64,13 @@ def _group(trials: list[TrialFolder]) -> dict[tuple[str, str], list[TrialFolder]
 
 
 def _modified(trials: list[TrialFolder]) -> list[Finding]:
-    counts: dict[str, int] = defaultdict(int)
-    for trial in trials:
-        if trial.is_modified:
-            counts[trial.submission] += 1
-    message = "trials whose workload was modified, which no board takes"
-    return [Finding(name, Severity.NOTE, "identity", f"{count} {message}") for name, count in sorted(counts.items())]
+    labels = [trial.submission for trial in trials if trial.is_modified]
+    if not labels:
+        return []
+    names = sorted(set(labels))
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    message = f"{len(labels)} trials, of {listed}: their workload was modified, so no board takes them"
+    return [Finding("records", Severity.NOTE, "identity", message)]
 
 
 def _read_rows(trial: TrialFolder, findings: list[Finding]) -> bytes | None:
