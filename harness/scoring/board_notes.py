@@ -63,7 +63,7 @@ def _notes_on_scoring(board: Leaderboard, trials: pd.DataFrame, timings: Timings
         listed = ", ".join(f"{row.submission} {row.algoperf_score:.4f}" for row in differing.itertuples())
         notes.append(f"Under AlgoPerf's own rule (--mode algoperf) these scores differ: {listed}.")
     if timings is not None:
-        return [*notes, timings.sentence]
+        return [*notes, timings.sentence, *timings.doubts(trials)]
     machines = trials["machine"].dropna().unique()
     order = f"on {len(machines)} kinds of machine" if len(machines) > 1 else "one after the other"
     notes.append(f"Seconds are the clocks of trials that ran {order}; scripts/timing.py makes seconds that compare.")
