@@ -19,11 +19,11 @@ def check_copies(trials: Sequence[TrialFolder], rows: Mapping[int, TrialRows]) -
     first_of: dict[Hashable, int] = {}
     for i, trial in enumerate(trials):
         for mark in _marks(trial, rows.get(i)):
-            first = first_of.setdefault((mark.what, mark.value), i)
+            first = first_of.setdefault((mark.name, mark.value), i)
             # On one seed, two labels can be of the same algorithm.
             if first == i or (mark.of_seed and _seed(trials[first]) == _seed(trial)):
                 continue
-            message = f"{mark.what} equal those of {trials[first].shown}: one of the two is a copy; leave it out"
+            message = f"{mark.name} equal those of {trials[first].shown}: one of the two is a copy; leave it out"
             yield Finding(trial.shown, Severity.REFUSED, "copy", message, i)
             break
 
@@ -32,7 +32,7 @@ def check_copies(trials: Sequence[TrialFolder], rows: Mapping[int, TrialRows]) -
 class _Mark:
     """Something that no other trial can have."""
 
-    what: str
+    name: str
     value: Hashable
     of_seed: bool = True
     """Another trial on the same seed can have it."""

@@ -41,9 +41,9 @@ def _check_place(trial: TrialFolder, manifest: Manifest) -> Iterator[Remark]:
         )
     for key, number in (("seed", trial.study), ("trial", trial.trial)):
         if manifest.identity.get(key) != number:
-            what = "study" if key == "seed" else "trial"
+            level = "study" if key == "seed" else "trial"
             yield refused(
-                f"identity.{key}={manifest.identity.get(key)}, and its folder is {what}_{number}; {_UNCHANGED}"
+                f"identity.{key}={manifest.identity.get(key)}, and its folder is {level}_{number}; {_UNCHANGED}"
             )
 
 
@@ -61,14 +61,16 @@ def _check_configuration(manifest: Manifest) -> Iterator[Remark]:
         # A key that came later is absent from older configurations, as `pruning` is from identities.
         if key in config and config[key] != identity[key]:
             yield refused(f"config.{key}={config[key]}, and the identity has {identity[key]}; {_UNCHANGED}")
-    ran, said = config.get("optimizer"), identity.get("optimizer")
-    if not isinstance(ran, dict) or not isinstance(said, dict):
+    ran, stated = config.get("optimizer"), identity.get("optimizer")
+    if not isinstance(ran, dict) or not isinstance(stated, dict):
         yield refused(f"config.optimizer: missing or no mapping, so nothing tells what was run; {_UNCHANGED}")
         return
     for key in ("name", "class_path", "wrappers", "closure"):
-        if (ran.get(key) or None) != (said.get(key) or None):
-            yield refused(f"config.optimizer.{key}={ran.get(key)}, and the identity has {said.get(key)}; {_UNCHANGED}")
-    if said.get("hyperparameters") != manifest.hyperparameters:
+        if (ran.get(key) or None) != (stated.get(key) or None):
+            yield refused(
+                f"config.optimizer.{key}={ran.get(key)}, and the identity has {stated.get(key)}; {_UNCHANGED}"
+            )
+    if stated.get("hyperparameters") != manifest.hyperparameters:
         yield refused(f"hyperparameters: not those of the identity; {_UNCHANGED}")
     workload = config.get("workload")
     before = identity.get("workload")

@@ -98,7 +98,7 @@ def _differing_from_recipe(optimizer: dict[str, Any], expected: dict[str, Any]) 
     ]
 
 
-def _check_equal(trials: Sequence[TrialFolder], members: list[int], what: str, read: Any) -> Iterator[Finding]:
+def _check_equal(trials: Sequence[TrialFolder], members: list[int], name: str, read: Any) -> Iterator[Finding]:
     texts = [freeze(read(trials[i].manifest)) for i in members]
     if len(set(texts)) <= 1:
         return
@@ -107,7 +107,7 @@ def _check_equal(trials: Sequence[TrialFolder], members: list[int], what: str, r
         if text != usual:
             others = "the other trials" if usual is not None else "all trials"
             message = (
-                f"{what}: not that of {others} under the label {trials[i].submission} "
+                f"{name}: not that of {others} under the label {trials[i].submission} "
                 f"(class_path={_class_path(trials[i].manifest)}); give it a label of its own with label=NAME"  # type: ignore[arg-type]
             )
             yield Finding(trials[i].shown, Severity.REFUSED, "label", message, i)

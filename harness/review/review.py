@@ -78,6 +78,6 @@ def _review_one(
     ]
     if rows is not None:
         remarks.append(("columns", check_columns(manifest, rows)))
-    for kind, found in remarks:
-        for remark in found:
+    for kind, of_kind in remarks:
+        for remark in of_kind:
             yield Finding(trial.shown, remark.severity, kind, remark.message, i)

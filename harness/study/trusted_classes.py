@@ -57,13 +57,13 @@ def _why_not(path: str, roots: list[Path], trust: bool) -> str | None:
     except (ImportError, ValueError):
         spec = None
     places = [] if spec is None else [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
-    found = [Path(place).resolve() for place in places if place not in ("built-in", "frozen", "namespace")]
-    ours = package in TRUSTED_PACKAGES and (package == "torch" or any(p.is_relative_to(SOURCE_ROOT) for p in found))
+    origins = [Path(place).resolve() for place in places if place not in ("built-in", "frozen", "namespace")]
+    ours = package in TRUSTED_PACKAGES and (package == "torch" or any(p.is_relative_to(SOURCE_ROOT) for p in origins))
     # The folder of a package can lie above the records.
-    inner = [place.joinpath(*parts[1:-1]) for place in found]
+    inner = [place.joinpath(*parts[1:-1]) for place in origins]
     # Who gives the whole repository as the folder of records does not mean its own packages.
     roots = [root for root in roots if not (ours and SOURCE_ROOT.is_relative_to(root))]
-    if any(place.is_relative_to(root) for place in (*found, *inner) for root in roots):
+    if any(place.is_relative_to(root) for place in (*origins, *inner) for root in roots):
         return "its module lies below the records, and nothing there is ever run; install it, or leave these out"
     if trust:
         return None

@@ -35,11 +35,11 @@ def reasons(root: Path) -> dict[str, str]:
 
 def test_a_misnamed_study_is_listed(root: Path) -> None:
     (root / TRIAL).parents[1].rename(root / "mini/external/machine/adamw/study 0")
-    found = reasons(root)
-    assert found["mini/external/machine/adamw/study 0/gpt2_pytorch"] == (
+    listed = reasons(root)
+    assert listed["mini/external/machine/adamw/study 0/gpt2_pytorch"] == (
         "5 trials left out: not in a folder study_<number>/<workload>_pytorch; give it its name back"
     )
-    assert "seeds must count up from 0" in found["adamw on gpt2"]
+    assert "seeds must count up from 0" in listed["adamw on gpt2"]
 
 
 @pytest.mark.parametrize("name", ["adamw", "gpt2_jax", "study_99999999999", "`x`"])

@@ -276,18 +276,18 @@ def test_a_forgery_is_found_and_the_honest_submission_beside_it_is_not(name: str
     trials = honest()
     forge(trials)
     root = write(tmp_path, trials)
-    found = findings_of(root)
-    matching = [finding for finding in found if finding.severity is severity and message in finding.message]
-    assert matching, [(finding.severity, finding.message) for finding in found[:5]]
+    listed = findings_of(root)
+    matching = [finding for finding in listed if finding.severity is severity and message in finding.message]
+    assert matching, [(finding.severity, finding.message) for finding in listed[:5]]
     forged = {trial.label for trial in trials} - {trial.label for trial in honest()}
-    blamed = {finding.path.split("/")[3] for finding in found if finding.trial is not None}
+    blamed = {finding.path.split("/")[3] for finding in listed if finding.trial is not None}
     # The other submission, where only one was forged.
     if name not in ("all say an easier target", "ten trials against five", "one trial against five", "picked seeds"):
         assert "muon" not in blamed and (not forged or blamed <= forged | {"adamw"})
     records = load_records([root])
     if severity is Severity.REFUSED:
         refused = records.trials[records.trials["status"] == "invalid"]
-        paths = {finding.path for finding in found if finding.severity is severity}
+        paths = {finding.path for finding in listed if finding.severity is severity}
         assert set(refused["path"]) == paths
         assert refused["seconds"].isna().all()
         messages = {problem.path: problem.message for problem in records.problems}
@@ -419,9 +419,9 @@ def test_evidence_against_a_submission_is_found(name: str, tmp_path: Path) -> No
     trials = honest()
     add_evidence(trials)
     forge(trials)
-    found = findings_of(write(tmp_path, trials))
-    matching = [finding for finding in found if finding.severity is severity and message in finding.message]
-    assert matching, [(finding.severity, finding.message) for finding in found[:5]]
+    listed = findings_of(write(tmp_path, trials))
+    matching = [finding for finding in listed if finding.severity is severity and message in finding.message]
+    assert matching, [(finding.severity, finding.message) for finding in listed[:5]]
     # Of two different starts nobody can say which is right.
-    blamed = {finding.path.split("/")[3] for finding in found}
+    blamed = {finding.path.split("/")[3] for finding in listed}
     assert blamed == ({"adamw", "muon"} if name == "other initial weights" else {"muon"})
