@@ -20,6 +20,7 @@ import pandas as pd
 from harness.command_line import printable, run_script
 from harness.errors import UserError, did_you_mean
 from harness.processes import SOURCE_ROOT
+from harness.records.status import Status
 from harness.review.settings import MIXABLE
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import Records, load_records
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> int:
     )
     _check_names(records, options.a, options.b)
     _print_problems(records, options.a, options.b)
+    _refuse_without_trials(records, options.a, options.b)
     # Only the two: with others the variance would be pooled over them and the correction be for all pairs.
     records.trials = records.trials[records.trials["submission"].isin([options.a, options.b])]
     # Of this board only the steps are taken, which hold on any machine.
@@ -92,6 +94,18 @@ def main(arguments: list[str]) -> int:
     print(f"\n{timings.sentence}")
     _report("seconds", board.uncertainty, board.times, "seconds", options)
     return 0
+
+
+def _refuse_without_trials(records: Records, a: str, b: str) -> None:
+    """Raise UserError for a submission of which every trial was refused."""
+    usable = set(records.trials.loc[records.trials["status"] != Status.INVALID, "submission"])
+    messages = [
+        f"{name}: every trial of it was refused; python scripts/audit.py gives all reasons"
+        for name in (a, b)
+        if name not in usable
+    ]
+    if messages:
+        raise UserError(messages)
 
 
 def _print_problems(records: Records, a: str, b: str) -> None:
