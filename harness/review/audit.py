@@ -30,6 +30,7 @@ def audit(folders: Iterable[Path], *, accepted: Collection[str] = ()) -> tuple[i
             trial.manifest = read_manifest(trial, problems)
     findings = [Finding(problem.path, Severity.REFUSED, "files", problem.message) for problem in problems]
     findings += _modified(trials)
+    findings += _without_manifest(trials)
     shipped = Shipped()
     for group in _group(trials).values():
         # The first of two folders of one trial counts, as in a table.
@@ -71,6 +72,13 @@ def _modified(trials: list[TrialFolder]) -> list[Finding]:
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     message = f"{len(labels)} trials, of {listed}: their workload was modified, so no board takes them"
     return [Finding("records", Severity.NOTE, "identity", message)]
+
+
+def _without_manifest(trials: list[TrialFolder]) -> list[Finding]:
+    ours = {trial.workload for trial in trials if trial.manifest is not None}
+    count = sum(trial.workload not in ours for trial in trials)
+    message = f"{count} trials without {MANIFEST}, as AlgoPerf's are: nothing of them can be checked but their rows"
+    return [Finding("records", Severity.NOTE, "manifest", message)] if count else []
 
 
 def _read_rows(trial: TrialFolder, findings: list[Finding]) -> bytes | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from harness.interface.needs import Need
-from harness.records.evaluations import Array, Evaluations
+from harness.records.evaluations import REVIEW_COLUMNS, Array, Evaluations
 from harness.records.manifest import Manifest
 from harness.records.status import Status
 from harness.review.finding import Remark, refused, warning
@@ -63,6 +63,10 @@ class TrialRows:
         further = {name: column[place][usable] for name, column in rows.further.items()}
         return cls(seconds[usable], rows.steps[place][usable], rows.value[place][usable], further)
 
+    def absent(self, names: Iterable[str]) -> list[str]:
+        """The columns, by their names in the file, that have no number in any row."""
+        return [REVIEW_COLUMNS[name] for name in names if not np.isfinite(self.further[name]).any()]
+
     def last(self, name: str) -> float:
         """The value of a column in the last row, NaN without one."""
         column = self.further.get(name)
@@ -73,6 +77,9 @@ def check_columns(manifest: Manifest, rows: TrialRows) -> Iterator[Remark]:
     """What in the rows of a trial contradicts its manifest or the other columns."""
     if not len(rows.seconds):
         return
+    # What is left out cannot be checked.
+    if absent := rows.absent(_GROWING):
+        yield refused(f"{', '.join(absent)}: the rows lack these columns; send the record as the run wrote it")
     yield from _check_final(manifest, rows)
     yield from _check_times(manifest, rows)
     workload = manifest.identity.get("workload")

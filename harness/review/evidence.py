@@ -25,6 +25,9 @@ _OFF_CLOCK, _OFF_CLOCK_SECONDS = 0.25, 5.0
 _LIVES, _LIVES_SECONDS = 1.2, 30.0
 """Wall time of the lives over the trial's, and seconds that a life may take to begin."""
 _MOST_LIVES = 5
+_ALWAYS = ("counted_forward_examples", "off_clock_forward_examples", "off_clock_changes", "children_cpu")
+_OF_JUDGE = ("second_clock", "second_cpu")
+"""Columns that rows with evidence have, and with judge=process besides."""
 _IMPORT_SECONDS = 20.0
 """CPU time of importing a submission, of which most is that of its libraries."""
 
@@ -51,6 +54,11 @@ def check_evidence(manifest: Manifest, rows: TrialRows | None, shipped: Shipped)
     if built is not None and initial is not None and built != initial:
         yield warning("evidence.built_weights_sha256: building the submission changed the weights; read why")
     if rows is not None and len(rows.seconds):
+        expected = _ALWAYS + (_OF_JUDGE if evidence.judge == "process" else ())
+        if absent := rows.absent(expected):
+            yield refused(
+                f"{', '.join(absent)}: the rows lack these columns of the evidence; send it as the run wrote it"
+            )
         yield from _check_counters(manifest, rows)
         yield from _check_clocks(manifest, rows)
         yield from _check_lives(manifest, evidence, rows)
@@ -130,9 +138,15 @@ def check_evidence_of_all(trials: Sequence[TrialFolder]) -> Iterator[Finding]:
     with_evidence = [i for i, t in enumerate(trials) if t.manifest is not None and t.manifest.evidence is not None]
     yield from _compare(trials, with_evidence, "initial_weights_sha256", _same_start)
     yield from _compare(trials, with_evidence, "model_sha256", _same_model)
+    labels = {trials[i].submission for i in with_evidence}
     without: Counter[str] = Counter()
-    for trial in trials:
-        if trial.manifest is not None and trial.manifest.evidence is None:
+    for i, trial in enumerate(trials):
+        if trial.manifest is None or trial.manifest.evidence is not None:
+            continue
+        if trial.submission in labels:
+            message = "evidence: missing, and other trials under its label have it; send it as the run wrote it"
+            yield Finding(trial.shown, Severity.WARNING, "evidence", message, i)
+        else:
             without[trial.manifest.ruleset] += 1
     for ruleset, count in sorted(without.items()):
         message = f"{count} trials carry no evidence, since they were made before records had any"

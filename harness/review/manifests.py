@@ -18,10 +18,6 @@ def check_manifests(trials: Sequence[TrialFolder]) -> Iterator[Finding]:
             state = "cannot be used" if MANIFEST in trial.files else "missing"
             message = f"{MANIFEST}: {state}, so nothing can be checked; send the record as the run wrote it"
             yield Finding(trial.shown, Severity.REFUSED, "manifest", message, i)
-    theirs = sum(trial.workload not in ours for trial in trials)
-    if theirs:
-        message = f"{theirs} trials without {MANIFEST}, as AlgoPerf's are: only their rows can be read"
-        yield Finding("records", Severity.NOTE, "manifest", message)
 
 
 def check_code(trials: Sequence[TrialFolder]) -> Iterator[Finding]:
