@@ -217,6 +217,23 @@ def time_from_nowhere(trials: list[Trial]) -> None:
         trial.scale_columns(3, "total_duration")
 
 
+def leave_out_columns(trials: list[Trial]) -> None:
+    """Those that would tell."""
+    scale_clock_and_final(trials)
+    for trial in of(trials, "adamw"):
+        for row in trial.rows:
+            del row["accumulated_cpu_time"], row["total_duration"]
+
+
+def weaker_baseline(trials: list[Trial]) -> None:
+    """A search space in which the shipped submission does badly."""
+    for trial in of(trials, "adamw"):
+        for part in ("identity", "config"):
+            optimizer = manifest_of(trial)[part]["optimizer"]
+            optimizer["search_space"]["hyperparameters"]["lr"] = {"log": [3e-5, 3.0]}
+        trial.rehash()
+
+
 FORGERIES: dict[str, tuple[Forge, Severity, str]] = {
     "the clock x 0.1": (scale_clock, Severity.REFUSED, "final.time_to_target="),
     "the clock x 0.1, manifests to match": (scale_clock_and_final, Severity.WARNING, "accumulated_cpu_time="),
@@ -253,6 +270,8 @@ FORGERIES: dict[str, tuple[Forge, Severity, str]] = {
     "another base seed": (other_base_seed, Severity.REFUSED, "seeds.base="),
     "a finer grid": (more_evaluations, Severity.REFUSED, "global_step=10 in row 1"),
     "another configuration": (other_configuration, Severity.REFUSED, "config.optimizer.class_path=torch.optim.SGD"),
+    "columns left out": (leave_out_columns, Severity.REFUSED, "total_duration, accumulated_cpu_time: the rows lack"),
+    "a weaker baseline": (weaker_baseline, Severity.WARNING, "optimizer.search_space: not as configs/optimizer/adamw"),
     "a column that shrinks": (clock_backwards, Severity.REFUSED, "evaluation: decrease from one row to a later one"),
     "time that no column has": (time_from_nowhere, Severity.WARNING, "no column accounts for"),
 }
@@ -376,6 +395,16 @@ def other_start(trials: list[Trial]) -> None:
     manifest_of(of(trials, "muon")[0])["evidence"]["initial_weights_sha256"] = "2" * 64
 
 
+def no_evidence(trials: list[Trial]) -> None:
+    del manifest_of(of(trials, "muon")[0])["evidence"]
+
+
+def no_counts(trials: list[Trial]) -> None:
+    for trial in of(trials, "muon"):
+        for row in trial.rows:
+            del row["counted_forward_examples"]
+
+
 MANY_LIVES = [{"first_row": 3, "seconds": 20.0}] * 9
 OF_EVIDENCE: dict[str, tuple[Forge, Severity, str]] = {
     "uncounted passes": (last_row(counted_forward_examples=99_999), Severity.REFUSED, "counted_forward_examples=99999"),
@@ -400,6 +429,8 @@ OF_EVIDENCE: dict[str, tuple[Forge, Severity, str]] = {
     "pretrained": (evidence(built_weights_sha256="2" * 64), Severity.WARNING, "building the submission changed"),
     "another model": (other_model, Severity.REFUSED, "evidence.model_sha256=222222222222"),
     "other initial weights": (other_start, Severity.WARNING, "evidence.initial_weights_sha256=222222222222"),
+    "evidence removed": (no_evidence, Severity.WARNING, "evidence: missing, and other trials under its label have it"),
+    "counts removed": (no_counts, Severity.REFUSED, "counted_forward_examples: "),
     "training at import": (evidence(import_cpu_seconds=120.0), Severity.WARNING, "importing it took long"),
     "many lives": (evidence(lives=MANY_LIVES), Severity.WARNING, "9 processes began at the same row"),
     "long lives": (evidence(lives=[{"first_row": 0, "seconds": 900.0}]), Severity.WARNING, "ask what was lost"),
