@@ -10,6 +10,8 @@ from pathlib import Path
 
 PROGRESS_VARIABLE = "PACEMARK_PROGRESS_PIPE"
 """The environment variable that names the descriptor on which the process of a trial shows its progress."""
+MARK_VARIABLE = "PACEMARK_SUBMISSION_PROCESS"
+"""The environment variable by which a judge knows what the process of a submission starts and abandons."""
 SOURCE_ROOT = Path(__file__).parents[1]
 """The folder that holds the packages harness, workloads, submissions and scripts."""
 

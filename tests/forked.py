@@ -103,9 +103,12 @@ class ForkedProcess:
         return printed, errors[0]
 
 
-def run(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    module: str, *arguments: str, env: Mapping[str, str] | None = None, input: str = ""
+) -> subprocess.CompletedProcess[str]:
     """As `processes.run` of `python -m MODULE ARGUMENTS`."""
     process = ForkedProcess(module, *arguments, env=env)
+    process.stdin.write(input)
     process.stdin.close()
     printed, errors = process.communicate()
     return subprocess.CompletedProcess([module, *arguments], process.wait(), printed, errors)
