@@ -5,7 +5,6 @@ Most use what any submission can reach in its own process: private attributes, t
 
 from __future__ import annotations
 
-import atexit
 import gc
 import json
 import os
@@ -16,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class PatchesClock(Honest):
 
     def step(self, ctx: StepContext) -> None:
         time.perf_counter = lambda: _real_perf_counter() / 10
-        time.sleep(0.05)
+        time.sleep(0.08)
         super().step(ctx)
 
 
@@ -113,7 +113,7 @@ class EditsElapsed(Honest):
 
     def step(self, ctx: StepContext) -> None:
         super().step(ctx)
-        time.sleep(0.05)
+        time.sleep(0.08)
 
     def state_tensors(self) -> list[Tensor]:
         for elapsed in _objects("Elapsed"):
@@ -429,7 +429,8 @@ class WritesRecordAtExit(Honest):
 
     def __init__(self, setup: Setup, *, lr: float = 0.1) -> None:
         super().__init__(setup, lr=lr)
-        atexit.register(lambda: _forge(_record()))
+        # As atexit.register, also in a process that is forked.
+        Finalize(None, _forge, args=(_record(),), exitpriority=0)
 
 
 class WritesRecordLater(Honest):

@@ -2,45 +2,199 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import psutil
 import pytest
 
 from harness.config.compose import load_run
-from harness.records.evaluations import EVIDENCE_COLUMNS
 from tests import forked
-from tests.cheats.cheats import FOLDER_VARIABLE
+from tests.cheats.cheats import FOLDER_VARIABLE, Honest
 from tests.conftest import TINY_GPT2
-from tests.harness.outcomes import read_outcome
+
+HERE = "tests.cheats.cheats"
 
 
-class Judged(NamedTuple):
+@dataclass
+class Judged:
     """The record of a judged trial."""
 
-    status: str
-    losses: list[str]
     manifest: dict[str, Any]
+    rows: list[dict[str, str]]
     folder: Path
 
+    @property
+    def losses(self) -> list[str]:
+        """Of the evaluations."""
+        return [row["validation/loss"] for row in self.rows]
 
-def run_judged(folder: Path, class_path: str, *, retries: int = 0) -> Judged:
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """Of the manifest."""
+        evidence: dict[str, Any] = self.manifest["evidence"]
+        return evidence
+
+    def last(self, column: str) -> float:
+        """The last value of a column; 0 where there is no row."""
+        return float(self.rows[-1][column]) if self.rows else 0.0
+
+
+def run_judged(folder: Path, class_path: str, lives: int = 1) -> Judged:
     run = load_run([
         *TINY_GPT2, "optimizer=any", f"optimizer.class_path={class_path}", f"records={folder}", "judge=process",
         "checkpoint_seconds=0", "machine=here",
     ])  # fmt: skip
     environment = os.environ | {FOLDER_VARIABLE: str(folder)}
-    for _ in range(1 + retries):
+    for _ in range(lives):
         process = forked.run("tests.judged_trial", "retry", env=environment, input=run.model_dump_json())
         assert process.returncode == 0, process.stderr
     record = next(folder.rglob("trial_1"))
-    manifest = json.loads((record / "manifest.json").read_text())
-    rows = read_outcome(record).rows if (record / "eval_measurements.csv").exists() else []
-    return Judged(manifest["status"], [row["validation/loss"] for row in rows], manifest, record)
+    rows: list[dict[str, str]] = []
+    if (record / "eval_measurements.csv").exists():
+        with (record / "eval_measurements.csv").open() as file:
+            rows = list(csv.DictReader(file))
+    return Judged(json.loads((record / "manifest.json").read_text()), rows, record)
 
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Judged:
-    return run_judged(tmp_path_factory.mktemp("honest"), "tests.cheats.cheats.Honest")
+    return run_judged(tmp_path_factory.mktemp("honest"), f"{HERE}.Honest")
+
+
+def signs(judged: Judged) -> set[str]:
+    """Whatever in the record speaks against its submission."""
+    evidence, last = judged.evidence, judged.last
+    seen = {name for name in ("model_changes", "patched", "files_opened", "connections", "programs", "tampered")
+            if evidence.get(name)}  # fmt: skip
+    checks = {
+        "second clock": last("accumulated_second_clock_time") - last("accumulated_submission_time") > 0.6,
+        "uncounted passes": bool(judged.rows) and last("counted_forward_examples") != last("forward_examples"),
+        "passes": last("forward_examples") > last("examples"),
+        "work off the clock": last("off_clock_forward_examples") + last("off_clock_changes") > 0,
+        "children": last("accumulated_children_cpu_time") > 0.05,
+        "threads": evidence["threads"] is not None and evidence["threads"] > 1,
+        "built weights": evidence["built_weights_sha256"] != evidence["initial_weights_sha256"],
+        "import": (evidence.get("import_cpu_seconds") or 0.0) > 1,
+        "lives": len(evidence["lives"]) > 1,
+    }
+    return seen | {name for name, is_seen in checks.items() if is_seen}
+
+
+def test_the_honest_run_shows_no_sign(honest: Judged) -> None:
+    assert signs(honest) == set()
+    assert honest.manifest["status"] == "exhausted" and not honest.evidence["judge_imported"]
+
+
+NO_GAIN = {
+    "EditsTarget": set[str](),
+    "EditsBudget": set[str](),
+    "PatchesEvaluation": {"patched"},
+    "AnswersInForward": {"model_changes"},
+    "EvaluationHook": {"model_changes"},
+    "OtherLayer": {"model_changes"},
+    "PatchesClock": {"patched", "second clock"},
+    "EditsElapsed": {"second clock"},
+    "LargerBatches": set[str](),
+    "WritesRecord": {"files_opened", "tampered"},
+    "WritesRecordAtExit": {"tampered"},
+    "WritesRecordLater": {"programs"},
+    "WritesElsewhere": {"files_opened"},
+    "EditsHarness": {"files_opened"},
+    "ReadsJudgeMemory": {"files_opened"},
+    "ReadsHeldBackData": {"files_opened"},
+    "FetchesWeights": {"connections"},
+    "TrainsInChild": {"programs", "children"},
+    "MoreThreads": {"threads"},
+}
+"""Cheats under which the judge measures what it measures of the honest run, and what the record says of them."""
+
+
+@pytest.mark.parametrize("name", NO_GAIN)
+def test_it_gains_nothing(honest: Judged, tmp_path: Path, name: str) -> None:
+    judged = run_judged(tmp_path, f"{HERE}.{name}")
+    assert judged.losses == honest.losses
+    assert (judged.manifest["status"], judged.manifest["target"]) == ("exhausted", honest.manifest["target"])
+    assert signs(judged) == NO_GAIN[name]
+
+
+FLAGGED = {
+    "EditsGrid": {"passes"},
+    "SeesTheFuture": {"patched"},
+    "TrainsInStateTensors": {"uncounted passes", "work off the clock"},
+    "TrainsInStateDict": {"uncounted passes", "work off the clock"},
+    "CopiesInStateDict": {"uncounted passes", "work off the clock"},
+    "TrainsInDel": {"uncounted passes", "work off the clock"},
+    "TrainsInEvaluationWeights": {"uncounted passes"},
+    "UncountedPasses": {"uncounted passes"},
+    "RewindsPasses": {"uncounted passes"},
+    "LoadsWeights": {"files_opened", "built weights"},
+}
+"""Cheats that train better than the honest run, and what their records say."""
+
+
+@pytest.mark.parametrize("name", FLAGGED)
+def test_its_record_says_so(honest: Judged, tmp_path: Path, name: str) -> None:
+    judged = run_judged(tmp_path, f"{HERE}.{name}")
+    assert judged.losses != honest.losses
+    assert signs(judged) == FLAGGED[name]
+
+
+def test_training_in_a_thread_is_seen_or_fails(tmp_path: Path) -> None:
+    judged = run_judged(tmp_path, f"{HERE}.TrainsInThread")
+    # It races with the step, whose backward may find its weights changed.
+    assert judged.manifest["status"] == "failed" or "uncounted passes" in signs(judged)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("EmptySelection", "with n > 0"),
+        ("UsesHeldBackData", "KeyError: 'validation'"),
+        ("OtherArchitecture", "do not fit the model of workload=gpt2: helper.bias"),
+    ],
+)
+def test_its_trial_fails(tmp_path: Path, name: str, words: str) -> None:
+    judged = run_judged(tmp_path, f"{HERE}.{name}")
+    assert judged.manifest["status"] == "failed" and not judged.rows
+    assert words in judged.manifest["final"]["traceback"]
+
+
+def test_weights_that_are_carried_over_a_death(tmp_path: Path) -> None:
+    judged = run_judged(tmp_path, f"{HERE}.CarriesOver", lives=2)
+    assert signs(judged) == {"files_opened", "lives"}
+    assert "with status 1" in judged.manifest["failures"][0]
+
+
+def test_another_model_from_the_import(honest: Judged, tmp_path: Path) -> None:
+    judged = run_judged(tmp_path, "tests.cheats.patches_at_import.PatchesAtImport")
+    assert signs(judged) >= {"model_changes", "patched"}
+    # The judge builds its model by its own code.
+    assert judged.evidence["initial_weights_sha256"] == honest.evidence["initial_weights_sha256"]
+    assert "the initial weights are not those of the seed" in judged.evidence["model_changes"]
+
+
+def test_work_at_the_import(tmp_path: Path) -> None:
+    assert signs(run_judged(tmp_path, "tests.cheats.trains_at_import.TrainsAtImport")) == {"import"}
+
+
+def test_what_was_left_behind_ends_before_the_record_is_written(tmp_path: Path) -> None:
+    judged = run_judged(tmp_path, f"{HERE}.WritesRecordLater")
+    for process in psutil.process_iter(["environ"]):
+        environment: dict[str, str] = process.info["environ"] or {}
+        assert environment.get(FOLDER_VARIABLE) != str(tmp_path), process
+    assert judged.manifest["status"] == "exhausted"
+
+
+def test_every_cheat_is_tried() -> None:
+    import tests.cheats.cheats as module
+
+    is_cheat: Callable[[Any], bool] = lambda value: isinstance(value, type) and issubclass(value, Honest)  # noqa: E731
+    names = {name for name, value in vars(module).items() if is_cheat(value)} - {"Honest"}
+    elsewhere = {"TrainsInThread", "EmptySelection", "UsesHeldBackData", "OtherArchitecture", "CarriesOver"}
+    assert names == NO_GAIN.keys() | FLAGGED.keys() | elsewhere
