@@ -110,6 +110,8 @@ class RemoteTraining:
         self.initial_weights_sha256: str | None = None
         self.built_weights_sha256: str | None = None
         self._cpu_before: float | None = None
+        # An answer is outstanding. After an interruption it stays so, and whatever comes next would be the wrong one.
+        self._is_waiting = False
         # Its import may have changed what this process evaluates by.
         self._imported = any(_is_foreign(path) for path in (run.optimizer.class_path, *run.optimizer.wrappers))
         self._process, self._channel = _start(run)
@@ -226,11 +228,13 @@ class RemoteTraining:
     def close(self) -> None:
         """End the process, with all that it has started. It may do so by itself first."""
         self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
+        if not self._is_waiting:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_SECONDS)
         _kill(self._family())
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
+        _adopt_orphans(False)
 
     # ---- how it is done --------------------------------------------------------------------------------------------
 
@@ -253,6 +257,9 @@ class RemoteTraining:
 
     def _ask(self, request: str, **arguments: Any) -> dict[str, Any]:
         """The answer to a request. Raises SubmissionFailed and UserError."""
+        if self._is_waiting:
+            raise SubmissionFailed("the process of the submission was interrupted")
+        self._is_waiting = True
         try:
             self._channel.send({"do": request, **arguments})
             answer = self._channel.receive()
@@ -260,6 +267,7 @@ class RemoteTraining:
             raise SubmissionFailed(self._describe_end()) from None
         except ValueError as error:
             raise SubmissionFailed(f"the process of the submission sent {error}") from error
+        self._is_waiting = False
         if "user_error" in answer:
             raise UserError(answer["user_error"])
         if "traceback" in answer:
@@ -370,10 +378,7 @@ AnyTraining = Training | RemoteTraining
 
 def _start(run: Run) -> tuple[subprocess.Popen[bytes], Channel]:
     """The process of the submission, and the connection to it."""
-    if sys.platform == "linux":
-        # What the submission starts and abandons stays a descendant of this process, and is stopped and ended with it.
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _adopt_orphans(True)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(run.threads),
         "PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -384,6 +389,13 @@ def _start(run: Run) -> tuple[subprocess.Popen[bytes], Channel]:
         process = launch(environment, theirs.fileno(), progress_descriptor())
     logger.info("the submission runs in process %d, of which this one is the judge", process.pid)
     return process, Channel(ours)
+
+
+def _adopt_orphans(adopt: bool) -> None:
+    """Let what the submission starts and abandons stay a descendant of this process, which stops and ends it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))
 
 
 def launch(environment: dict[str, str], connection: int, progress: int | None) -> subprocess.Popen[bytes]:

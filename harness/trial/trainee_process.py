@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from time import process_time
 from typing import Any
 
 from harness import log
-from harness.processes import MARK_VARIABLE, PROGRESS_VARIABLE, make_working_folder_importable
+from harness.processes import MARK_VARIABLE, PROGRESS_VARIABLE, STACK_SIGNAL, make_working_folder_importable
 
 _PR_SET_PDEATHSIG = 1
 
@@ -32,6 +33,7 @@ def main(descriptor: int) -> None:
     _die_with_judge()
     # Ctrl-C is for the judge, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
     progress_pipe = os.environ.pop(PROGRESS_VARIABLE, None)
     # By it the judge knows what this process starts and abandons.
     os.environ[MARK_VARIABLE] = str(os.getpid())

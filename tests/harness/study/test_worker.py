@@ -80,7 +80,12 @@ def test_a_trial_whose_process_dies_is_retried_from_its_checkpoint_and_then_left
     tmp_path: Path, log_everything: None
 ) -> None:
     entries = study(
-        tmp_path, *SEAM, "optimizer.class_path=tests.harness.seams.Deadly", "ruleset.retries=2", "checkpoint_seconds=0"
+        tmp_path,
+        *SEAM,
+        "optimizer.class_path=tests.harness.seams.Deadly",
+        "ruleset.retries=2",
+        "checkpoint_seconds=0",
+        "judge=none",
     )
     Worker(entries).work()
     content = manifest(entries[0])
