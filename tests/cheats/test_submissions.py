@@ -102,7 +102,7 @@ NO_GAIN = {
     "EditsElapsed": {"second clock"},
     "LargerBatches": set[str](),
     "WritesRecord": {"files_opened", "tampered"},
-    "WritesRecordAtExit": {"tampered"},
+    "WritesRecordAtExit": set[str](),
     "WritesRecordLater": {"programs"},
     "WritesElsewhere": {"files_opened"},
     "EditsHarness": {"files_opened"},
