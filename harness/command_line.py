@@ -32,3 +32,8 @@ def run_script(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         # A file or folder that an option names: the text has its path and what is wrong with it.
         print(f"error: {error}; give another path, or make room there", file=sys.stderr)
         return 2
+
+
+def printable(line: str) -> str:
+    """A line for a terminal: text of records can hold anything that one obeys."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

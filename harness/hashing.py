@@ -24,3 +24,8 @@ def config_hash(value: Any) -> str:
 def short_hash(value: Any) -> str:
     """The first eight digits of `config_hash`, for folder names."""
     return config_hash(value)[:8]
+
+
+def trial_seed(study_seed: int, trial: int) -> int:
+    """The number in [0, 2**63) that all randomness of a trial comes from (`harness.seeding.TrialSeeds`)."""
+    return stable_hash("pacemark", study_seed, trial)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from harness.hashing import stable_hash
+from harness.hashing import stable_hash, trial_seed
 
 _MASK64 = 2**64 - 1
 
@@ -37,7 +37,7 @@ class TrialSeeds:
     """The seeds of one trial, one for each purpose; a function of its study seed and trial number."""
 
     def __init__(self, study_seed: int, trial: int) -> None:
-        self.base = stable_hash("pacemark", study_seed, trial)
+        self.base = trial_seed(study_seed, trial)
 
     def key(self, purpose: str, *position: int) -> int:
         """The seed in [0, 2**63) for `purpose` at `position` (an epoch, a step and micro-batch, ...)."""

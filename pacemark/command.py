@@ -19,6 +19,7 @@ COMMANDS = {
     "status": "what a folder of records holds: trials planned, running, finished, and the time left",
     "compare": "is submission A faster than B? a verdict with its uncertainty",
     "leaderboard": "a leaderboard from records: tables and a page",
+    "audit": "what in records contradicts itself, the configs or the other records",
     "timing": "time submissions alternately on this machine, for seconds that compare",
     "conformance": "check what every submission must do, in seconds",
     "search-space": "what a tuner may try with a submission",

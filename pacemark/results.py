@@ -11,7 +11,7 @@ Every function raises `harness.errors.UserError`, whose text says what is wrong 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import pandas as pd
 from harness.config.choices import list_choices
 from harness.errors import UserError
 from harness.records.manifest import Manifest
+from harness.review.settings import MIXABLE
 from harness.scoring import leaderboard
 from harness.scoring import load_records as loading
 from harness.scoring.timings import read_timings
@@ -41,7 +42,7 @@ def load_records(records: Folders, *, scale: str | None = None, ruleset: str | N
     scale, ruleset: which records to take where the folder holds several kinds. Trials that were refused have the status
     `invalid` or `missing`; `pacemark leaderboard` prints the reason for each.
     """
-    loaded = _load(records, scale, ruleset)
+    loaded = _load(records, scale, ruleset, MIXABLE)
     table = loaded.trials.drop(columns=["framework", "index"])
     table.insert(5, "target", [loaded.targets.targets[workload].value for workload in table["workload"]])
     settings = pd.DataFrame(
@@ -56,7 +57,7 @@ def load_curves(records: Folders, *, scale: str | None = None, ruleset: str | No
 
     scale, ruleset: as in `load_records`.
     """
-    loaded = _load(records, scale, ruleset)
+    loaded = _load(records, scale, ruleset, MIXABLE)
     rows = loaded.rows
     curves = loaded.trials.loc[rows.trial, _TRIAL_KEYS].reset_index(drop=True)
     curves["step"], curves["seconds"] = rows.steps, rows.seconds
@@ -75,14 +76,16 @@ def score(
     baseline: str | None = None,
     mode: Literal["default", "algoperf"] = "default",
     mix_machines: bool = False,
+    mix: Collection[str] = (),
 ) -> leaderboard.Leaderboard:
     """The leaderboard of the records: `scores`, `times`, `uncertainty` and `notes`, as in the files that
     `pacemark leaderboard` writes.
 
-    timing: a file of `pacemark timing`; without one, clocks of several machines are refused unless mix_machines. The
-    other arguments are those of `pacemark leaderboard`.
+    timing: a file of `pacemark timing`; without one, clocks of several machines are refused unless mix_machines. mix:
+    in what the records may differ all the same (precision, torch, ...). The other arguments are those of `pacemark
+    leaderboard`.
     """
-    loaded = _load(records, scale, ruleset)
+    loaded = _load(records, scale, ruleset, mix)
     timings = read_timings(Path(timing)) if timing is not None else None
     return leaderboard.score(
         loaded, mode=mode, baseline=baseline, timings=timings, mix_machines=mix_machines, ruleset=ruleset
@@ -95,11 +98,11 @@ def list_submissions(pattern: str = "*") -> list[str]:
     return [name for name in list_choices("optimizer") if fnmatch.fnmatchcase(name, pattern) and name != "any"]
 
 
-def _load(records: Folders, scale: str | None, ruleset: str | None) -> loading.Records:
+def _load(records: Folders, scale: str | None, ruleset: str | None, accepted: Collection[str] = ()) -> loading.Records:
     folders = [records] if isinstance(records, str | Path) else list(records)
     if not folders:
         raise UserError("records: no folder is given")
-    return loading.load_records([Path(folder) for folder in folders], scale=scale, ruleset=ruleset)
+    return loading.load_records([Path(folder) for folder in folders], scale=scale, ruleset=ruleset, accepted=accepted)
 
 
 def _settings(manifest: Manifest) -> dict[str, Any]:

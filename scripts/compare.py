@@ -17,14 +17,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.command_line import run_script
+from harness.command_line import printable, run_script
 from harness.errors import UserError, did_you_mean
 from harness.processes import SOURCE_ROOT
+from harness.records.status import Status
+from harness.review.settings import MIXABLE
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import Records, load_records
 from harness.scoring.timings import Timings, read_timings
 from harness.scoring.uncertainty import Uncertainty
 
+MOST_PROBLEMS = 8
+"""Lines about refused records that are printed."""
 OWN_RECORDS = Path("results/records")
 """Where runs write by default, below the working folder."""
 SHIPPED_RECORDS = tuple(SOURCE_ROOT / "results" / name / "records" for name in ("untuned", "external"))
@@ -44,14 +48,26 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ruleset")
     parser.add_argument("--timing", type=Path, help="a file of scripts/timing.py that holds both")
     parser.add_argument("--time", action="store_true", help="time both on this machine now")
+    parser.add_argument("--trust", action="store_true", help="--time may import classes that are not Pacemark's")
+    parser.add_argument("--mix", choices=MIXABLE, nargs="+", default=[],
+                        help="compare records that differ in these all the same")  # fmt: skip
     options = parser.parse_args(arguments)
     if not options.records:
         raise UserError(f"no records in {OWN_RECORDS}; give their folders with --records")
     # By identity: the default itself, so the user has named no folders. The committed records are of several rulesets.
     if options.records is existing and options.ruleset is None:
         options.ruleset = "quick"
-    records = load_records(options.records, scale=options.scale, ruleset=options.ruleset)
+    records = load_records(
+        options.records,
+        scale=options.scale,
+        ruleset=options.ruleset,
+        submissions=[options.a, options.b],
+        # Nominal steps hardly depend on them, and other people's records are of other machines.
+        accepted={*options.mix, "torch", "device", "threads"},
+    )
     _check_names(records, options.a, options.b)
+    _print_problems(records, options.a, options.b)
+    _refuse_without_trials(records, options.a, options.b)
     # Only the two: with others the variance would be pooled over them and the correction be for all pairs.
     records.trials = records.trials[records.trials["submission"].isin([options.a, options.b])]
     # Of this board only the steps are taken, which hold on any machine.
@@ -65,7 +81,9 @@ def main(arguments: list[str]) -> int:
         # Brings torch, which a comparison in steps need not wait for.
         from harness.study.timing_run import time_records
 
-        timings = Timings.from_rows(time_records(records, shared, [options.a, options.b]))
+        timings = Timings.from_rows(
+            time_records(records, options.records, shared, [options.a, options.b], trust=options.trust)
+        )
     if timings is None or not shared:
         print(
             "\nIn seconds: not compared, since clocks of different runs do not compare; --time measures both here now."
@@ -76,6 +94,32 @@ def main(arguments: list[str]) -> int:
     print(f"\n{timings.sentence}")
     _report("seconds", board.uncertainty, board.times, "seconds", options)
     return 0
+
+
+def _refuse_without_trials(records: Records, a: str, b: str) -> None:
+    """Raise UserError for a submission of which every trial was refused."""
+    usable = set(records.trials.loc[records.trials["status"] != Status.INVALID, "submission"])
+    messages = [
+        f"{name}: every trial of it was refused; python scripts/audit.py gives all reasons"
+        for name in (a, b)
+        if name not in usable
+    ]
+    if messages:
+        raise UserError(messages)
+
+
+def _print_problems(records: Records, a: str, b: str) -> None:
+    """What was refused or is to be known of the two, which a board would list."""
+    lines = []
+    for problem in records.problems:
+        parts = problem.path.split("/")
+        is_of_two = any(name in parts for name in (a, b)) or problem.path.startswith((f"{a} on ", f"{b} on "))
+        if (is_of_two or problem.path in set(records.trials["workload"])) and not problem.message.startswith("note:"):
+            lines.append(printable(f"{problem.path}: {problem.message}"))
+    for line in lines[:MOST_PROBLEMS]:
+        print(line)
+    if len(lines) > MOST_PROBLEMS:
+        print(f"and {len(lines) - MOST_PROBLEMS} more; python scripts/audit.py lists them")
 
 
 def _check_names(records: Records, a: str, b: str) -> None:

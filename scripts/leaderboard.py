@@ -2,11 +2,14 @@
 
     python scripts/leaderboard.py RECORDS... --out DIR [--targets FILE] [--mode default|algoperf] [--baseline NAME]
         [--ruleset external|self_tuning|quick] [--scale mini] [--workloads NAME...] [--submissions NAME...]
-        [--timing FILE...] [--mix-machines] [--title TEXT] [--check]
+        [--timing FILE...] [--mix-machines] [--mix precision...] [--title TEXT] [--check]
 
 RECORDS are folders in AlgoPerf's layout (AlgoPerf's own, with --targets, or ours), or one table that --consolidate
 wrote. Writes scores.csv, times.csv, LEADERBOARD.md, leaderboard.tex and site/index.html into --out. --check writes
 nothing and ends with status 1 if what stands in --out differs from what the records give.
+
+Records are held against the configs and against one another (scripts/audit.py lists what is found). Targets are those
+of the configs, or of --targets.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from pathlib import Path
 from harness.board.files import compare_board, write_board
 from harness.command_line import run_script
 from harness.errors import UserError
+from harness.review.settings import MIXABLE
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import Records, load_records
 from harness.scoring.targets import read_targets
@@ -63,7 +67,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--targets", type=Path, help="AlgoPerf's targets JSON; default: what the manifests declare")
+    parser.add_argument("--targets", type=Path, help="AlgoPerf's targets JSON; default: the configs")
     parser.add_argument("--mode", choices=["default", "algoperf"], default="default")
     parser.add_argument("--baseline", help="the speed-up is over this submission (default: adamw or baseline)")
     parser.add_argument("--ruleset", choices=["external", "self_tuning", "quick"])
@@ -73,6 +77,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--timing", type=Path, nargs="+", default=[],
                         help="seconds from this file of scripts/timing.py; of further ones, a column each")  # fmt: skip
     parser.add_argument("--mix-machines", action="store_true", help="compare clocks of different machines all the same")
+    parser.add_argument("--mix", choices=MIXABLE, nargs="+", default=[],
+                        help="compare records that differ in these all the same")  # fmt: skip
     parser.add_argument("--title", default="Leaderboard")
     parser.add_argument("--check", action="store_true", help="compare with --out instead of writing")
     parser.add_argument("--consolidate", type=Path, help="also write the trials as one table to this file")
@@ -90,7 +96,14 @@ def _load(options: argparse.Namespace) -> Records:
         # AlgoPerf keeps trials whose clock runs backwards.
         trust_clock = options.mode == "algoperf"
         records = load_records(
-            options.records, targets, scale=options.scale, ruleset=options.ruleset, trust_clock=trust_clock
+            options.records,
+            targets,
+            scale=options.scale,
+            ruleset=options.ruleset,
+            workloads=options.workloads,
+            submissions=options.submissions,
+            trust_clock=trust_clock,
+            accepted=options.mix,
         )
     if options.workloads:
         records = records.select_workloads(options.workloads)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.command_line import run_script
+from harness.command_line import printable, run_script
 from harness.errors import ManifestError, UserError
 from harness.records.archive import ArchivedTrial, read_archive
 from harness.records.layout import ARCHIVE_SUFFIX, EVALUATIONS, MANIFEST, study_number
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"{options.archive} is no file; give an archive <label>{ARCHIVE_SUFFIX}")
         for line in describe_archive(options.archive):
             # Control characters of a stranger's archive are not for the terminal.
-            print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+            print(printable(line))
         # Always 0: git diff shows nothing of a file whose text conversion fails.
         return 0
     packs = options.command == "pack"

@@ -18,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
+from harness.config.choices import CONFIG_DIR_VARIABLE
 from harness.config.compose import load_run
 from harness.study.stop_rule import make_should_stop
 from harness.trial.record import Record
@@ -41,6 +42,12 @@ def pytest_collection_finish() -> None:
     """What is loaded by now stays, and looking through it takes most of the time of a garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def workloads_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configs of workloads that only tests have records of (tests/harness/folders.py)."""
+    monkeypatch.setenv(CONFIG_DIR_VARIABLE, str(Path(__file__).parent / "data" / "configs"))
 
 
 TINY_GPT2 = [

@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import choices
-from harness.config.choices import BASE_VARIANT, EXPERIMENT_GROUP, GROUPS, VARIANT_GROUP
+from harness.config.choices import BASE_VARIANT, EXPERIMENT_GROUP, GROUPS, SCALE_GROUP, VARIANT_GROUP
 from harness.config.experiments import quote, read_experiment
-from harness.config.schema import INTERNAL_KEYS, Run
+from harness.config.schema import INTERNAL_KEYS, Ruleset, Run
 from harness.errors import UserError
 
 
@@ -78,6 +78,50 @@ def load_run(arguments: list[str]) -> Run:
             "overridden": tuple(sorted(override.key_or_group for override in overrides)),
         }
     )
+
+
+def shipped_workload(name: str, scale: str, variant: str | None = None) -> dict[str, Any] | None:
+    """The keys of a workload as configs/ and the user's own folders of configs have it; None where they have none by
+    these names. Not validated, so that nothing of the workload is imported. Raises UserError where it cannot be
+    composed.
+    """
+    # By the lists of names, since these can come from a stranger's record and hold path separators.
+    if name not in choices.list_choices("workload") or f"{name}-{scale}" not in choices.list_choices(SCALE_GROUP):
+        return None
+    if variant is not None and variant not in choices.list_variants(name, scale):
+        return None
+    # Any submission, without which Hydra composes nothing.
+    selected = {"workload": name, "scale": scale, "variant": variant or BASE_VARIANT, "optimizer": "any"}
+    if messages := choices.check_choices(selected):
+        raise UserError(messages)
+    values = _as_dict(_compose_groups(_parse([f"{group}={choice}" for group, choice in selected.items()])))
+    workload = values["workload"]
+    assert isinstance(workload, dict)
+    return workload
+
+
+def shipped_ruleset(name: str) -> Ruleset | None:
+    """A ruleset of configs/ or of the user's own folders of configs; None where they have none by this name."""
+    values = _read_choice("ruleset", name)
+    return Ruleset(**values) if values is not None else None
+
+
+def shipped_optimizer(name: str) -> dict[str, Any] | None:
+    """The keys of an optimizer's YAML in configs/ or in the user's own folders of configs; None where there is none."""
+    return _read_choice("optimizer", name)
+
+
+def _read_choice(group: str, name: str) -> dict[str, Any] | None:
+    """The content of a YAML over that of the ones that its `defaults` name; None where there is none."""
+    if name not in choices.list_choices(group):
+        return None
+    content = OmegaConf.load(choices.config_files(group, name)[0])
+    assert isinstance(content, DictConfig)
+    bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base not in ("_self_", name)]
+    merged = OmegaConf.merge(*(_read_choice(group, base) or {} for base in bases), content)
+    values = OmegaConf.to_container(merged)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 # ---- overrides -----------------------------------------------------------------------------------------------------

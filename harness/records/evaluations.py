@@ -50,6 +50,24 @@ judge saw pass while the training clock ran, and CPU seconds that the submission
 the forward passes that a hook on the model saw, and of those while the clock stood; CPU seconds of the processes that
 the submission started; CPU seconds of its own process while the clock stood; how often weights or buffers changed
 meanwhile. Records of before there was evidence lack them."""
+REVIEW_COLUMNS = {
+    "submission_time": "accumulated_submission_time",
+    "evaluation": "accumulated_eval_time",
+    "logging": "accumulated_logging_time",
+    "total": "total_duration",
+    "build": "accumulated_build_time",
+    "compile": "accumulated_compile_time",
+    "averaging": "accumulated_averaging_time",
+    "data_wait": "accumulated_data_wait_time",
+    "cpu": "accumulated_cpu_time",
+    "train_loss": "train/loss",
+    "update_steps": "update_steps",
+    "examples": "examples",
+    "forward_examples": "forward_examples",
+    "backward_examples": "backward_examples",
+    **EVIDENCE_COLUMNS,
+}
+"""What a review (harness/review) reads besides seconds, steps and the metric, by the name it has there."""
 NO_ROWS = "missing: the file has no rows"
 _BLOCK_BYTES = 8 << 20
 """Of text that Arrow parses at a time."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from harness.config.compose import shipped_ruleset
 from harness.records.status import UNFINISHED, UNUSABLE, Status
 from harness.scoring import benchmark_score
 from harness.scoring.study_results import CELL, STUDY, StudyResults
@@ -16,8 +17,6 @@ from harness.scoring.timings import Timings
 if TYPE_CHECKING:
     from harness.scoring.leaderboard import Leaderboard
 
-TRIALS_PER_STUDY = {"external": 5, "self_tuning": 1, "quick": 1}
-"""By ruleset."""
 MAX_LISTED = 8
 """Cells that a note names; the number of further ones is stated."""
 
@@ -64,7 +63,7 @@ def _notes_on_scoring(board: Leaderboard, trials: pd.DataFrame, timings: Timings
         listed = ", ".join(f"{row.submission} {row.algoperf_score:.4f}" for row in differing.itertuples())
         notes.append(f"Under AlgoPerf's own rule (--mode algoperf) these scores differ: {listed}.")
     if timings is not None:
-        return [*notes, timings.sentence]
+        return [*notes, timings.sentence, *timings.doubts(trials)]
     machines = trials["machine"].dropna().unique()
     order = f"on {len(machines)} kinds of machine" if len(machines) > 1 else "one after the other"
     notes.append(f"Seconds are the clocks of trials that ran {order}; scripts/timing.py makes seconds that compare.")
@@ -124,11 +123,12 @@ def _notes_on_studies(trials: pd.DataFrame, ruleset: str | None) -> list[str]:
     if len(fewer):
         cells = [f"{row.submission} on {row.workload} {row.study}" for row in fewer.itertuples()]
         notes.append(f"Fewer than {counts.max()} studies: {_list_some(cells)}.")
-    if ruleset in TRIALS_PER_STUDY:
+    rules = shipped_ruleset(ruleset) if ruleset is not None else None
+    if rules is not None:
         sizes = trials.groupby(STUDY).size()
-        odd = int((sizes != TRIALS_PER_STUDY[ruleset]).sum())
+        odd = int((sizes != rules.trials).sum())
         if odd:
-            notes.append(f"{odd} studies do not have the {TRIALS_PER_STUDY[ruleset]} trials of ruleset {ruleset}.")
+            notes.append(f"{odd} studies do not have the {rules.trials} trials of ruleset {ruleset}.")
     return notes
 
 

@@ -4,14 +4,14 @@
     .../<submission>.tar.xz     the same files in an archive (harness/records/archive.py)
 
 Tolerant of what real folders hold, and strict about reporting it: every trial folder ends in a status, and
-`Records.problems` lists what was missing, repaired or refused, and why. Nothing in a record is executed, and nothing is
-written.
+`Records.problems` lists what was missing, repaired or refused, and why. Our records are held against the configs and
+against one another (harness/review). Nothing in a record is executed, and nothing is written.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,10 +26,16 @@ from harness.records.layout import (
     MANIFEST,
 )
 from harness.records.manifest import Manifest
-from harness.records.status import Status
+from harness.records.status import UNUSABLE, Status
+from harness.records.trial_folders import Problem, TrialFolder, find_trials, read_manifest
+from harness.review.finding import Finding, Severity
+from harness.review.review import READING, review
+from harness.review.shipped import Shipped
 from harness.scoring.crossings import Crossings, find_crossings
 from harness.scoring.targets import Target, Targets
-from harness.scoring.trial_folders import Problem, TrialFolder, find_trials, read_manifest
+
+MOST_REASONS = 3
+"""Reasons that the list of problems gives for a refused trial."""
 
 
 @dataclass
@@ -80,15 +86,23 @@ def load_records(
     *,
     scale: str | None = None,
     ruleset: str | None = None,
+    workloads: Collection[str] | None = None,
+    submissions: Collection[str] | None = None,
     trust_clock: bool = False,
+    accepted: Collection[str] = (),
 ) -> Records:
-    """Read every trial below `folders`, in folders and archives. Without `targets`, those of the manifests count.
+    """Read every trial below `folders`, in folders and archives. Without `targets`, those of the configs count: never
+    one that a record declares.
 
-    scale, ruleset: which of our records to take, where several are there (AlgoPerf's carry neither). trust_clock: keep
-    trials whose clock runs backwards, as AlgoPerf does. Raises UserError if nothing can be scored or versions are
-    mixed.
+    scale, ruleset: which of our records to take, where several are there (AlgoPerf's carry neither). workloads,
+    submissions: the only ones that are compared with each other; others are read, and not reviewed. trust_clock: keep
+    trials whose clock runs backwards, as AlgoPerf does. accepted: settings in which records may differ
+    (`harness.review.settings.MIXABLE`). Raises UserError if nothing can be scored, or if records that no table may mix
+    are mixed in such numbers that none is an exception.
     """
     folders = list(folders)
+    shipped = Shipped()
+    own_targets = targets is not None
     problems: list[Problem] = []
     trials = [trial for folder in folders for trial in find_trials(folder, problems)]
     for trial in trials:
@@ -96,8 +110,10 @@ def load_records(
             trial.manifest = read_manifest(trial, problems)
     trials = _select_kind(trials, scale, ruleset, problems)
     if targets is None:
-        targets = _declared_targets(trials)
-    not_scored = Counter((t.workload, _why_not_scored(t, targets)) for t in trials if t.workload not in targets.targets)
+        targets = _shipped_targets(trials, shipped)
+    not_scored = Counter(
+        (t.workload, _why_not_scored(t, targets, shipped)) for t in trials if t.workload not in targets.targets
+    )
     for (workload, reason), count in sorted(not_scored.items()):
         problems.append(Problem(workload, f"{count} trials not scored: {reason}"))
     trials = [trial for trial in trials if trial.workload in targets.targets]
@@ -113,7 +129,49 @@ def load_records(
         problems.append(Problem("versions", f"trials of several versions of Pacemark: {counts}"))
     # The order gives the row labels of the table, and decides which of two folders of one trial is the duplicate.
     trials.sort(key=lambda t: (t.submission, t.workload, t.study, t.trial, t.framework, t.packed is not None, t.shown))
-    return _tabulate(trials, targets, problems, trust_clock)
+    contents, without_rows = _read_contents(trials)
+    # A duplicate repeats a trial that is reviewed already.
+    compared = [
+        i
+        for i, trial in enumerate(trials)
+        if not (i in without_rows and without_rows[i].status is Status.DUPLICATE)
+        and (workloads is None or trial.workload in workloads)
+        and (submissions is None or trial.submission in submissions)
+    ]
+    findings = review(
+        [trials[i] for i in compared],
+        {place: contents[i] for place, i in enumerate(compared) if i in contents},
+        shipped=shipped,
+        accepted=accepted,
+        own_targets=own_targets,
+    )
+    refused = _take_findings(findings, compared, problems)
+    return _tabulate(trials, contents, without_rows, refused, targets, problems, trust_clock)
+
+
+def _take_findings(findings: list[Finding], positions: list[int], problems: list[Problem]) -> dict[int, str]:
+    """Why trials are refused, by position. The other findings are added to `problems`; one for which the table as a
+    whole is refused raises UserError. positions: of the trials that were reviewed."""
+    refused: dict[int, list[str]] = {}
+    of_table = []
+    for finding in findings:
+        # What is read is parsed again for the table, and reported there.
+        if finding.kind == READING and finding.severity is not Severity.REFUSED:
+            continue
+        if finding.severity is not Severity.REFUSED:
+            problems.append(Problem(finding.path, f"{finding.severity}: {finding.message}"))
+        elif finding.trial is None:
+            of_table.append(f"{finding.path}: {finding.message}")
+        else:
+            refused.setdefault(positions[finding.trial], []).append(finding.message)
+    if of_table:
+        raise UserError(of_table)
+    return {i: "refused: " + _join_some(messages) for i, messages in refused.items()}
+
+
+def _join_some(messages: list[str]) -> str:
+    more = f"; and {len(messages) - MOST_REASONS} more" if len(messages) > MOST_REASONS else ""
+    return "; ".join(messages[:MOST_REASONS]) + more
 
 
 # ---- one kind of records in a table --------------------------------------------------------------------------------
@@ -145,58 +203,54 @@ def _select_kind(
     return trials
 
 
-def _declared_targets(trials: list[TrialFolder]) -> Targets:
-    """The targets that the manifests declare, which also say what is a held-out variant of what.
-
-    Of several versions of a target the newest counts, since curves can be scored again. Held-out variants without
-    records of their base workload are ignored. Raises UserError where two trials of a workload disagree otherwise.
-    """
-    declared: dict[str, Target] = {}
-    versions: dict[str, tuple[int, int]] = {}
-    variant_of: dict[str, str] = {}
-    for trial in trials:
-        manifest = trial.manifest
-        if manifest is None or not np.isfinite(manifest.target):
+def _shipped_targets(trials: list[TrialFolder], shipped: Shipped) -> Targets:
+    """The targets that the configs have for the workloads of the records. Held-out variants without records of their
+    base workload are ignored."""
+    scales = {(t.workload, t.manifest.scale) for t in trials if t.manifest is not None}
+    targets: dict[str, Target] = {}
+    base_of: dict[str, str] = {}
+    for workload, scale in sorted(scales):
+        config = shipped.workload(workload, scale)
+        # One that has not been measured yet is null.
+        if config is None or not isinstance(config.get("target"), int | float):
             continue
-        version = (manifest.workload_version, manifest.target_version)
-        target = Target(
-            manifest.metric_name, manifest.direction, manifest.target, f"workload {version[0]}, target {version[1]}"
+        targets[workload] = Target(
+            config["metric"],
+            config["direction"],
+            float(config["target"]),
+            f"workload {config['version']}, target {config['target_version']}",
         )
-        other = declared.setdefault(trial.workload, target)
-        other_version = versions.setdefault(trial.workload, version)
-        # Under another version of the target alone the trial has trained in the same way, and its curve can be scored
-        # again.
-        same_curve = (other.metric, other.direction, other_version[0]) == (target.metric, target.direction, version[0])
-        if same_curve and version[1] != other_version[1]:
-            if version[1] > other_version[1]:
-                declared[trial.workload], versions[trial.workload] = target, version
-        elif other != target:
-            raise UserError(
-                f"{trial.shown}: its {trial.workload} has {target}, others have {other}; no table mixes versions: "
-                "give only the records of one, or the target with --targets"
-            )
-        base = manifest.variant_of
-        # `Targets.base_of` finds the base by the variant's name, so one that does not fit it is ignored.
-        if base is not None and trial.workload.startswith(f"{base}_"):
-            variant_of[trial.workload] = base
-    if not declared and trials:
+        if config.get("variant") is not None and config.get("held_out", True):
+            base_of[workload] = config["name"]
+    if not scales and trials:
         raise UserError(
-            "these records declare no targets (AlgoPerf's do not); give AlgoPerf's targets file with --targets"
+            "these records have no manifests (AlgoPerf's have none); give AlgoPerf's targets file with --targets"
         )
-    base_workloads = sorted(declared.keys() - variant_of.keys())
-    held_out = sorted(workload for workload, base in variant_of.items() if base in base_workloads)
-    scored = {workload: declared[workload] for workload in (*base_workloads, *held_out)}
+    base_workloads = sorted(targets.keys() - base_of.keys())
+    held_out = sorted(workload for workload, base in base_of.items() if base in base_workloads)
+    scored = {workload: targets[workload] for workload in (*base_workloads, *held_out)}
     return Targets(tuple(base_workloads), tuple(held_out), scored)
 
 
-def _why_not_scored(trial: TrialFolder, targets: Targets) -> str:
-    base = trial.manifest.variant_of if trial.manifest is not None else None
-    if base is not None and base not in targets.base:
-        return f"it is held out, and there are no records of {base}, which it is a variant of"
-    return "no target is declared for this workload"
+def _why_not_scored(trial: TrialFolder, targets: Targets, shipped: Shipped) -> str:
+    if trial.manifest is None:
+        return "no target is given for this workload"
+    config = shipped.workload(trial.workload, trial.manifest.scale)
+    if config is None:
+        return (
+            f"no config has this workload at scale={trial.manifest.scale}, and records do not set targets; name the "
+            "folder of its YAML with pacemark --config-dir FOLDER, or give the target with --targets FILE"
+        )
+    if config["name"] not in targets.base:
+        return f"it is held out, and there are no records of {config['name']}, which it is a variant of"
+    return "its target has not been measured"
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
+
+
+_NO_MISS = (Status.REACHED, *UNUSABLE)
+"""Statuses of trials that are not scored as a miss of the table's target by their own rows."""
 
 
 @dataclass(frozen=True)
@@ -207,10 +261,17 @@ class _Verdict:
     message: str | None = None
 
 
-def _tabulate(trials: list[TrialFolder], targets: Targets, problems: list[Problem], trust_clock: bool) -> Records:
-    """The table of the trials, in their order. Adds to `problems`."""
+def _tabulate(
+    trials: list[TrialFolder],
+    contents: dict[int, bytes],
+    without_rows: dict[int, _Verdict],
+    refused: dict[int, str],
+    targets: Targets,
+    problems: list[Problem],
+    trust_clock: bool,
+) -> Records:
+    """The table of the trials, in their order. refused: why, by position. Adds to `problems`."""
     target_of = [targets.targets[trial.workload] for trial in trials]
-    contents, without_rows = _read_contents(trials)
     parsed = parse_evaluations(contents, {i: target_of[i].column for i in contents})
     crossings = find_crossings(
         parsed.rows,
@@ -218,11 +279,15 @@ def _tabulate(trials: list[TrialFolder], targets: Targets, problems: list[Proble
         np.array([target.direction == "min" for target in target_of]),
     )
     verdicts = [
-        without_rows.get(i) or _judge(trial, target_of[i], i, parsed, crossings, trust_clock)
+        without_rows.get(i)
+        or (_Verdict(Status.INVALID, refused[i]) if i in refused else None)
+        or _judge(trial, target_of[i], i, parsed, crossings, trust_clock)
         for i, trial in enumerate(trials)
     ]
     met = np.array([verdict.status is Status.REACHED for verdict in verdicts])
-    _refuse_stopped_early([trial for trial, is_met in zip(trials, met.tolist(), strict=True) if not is_met], targets)
+    _refuse_stopped_early(
+        [trial for trial, verdict in zip(trials, verdicts, strict=True) if verdict.status not in _NO_MISS], targets
+    )
     problems += [
         Problem(trial.shown, verdict.message)
         for trial, verdict in zip(trials, verdicts, strict=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from harness.config.compose import shipped_ruleset
 from harness.errors import UserError
 from harness.records.manifest import Manifest
 from harness.records.status import BROKEN_DOWN, Status
@@ -21,8 +22,6 @@ UNITS = ("seconds", "steps", "examples", "raw_seconds")
 """What times are measured in: seconds of the score, nominal steps, gradient examples, the trials' own clocks."""
 CELL = ["submission", "workload"]
 STUDY = [*CELL, "study"]
-STUDIES_OF_RULESET = {"external": 3, "self_tuning": 3, "quick": 1}
-"""Studies that a ruleset asks a submission for."""
 BEYOND_ALL_LIMITS = 10 * benchmark_score.TAU_MAX
 """Times the longest limit of a table: a ratio to the best time that scores nothing, whoever is best."""
 
@@ -94,8 +93,8 @@ def with_absent_studies(trials: pd.DataFrame, manifests: Mapping[int, Manifest])
     A submission has as many studies as its ruleset asks for, or where nobody has so many, as the one that has most: who
     left out the bad ones must not be scored by the good ones. manifests: of the trials, by their row label.
     """
-    rulesets = {manifests[i].ruleset for i in trials.index if i in manifests}
-    asked = max((STUDIES_OF_RULESET.get(name, 1) for name in rulesets), default=1)
+    shipped = [shipped_ruleset(name) for name in {manifests[i].ruleset for i in trials.index if i in manifests}]
+    asked = max((rules.studies for rules in shipped if rules is not None), default=1)
     present: dict[tuple[str, str], set[int]] = {}
     for submission, workload, study in trials[STUDY].drop_duplicates().itertuples(index=False, name=None):
         present.setdefault((submission, workload), set()).add(study)

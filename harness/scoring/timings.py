@@ -21,6 +21,8 @@ from harness.records.status import Status
 
 COLUMNS = ["machine", "workload", "submission", "round", "steps", "seconds", "build_seconds", "compile_seconds"]
 """Of the file of a timing run: a row per submission, workload and round. Rounds count from 1."""
+MOST_DOUBTED = 2.0
+"""Times as long as in the timing run that a step may take in trials. Where the machine is the same they agree to 5%."""
 _NUMERIC_COLUMNS = COLUMNS[3:]
 
 
@@ -58,6 +60,29 @@ class Timings:
             f"{self.rounds} alternating rounds on {self.machine}; the median is known to "
             f"{100 * self.costs['error'].max():.1f}% or better, which the intervals of seconds include."
         )
+
+    def doubts(self, trials: pd.DataFrame) -> list[str]:
+        """A sentence for each submission whose step cost another time in the timing run than in its trials, compared
+        with the other submissions on the workload: it may do less where it sees that it is timed.
+
+        Of trials, the fastest counts, which was disturbed least. A machine that is faster throughout is so for all.
+        """
+        training = trials["limit_seconds"] - trials["build_seconds"].fillna(0) - trials["compile_seconds"].fillna(0)
+        keys = ["submission", "workload"]
+        fastest = (training / trials["limit_steps"]).groupby([trials[key] for key in keys]).min()
+        ratios = (fastest / self.costs["seconds_per_step"]).dropna().rename("ratio").reset_index()
+        sentences = []
+        for workload, group in ratios.groupby("workload"):
+            # Of two, the one with the smaller ratio has the same cost in both.
+            usual = group["ratio"].median() if len(group) > 2 else group["ratio"].min()
+            for row in group.itertuples():
+                relative = float(row.ratio) / usual  # type: ignore[arg-type]
+                if not 1 / MOST_DOUBTED <= relative <= MOST_DOUBTED:
+                    sentences.append(
+                        f"A step of {row.submission} on {workload} takes {relative:.2g} times as long in its trials as "
+                        "in the timing run, compared with the other submissions: read what it does while it is timed."
+                    )
+        return sentences
 
     def apply(self, trials: pd.DataFrame) -> pd.DataFrame:
         """`trials` with seconds, resolution, limit and budget in seconds of this timing run. The budget is that of the

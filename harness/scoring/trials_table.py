@@ -16,9 +16,9 @@ import pyarrow.csv
 from harness.errors import UserError
 from harness.records.evaluations import Evaluations
 from harness.records.status import Status
+from harness.records.trial_folders import Problem
 from harness.scoring.load_records import Records
 from harness.scoring.targets import Targets
-from harness.scoring.trial_folders import Problem
 
 TEXTS = ["submission", "workload", "status"]
 INTEGERS = ["study", "trial"]

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from harness.config.schema import Run
 from harness.errors import UserError
 from harness.interface.needs import Need
+from harness.records.status import Status
 from harness.scoring.load_records import Records
 from harness.scoring.timings import COLUMNS, refuse_pruned
+from harness.study.trusted_classes import check_trusted
 from harness.trial.distributed import init_distributed
 from harness.trial.environment import configure_torch, private_compiler_cache, select_device
 from harness.trial.hardware import machine_folder
@@ -86,25 +89,43 @@ def _time_segment(training: Training, steps: int) -> float:
 
 
 def time_records(
-    records: Records, workloads: Sequence[str] | None = None, submissions: Sequence[str] | None = None, rounds: int = 15
+    records: Records,
+    folders: Iterable[Path],
+    workloads: Sequence[str] | None = None,
+    submissions: Sequence[str] | None = None,
+    rounds: int = 15,
+    *,
+    trust: bool = False,
 ) -> pd.DataFrame:
     """Rows of `measure_timings` for every workload of the records, or those named, from the configurations in their
-    manifests. Raises UserError for a name that they do not hold, and for pruned studies."""
+    manifests, without the trials that were refused.
+
+    folders: where the records lie; nothing in them is imported. trust: import classes of other packages than Pacemark
+    and torch too. Raises UserError for such a class without it, for a name that the records do not hold, and for pruned
+    studies.
+    """
     refuse_pruned(records.trials)
     trials = records.trials[records.trials.index.isin(records.manifests)]
+    trials = trials[trials["status"] != Status.INVALID]
     for kind, asked in (("workload", workloads), ("submission", submissions)):
         unknown, known = sorted(set(asked or ()) - set(trials[kind])), sorted(set(trials[kind]))
         if unknown:
             raise UserError(f"--{kind}s {', '.join(unknown)}: not in the records, which hold {', '.join(known)}")
+    if workloads:
+        trials = trials[trials["workload"].isin(workloads)]
+    if submissions:
+        trials = trials[trials["submission"].isin(submissions)]
+    firsts = trials.drop_duplicates(["workload", "submission"])
+    names = (firsts["submission"] + " on " + firsts["workload"]).tolist()
+    configs = {name: records.manifests[i].config for name, i in zip(names, firsts.index.tolist(), strict=True)}
+    # All before the first import.
+    check_trusted(configs, folders, trust)
     frames = []
-    for workload, group in trials.groupby("workload"):
-        if workloads and workload not in workloads:
-            continue
+    for _, group in trials.groupby("workload"):
         firsts = group.drop_duplicates("submission")
         runs = {
             label: Run(**records.manifests[i].config, overwrite=False, debug=False)
             for i, label in zip(firsts.index.tolist(), firsts["submission"].tolist(), strict=True)
-            if not submissions or label in submissions
         }
         if runs:
             frames.append(measure_timings(runs, rounds=rounds))

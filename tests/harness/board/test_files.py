@@ -16,6 +16,8 @@ from harness.scoring.timings import Timings, read_timings
 from tests.harness.folders import pacemark_trial
 from tests.processes import call
 
+pytestmark = pytest.mark.usefixtures("workloads_of_tests")
+
 ROOT = Path(__file__).parents[3]
 NASTY = [
     "<script>alert(1)<script>",

@@ -291,7 +291,7 @@ def test_the_page_says_what_the_board_says(folder: Path) -> None:
         "9 reached ⚑ 3 disturbed",
         "6 reached 3 exhausted 1 diverged",
         "On it: muon, nadamw, sgd.",
-        "1 record missing, repaired or refused",
+        "1 remark on reading the records",
         "the last line was cut off",
     ):
         assert words in text, words

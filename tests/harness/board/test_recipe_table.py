@@ -2,16 +2,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from harness.board.recipe_table import format_recipes
 from harness.scoring.load_records import load_records
 from tests.harness.folders import pacemark_trial
 from tests.processes import call
 
+pytestmark = pytest.mark.usefixtures("workloads_of_tests")
+
 ROOT = Path(__file__).parents[3]
 
 
 def test_a_row_says_how_much_of_the_budget_was_needed_or_how_close_it_came(tmp_path: Path) -> None:
-    pacemark_trial(tmp_path, [4.0, 2.5, 2.2, 2.1], steps=110, submission="short")  # overshoots the budget
+    pacemark_trial(
+        tmp_path, [4.0, 2.5, 2.2, 2.1], steps=110, submission="short", needs=["selection"]
+    )  # overshoots the budget
     pacemark_trial(tmp_path, [4.0, 1.9, 1.8, 1.7], submission="quick")
     pacemark_trial(tmp_path, [4.0, 3.0, 1.9, 1.8], submission="slow")
     pacemark_trial(tmp_path, [4.0, 3.5], submission="gone", status="diverged")

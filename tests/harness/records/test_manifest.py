@@ -26,6 +26,8 @@ from harness.study.status import seconds_left, survey_records
 from tests.harness.folders import curve
 from tests.harness.manifests import manifest_content
 
+pytestmark = pytest.mark.usefixtures("workloads_of_tests")
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -19,6 +19,8 @@ from harness.scoring.load_records import load_records
 from tests.harness.folders import pacemark_trial
 from tests.harness.manifests import write_manifest
 
+pytestmark = pytest.mark.usefixtures("workloads_of_tests")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

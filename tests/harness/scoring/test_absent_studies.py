@@ -13,6 +13,8 @@ from harness.scoring.load_records import load_records
 from harness.scoring.timings import Timings
 from tests.harness.folders import pacemark_trial
 
+pytestmark = pytest.mark.usefixtures("workloads_of_tests")
+
 MET = [3.0, 1.5]
 """Values of the metric, whose target is at most 2."""
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,14 @@ from harness.records.evaluations import parse_evaluations
 from harness.records.layout import folder_of_archive, list_submission_folders
 from harness.records.packing import pack, unpack
 from harness.records.status import SCORED, UNUSABLE
+from harness.records.trial_folders import Problem
 from harness.scoring.leaderboard import score
 from harness.scoring.load_records import Records, load_records
 from harness.scoring.targets import Target, Targets, read_targets
 from tests.harness import algoperf
 from tests.harness.folders import HEADER, algoperf_trial, curve, folder, pacemark_trial
+
+pytestmark = pytest.mark.usefixtures("workloads_of_tests")
 
 LM = Targets(("lm",), (), {"lm": Target("loss", "min", 2.0)})
 
@@ -124,20 +128,26 @@ def test_many_files_at_once_read_like_each_alone(curves: list[list[float | None]
 
 def test_missing_unfinished_failed_and_duplicate_trials_have_a_status(tmp_path: Path) -> None:
     folder(tmp_path / "algoperf", trial=1)
-    pacemark_trial(tmp_path / "x", [3.0], trial=2, status="running")
-    pacemark_trial(tmp_path / "x", [3.0], trial=3, status="out_of_memory")
-    pacemark_trial(tmp_path / "x", [3.0, 1.0], trial=4, status="failed")  # it met the target before it failed
-    pacemark_trial(tmp_path / "y", [3.0, 1.0], trial=4)
-    pacemark_trial(tmp_path / "x", [3.0], trial=5, status="reached", target=2.0)  # of an older target
-    (pacemark_trial(tmp_path / "x", [3.0], trial=6) / "manifest.json").write_text("[1")
-    (pacemark_trial(tmp_path / "x", [], trial=7, status="failed") / "eval_measurements.csv").unlink()
+    many: dict[str, Any] = {"root": tmp_path / "x", "ruleset": "many"}
+    pacemark_trial(values=[3.0], trial=2, status="running", **many)
+    pacemark_trial(values=[3.0], trial=3, status="out_of_memory", **many)
+    pacemark_trial(values=[3.0, 1.0], trial=4, status="failed", **many)  # it met the target before it failed
+    pacemark_trial(tmp_path / "y", [3.0, 1.0], trial=4, ruleset="many")
+    pacemark_trial(values=[3.0], trial=5, status="reached", target=3.5, target_version=1, **many)  # of an older target
+    # Nothing tells what it is.
+    (pacemark_trial(values=[3.0], trial=6, **many) / "manifest.json").write_text("[1")
+    (pacemark_trial(values=[], trial=7, status="failed", **many) / "eval_measurements.csv").unlink()
     records = load_records([tmp_path], LM)
     status = list(zip(records.trials["trial"], records.trials["status"], strict=True))
     assert status == [(1, "missing"), (2, "running"), (3, "out_of_memory"), (4, "reached"), (4, "duplicate"),
-                      (5, "exhausted"), (6, "exhausted"), (7, "failed")]  # fmt: skip
-    messages = {problem.path.rpartition("/")[2]: problem.message for problem in records.problems}
+                      (5, "exhausted"), (6, "invalid"), (7, "failed")]  # fmt: skip
+    messages = {
+        problem.path.rpartition("/")[2]: problem.message
+        for problem in records.problems
+        if not problem.message.startswith("warning: trials are missing")
+    }
     assert set(messages) == {"trial_1", "trial_4", "trial_6", "trial_7"}
-    assert "same trial as" in messages["trial_4"] and "manifest.json ignored" in messages["trial_6"]
+    assert "same trial as" in messages["trial_4"] and "nothing can be checked" in messages["trial_6"]
 
 
 def test_folders_that_are_no_trials_are_reported(tmp_path: Path) -> None:
@@ -146,7 +156,8 @@ def test_folders_that_are_no_trials_are_reported(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     records = load_records([tmp_path], LM)
-    assert len(records.trials) == 1 and len(records.problems) == 3
+    assert len(records.trials) == 1 and len(records.problems) == 4
+    assert records.problems[0] == Problem("loop", "refused: a link; put the files themselves there")
 
 
 def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
@@ -161,41 +172,39 @@ def test_kinds_of_records_do_not_mix(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no record is of ruleset=extrnal; there are: external, quick"):
         load_records([tmp_path], ruleset="extrnal")
     pacemark_trial(tmp_path, [1.0], submission="d", workload_version=2)
-    with pytest.raises(UserError, match="no table mixes versions"):
-        load_records([tmp_path], ruleset="quick")
+    records = load_records([tmp_path], ruleset="quick")
+    assert dict(zip(records.trials["submission"], records.trials["status"], strict=True))["d"] == "invalid"
+    assert any("workload.version=2, and configs/ has 1" in p.message for p in records.problems)
 
 
-@pytest.mark.parametrize("newest_first", [True, False])
-def test_of_several_versions_of_a_target_the_newest_scores_all_curves(tmp_path: Path, newest_first: bool) -> None:
-    names = ("a", "b") if newest_first else ("b", "a")
-    pacemark_trial(tmp_path, [3.0, 1.0], submission=names[0], target=1.2, target_version=2, status="reached")
-    old = {"target": 2.0, "target_version": 1, "status": "reached"}
-    pacemark_trial(tmp_path, [1.9, 1.5, 1.1], submission=names[1], config={"run_to_end": True}, **old)
+def test_all_curves_are_scored_under_the_target_of_the_configs(tmp_path: Path) -> None:
+    """The configs have version 2 of the target of lm, 2.0."""
+    pacemark_trial(tmp_path, [3.0, 1.0], submission="a")
+    old: dict[str, Any] = {"target": 2.5, "target_version": 1, "status": "reached"}
+    pacemark_trial(tmp_path, [2.4, 2.2, 1.1], submission="b", config={"run_to_end": True}, **old)
+    pacemark_trial(tmp_path, [2.9], submission="c", target=3.0, target_version=99, status="reached")
+    pacemark_trial(tmp_path, [2.9], submission="d", target=3.0, status="reached")
     records = load_records([tmp_path])
-    assert records.targets.targets["lm"].value == 1.2 and "target 2" in records.targets.targets["lm"].version
-    assert dict(zip(records.trials["submission"], records.trials["steps"], strict=True)) == {
-        names[0]: 200.0, names[1]: 300.0,
-    }  # fmt: skip
-    pacemark_trial(tmp_path, [1.9], submission="c", config={"run_to_end": False}, **old)
-    with pytest.raises(UserError, match=r"1 trials stopped at another target.*c/.*its target was 2, here it is 1.2"):
+    assert records.targets.targets["lm"].value == 2.0 and "target 2" in records.targets.targets["lm"].version
+    steps = dict(zip(records.trials["submission"], records.trials["steps"], strict=True))
+    assert (steps["a"], steps["b"]) == (200.0, 300.0)
+    messages = {problem.path.split("/")[3]: problem.message for problem in records.problems}
+    assert "target_version=99, and configs/ has 2" in messages["c"] and "target=3.0" in messages["d"]
+    assert records.trials["status"].tolist() == ["reached", "reached", "invalid", "invalid"]
+    pacemark_trial(tmp_path, [2.4], submission="e", config={"run_to_end": False}, **old)
+    with pytest.raises(UserError, match=r"1 trials stopped at another target.*e/.*its target was 2.5, here it is 2"):
         load_records([tmp_path])
 
 
 def test_versions_of_the_package_are_reported_where_they_mix(tmp_path: Path) -> None:
-    for trial, version in enumerate(("0.1.0", "0.1.0", "0.2.0"), 1):
-        pacemark_trial(tmp_path, [3.0, 1.0], trial=trial, code={"version": version})
-    pacemark_trial(tmp_path, [3.0, 1.0], trial=4, code={"commit": "a" * 40})
+    for study, version in enumerate(("0.1.0", "0.1.0")):
+        pacemark_trial(tmp_path, [3.0, 1.0], study=study, code={"version": version})
+    pacemark_trial(tmp_path, [3.0, 1.0], study=2, code={"commit": "a" * 40})
+    pacemark_trial(tmp_path, [3.0, 1.0], study=3, code={"version": "0.2.0"})
     (problem,) = load_records([tmp_path]).problems
     assert problem.message == "trials of several versions of Pacemark: 2 by 0.1.0, 1 by 0.2.0"
-    shutil.rmtree(tmp_path / "mini" / "quick" / "machine" / "a" / "study_0" / "lm_pytorch" / "trial_3")
+    shutil.rmtree(tmp_path / "mini" / "quick" / "machine" / "a" / "study_3" / "lm_pytorch" / "trial_1")
     assert not load_records([tmp_path]).problems
-
-
-def test_one_version_of_a_target_has_one_value(tmp_path: Path) -> None:
-    pacemark_trial(tmp_path, [3.0, 1.0])
-    pacemark_trial(tmp_path, [3.0, 1.0], submission="b", target=1.5)
-    with pytest.raises(UserError, match="no table mixes versions"):
-        load_records([tmp_path])
 
 
 def test_a_variant_is_held_out_where_its_workload_has_records(tmp_path: Path) -> None:
@@ -221,7 +230,7 @@ def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trial to score"):
         load_records([tmp_path], LM)
     algoperf_trial(tmp_path, [1.0])
-    with pytest.raises(UserError, match="declare no targets"):
+    with pytest.raises(UserError, match="have no manifests"):
         load_records([tmp_path])
 
 
@@ -299,8 +308,7 @@ def test_a_trial_in_the_folder_and_in_the_archive_counts_once(tmp_path: Path) ->
     archive.write_bytes(content)
     assert_same(load_records([root]), folders)
     # The folder counts, and it is reported.
-    path = root / "mini/quick/machine/b/study_1/lm_pytorch/trial_1/eval_measurements.csv"
-    path.write_text(curve([3.0, 1.0]))
+    pacemark_trial(root, [3.0, 1.0], submission="b", study=1)
     records = load_records([root])
     duplicates = records.trials[records.trials["status"] == "duplicate"]
     assert duplicates["path"].tolist() == ["mini/quick/machine/b.tar.xz/study_1/lm_pytorch/trial_1"]
@@ -338,4 +346,6 @@ def test_other_files_beside_records_are_no_archives(tmp_path: Path) -> None:
     # Of a process that packs or unpacks.
     working = root / "mini/quick/machine/.b.packing/fresh"
     shutil.copytree(folder_of_archive(archive), working)
-    assert_same(load_records([root]), folders)
+    records = load_records([root])
+    assert records.problems.pop(0) == Problem("link.tar.xz", "refused: a link; put the files themselves there")
+    assert_same(records, folders)

@@ -21,6 +21,8 @@ from harness.scoring.leaderboard import score
 from harness.scoring.load_records import load_records
 from tests.harness.folders import pacemark_trial
 
+pytestmark = pytest.mark.usefixtures("workloads_of_tests")
+
 times = st.lists(st.one_of(st.floats(1, 100), st.just(np.inf)), min_size=1, max_size=6)
 
 TEXTS = ("scores.csv", "times.csv", "LEADERBOARD.md", "leaderboard.tex")

@@ -23,6 +23,8 @@ from harness.study.timing_run import time_records
 from harness.trial.record import Record, Status
 from tests.harness.folders import pacemark_trial
 
+pytestmark = pytest.mark.usefixtures("workloads_of_tests")
+
 Trial = Callable[..., Record]
 EASY = "workload.target=5.5"
 STUCK = ["optimizer.hyperparameters.lr=1e-30", "label=study"]
@@ -105,9 +107,9 @@ LM = Targets(("lm",), (), {"lm": Target("loss", "min", 2.0)})
 
 def pruned_study(root: Path) -> Path:
     for study in range(3):
-        pacemark_trial(root, [3, 1], submission="a", study=study)
-        pacemark_trial(root, [3, 3], submission="a", study=study, trial=2, status="pruned")
-        pacemark_trial(root, [3, 3, 3], submission="b", study=study, status="pruned")
+        pacemark_trial(root, [3, 1], submission="a", study=study, ruleset="many")
+        pacemark_trial(root, [3, 3], submission="a", study=study, trial=2, status="pruned", ruleset="many")
+        pacemark_trial(root, [3, 3, 3], submission="b", study=study, status="pruned", ruleset="many")
     return root
 
 
@@ -140,5 +142,5 @@ def test_timing_refuses_pruned_studies(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"6 trials of a, b were pruned.*pruning=none"):
         score(records, timings=Timings("m", 3, costs))
     with pytest.raises(UserError, match="were pruned"):
-        time_records(records)
+        time_records(records, [tmp_path])
     assert np.isfinite(score(records).scores["score"]).all()

@@ -18,6 +18,8 @@ from tests.harness.folders import algoperf_trial, pacemark_trial
 from tests.harness.study.test_pruning_rules import curve
 from tests.processes import call
 
+pytestmark = pytest.mark.usefixtures("workloads_of_tests")
+
 ROOT = Path(__file__).parents[3]
 LM = Targets(("lm",), (), {"lm": Target("loss", "min", 2.0)})
 
@@ -75,8 +77,9 @@ def test_only_other_submissions_that_may_be_looked_at_are(tmp_path: Path) -> Non
 
 def test_the_budget_of_our_records_is_in_steps(tmp_path: Path) -> None:
     pacemark_trial(tmp_path, [3, 3], config={"workload": {"max_steps": 400}})
-    algoperf_trial(tmp_path / "theirs", [3, 3, 3, 3], submission="z")
-    curves = make_curves(load_records([tmp_path], LM))
+    algoperf_trial(tmp_path / "theirs", [3, 3, 3, 3], submission="z", workload="mri")
+    both = Targets(("lm", "mri"), (), {name: Target("loss", "min", 2.0) for name in ("lm", "mri")})
+    curves = make_curves(load_records([tmp_path], both))
     assert [c.progress.tolist() for c in curves.values()] == [[0.25, 0.5], [0.25, 0.5, 0.75, 1.0]]
 
 

@@ -12,6 +12,7 @@ from harness.errors import ManifestError, UserError
 from harness.records.archive import LARGEST_MEMBER, read_archive
 from harness.records.layout import (
     ARCHIVE_SUFFIX,
+    EVALUATIONS,
     FRAMEWORKS,
     MANIFEST,
     folder_of_archive,
@@ -21,6 +22,11 @@ from harness.records.layout import (
 )
 from harness.records.manifest import Manifest
 from harness.records.status import Status
+
+LARGEST_MANIFEST = 4 * 2**20
+"""Bytes of a manifest. A real one has 10 KB, and some more for the tracebacks of a trial that crashed."""
+
+A_LINK = "refused: a link; put the files themselves there"
 
 
 @dataclass(frozen=True)
@@ -104,23 +110,35 @@ def find_trials(root: Path, problems: list[Problem]) -> list[TrialFolder]:
     archives: list[Path] = []
     pending = [str(root.resolve())]
     root_length = len(pending[0]) + 1
+    misplaced: dict[str, int] = {}
+    """Number of folders that are named like a trial's, by the folder that they lie in without that of a study."""
     while pending:
         folder = pending.pop()
         for entry in _list_folder(folder, problems):
             # Folders of processes that pack or unpack have copies of records in them.
             if entry.name.startswith("."):
                 continue
-            # Links are not followed: one to a folder above would never end.
+            # Links are not followed: one to a folder above would never end, and one to elsewhere brings what nobody
+            # sent.
+            if entry.is_symlink():
+                if entry.is_dir() or entry.name.endswith(ARCHIVE_SUFFIX):
+                    problems.append(Problem(entry.path[root_length:], A_LINK))
+                continue
             if not entry.is_dir(follow_symlinks=False):
                 if entry.name.endswith(ARCHIVE_SUFFIX) and entry.is_file(follow_symlinks=False):
                     archives.append(Path(entry.path))
                 continue
             study = study_number(entry.name)
-            if study is None:
+            if trial_number(entry.name) is not None:
+                misplaced[folder] = misplaced.get(folder, 0) + 1
+            elif study is None:
                 pending.append(entry.path)
             else:
                 submission = os.path.basename(folder)  # noqa: PTH119
                 trials += _find_trials_of_study(entry.path, submission, study, root_length, problems)
+    for folder, count in sorted(misplaced.items()):
+        message = f"{count} trials left out: not in a folder study_<number>/<workload>_pytorch; give it its name back"
+        problems.append(Problem(folder[root_length:] or ".", message))
     packed = [trial for archive in archives for trial in _find_packed_trials(archive, root_length, problems)]
     return trials + _without_copies(packed, trials)
 
@@ -163,6 +181,8 @@ def _find_trials_of_study(
     """The trials of a folder study_<i>. root_length: of the prefix that messages leave out of a path."""
     trials = []
     for entry in _list_folder(folder, problems):
+        if entry.is_symlink():
+            problems.append(Problem(entry.path[root_length:], A_LINK))
         if not entry.is_dir(follow_symlinks=False):
             continue
         workload, framework = split_workload_name(entry.name)
@@ -176,10 +196,22 @@ def _find_trials_of_study(
                 if inner.name.startswith("trial"):
                     problems.append(Problem(shown, "refused: not a folder named trial_<number>"))
                 continue
-            files = frozenset(file.name for file in _list_folder(inner.path, problems))
+            files = _list_files(inner.path, shown, problems)
             trial = TrialFolder(Path(inner.path), shown, submission, workload, framework, study, number, files)
             trials.append(trial)
     return trials
+
+
+def _list_files(folder: str, shown: str, problems: list[Problem]) -> frozenset[str]:
+    """The names of the files of a trial. Of those that are read, only regular files: a named pipe would never end, and
+    a link can lead anywhere."""
+    names = []
+    for entry in _list_folder(folder, problems):
+        if entry.name in (EVALUATIONS, MANIFEST) and not entry.is_file(follow_symlinks=False):
+            problems.append(Problem(shown, f"{entry.name} refused: no regular file"))
+        else:
+            names.append(entry.name)
+    return frozenset(names)
 
 
 def _list_folder(path: str, problems: list[Problem]) -> list[os.DirEntry[str]]:
@@ -195,9 +227,13 @@ def _list_folder(path: str, problems: list[Problem]) -> list[os.DirEntry[str]]:
 def read_manifest(trial: TrialFolder, problems: list[Problem]) -> Manifest | None:
     """The manifest of a trial; None, and a line in `problems`, if it cannot be used."""
     try:
-        if trial.packed is not None:
-            return Manifest.parse(trial.packed[MANIFEST])
-        return Manifest.read(trial.path / MANIFEST)
+        content = trial.read(MANIFEST)
+        if len(content) > LARGEST_MANIFEST:
+            raise ManifestError(f"larger than {LARGEST_MANIFEST >> 20} MiB")
+        return Manifest.parse(content)
     except ManifestError as error:
-        problems.append(Problem(trial.shown, f"{MANIFEST} ignored: {error}"))
-        return None
+        reason = str(error)
+    except OSError as error:
+        reason = str(error.strerror)
+    problems.append(Problem(trial.shown, f"{MANIFEST} ignored: {reason}"))
+    return None
