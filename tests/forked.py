@@ -25,7 +25,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([
     "torch._dynamo", "pyarrow.csv", "rich.progress", "harness.trial.trial", "harness.trial.trackers",
     "harness.study.stop_rule", "tests.conftest", "tests.harness.problem", "tests.harness.seams",
-    "tests.submissions.parity", "workloads.gpt2",
+    "tests.submissions.parity", "workloads.gpt2", "tests.forked_from",
 ])  # fmt: skip
 # Starting a process looks at all earlier ones, and two looks at one process at a time take its status from each other.
 _lock = threading.Lock()
