@@ -1,4 +1,4 @@
-"""The last module that the process loads from which `forked` takes its processes: what most of them would begin with."""
+"""Loaded last by the process from which `forked` takes its processes: what most of them would begin with."""
 
 import gc
 
