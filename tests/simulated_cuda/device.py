@@ -180,15 +180,15 @@ def _describe(function: Any) -> tuple[str, str, bool]:
     return schema.name, f"{schema.name}.{function._overloadname}", aliases
 
 
-def _add_tensors(value: Any, found: list[Tensor]) -> None:
+def _add_tensors(value: Any, tensors: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        found.append(value)
+        tensors.append(value)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _add_tensors(item, found)
+            _add_tensors(item, tensors)
     elif isinstance(value, dict):
         for item in value.values():
-            _add_tensors(item, found)
+            _add_tensors(item, tensors)
 
 
 def _map(value: Any, change: Callable[[Tensor], Any]) -> Any:
