@@ -245,6 +245,8 @@ HANGING = [*SEAM, "optimizer.class_path=tests.harness.seams.Hanging", "checkpoin
 def test_a_process_that_hangs_is_stopped_and_its_trial_is_tried_again_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Children are asked for their stacks.
+    monkeypatch.setenv(forked.TRAINEE_VARIABLE, "started")
     (entry,) = study(tmp_path / "records", *HANGING, "ruleset.retries=0")
     run_until_it_hangs(entry, tmp_path / "marker", monkeypatch)
     state = ledger.read_state(entry)
