@@ -18,14 +18,17 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from harness.processes import PROGRESS_VARIABLE
+from harness.trial import remote_training
 from tests.processes import DEADLINE_SECONDS
 
 PARENT_VARIABLE = "PACEMARK_TEST_PARENT"
+TRAINEE_VARIABLE = "PACEMARK_TEST_TRAINEE"
+"""Where it is set, a forked judge starts the process of the submission as outside of tests, as a child of its own."""
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([
     "torch._dynamo", "pyarrow.csv", "rich.progress", "harness.trial.trial", "harness.trial.trackers",
-    "harness.study.stop_rule", "tests.conftest", "tests.harness.problem", "tests.harness.seams",
-    "tests.submissions.parity", "workloads.gpt2",
+    "harness.trial.trainee_process", "harness.study.stop_rule", "tests.conftest", "tests.harness.problem",
+    "tests.harness.seams", "tests.submissions.parity", "workloads.gpt2", "tests.forked_from",
 ])  # fmt: skip
 # Starting a process looks at all earlier ones, and two looks at one process at a time take its status from each other.
 _lock = threading.Lock()
@@ -50,7 +53,10 @@ class ForkedProcess:
         pipes = [_context.Pipe(duplex=False) for _ in range(3)]
         (stdin, self_stdin), (self_stdout, stdout), (self_stderr, stderr) = pipes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        environment = dict(os.environ if env is None else env) | {PARENT_VARIABLE: str(os.getpid())}
+        environment = dict(os.environ if env is None else env)
+        # A judge is no other parent than the one that started it.
+        if connection is None:
+            environment[PARENT_VARIABLE] = str(os.getpid())
         # A Connection, which multiprocessing can send.
         pipe = None if progress is None else Connection(os.dup(progress), readable=False)
         link = None if connection is None else Connection(os.dup(connection))
@@ -167,5 +173,8 @@ def _run(
     if link is not None:
         arguments = (*arguments, str(os.dup(link.fileno())))
         link.close()
+    # The process of a judged submission is forked too.
+    if TRAINEE_VARIABLE not in os.environ:
+        remote_training.launch = launch_trainee  # type: ignore[assignment]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
