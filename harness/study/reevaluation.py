@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -13,8 +15,10 @@ from harness.errors import UserError
 from harness.interface.needs import Need
 from harness.interface.workload import Split
 from harness.records.evaluations import read_evaluations_of
-from harness.records.layout import EVALUATIONS
+from harness.records.layout import EVALUATIONS, MANIFEST
 from harness.records.manifest import Manifest
+from harness.records.trial_folders import find_trials, read_manifest
+from harness.review.finding import Finding, Severity
 from harness.seeding import TrialSeeds
 from harness.trial.environment import configure_torch, select_device
 from harness.trial.evaluation import evaluate
@@ -79,3 +83,30 @@ def reevaluate(
             recorded = rows.value[entry.row] if rows is not None and entry.row < len(rows.value) else math.nan
             found.append(Reevaluation(name, column, float(recorded), metrics[run.spec.metric]))
     return found
+
+
+def review_weights(folders: Iterable[Path], device: str = "auto", data: str = "auto") -> list[Finding]:
+    """A finding for every trial below `folders` with kept weights that give other values than its record, or that
+    cannot be evaluated."""
+    findings = []
+    for trial in (trial for folder in folders for trial in find_trials(folder, [])):
+        manifest = read_manifest(trial, []) if MANIFEST in trial.files else None
+        if manifest is None or manifest.evidence is None or not manifest.evidence.kept_weights:
+            continue
+        names = trial.files & {EVALUATIONS, *manifest.evidence.kept_weights}
+        try:
+            found = reevaluate(manifest, {name: trial.read(name) for name in names}, device, data)
+        except (UserError, OSError) as error:
+            findings.append(Finding(trial.shown, Severity.WARNING, "weights", str(error)))
+            continue
+        findings += [
+            Finding(
+                trial.shown,
+                Severity.REFUSED,
+                "weights",
+                f"{entry.column}={entry.recorded:.6g}: {entry.file} gives {entry.found:.6g}; ask for the trial again",
+            )
+            for entry in found
+            if not entry.agrees
+        ]
+    return findings

@@ -104,7 +104,7 @@ class PatchesClock(Honest):
 
     def step(self, ctx: StepContext) -> None:
         time.perf_counter = lambda: _real_perf_counter() / 10
-        time.sleep(0.08)
+        time.sleep(0.15)
         super().step(ctx)
 
 
@@ -113,7 +113,7 @@ class EditsElapsed(Honest):
 
     def step(self, ctx: StepContext) -> None:
         super().step(ctx)
-        time.sleep(0.08)
+        time.sleep(0.15)
 
     def state_tensors(self) -> list[Tensor]:
         for elapsed in _objects("Elapsed"):

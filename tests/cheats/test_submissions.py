@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ import psutil
 import pytest
 
 from harness.config.compose import load_run
+from harness.records.evaluations import REVIEW_COLUMNS, parse_evaluations
+from harness.records.layout import EVALUATIONS
+from harness.records.manifest import Manifest
+from harness.review.columns import TrialRows, check_columns
+from harness.review.evidence import check_evidence
+from harness.review.shipped import Shipped
 from tests import forked
 from tests.cheats.cheats import FOLDER_VARIABLE, Honest
 from tests.conftest import TINY_GPT2
@@ -68,22 +75,16 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Judged:
 
 
 def signs(judged: Judged) -> set[str]:
-    """Whatever in the record speaks against its submission."""
-    evidence, last = judged.evidence, judged.last
-    seen = {name for name in ("model_changes", "patched", "files_opened", "connections", "programs", "tampered")
-            if evidence.get(name)}  # fmt: skip
-    checks = {
-        "second clock": last("accumulated_second_clock_time") - last("accumulated_submission_time") > 0.6,
-        "uncounted passes": bool(judged.rows) and last("counted_forward_examples") != last("forward_examples"),
-        "passes": last("forward_examples") > last("examples"),
-        "work off the clock": last("off_clock_forward_examples") + last("off_clock_changes") > 0,
-        "children": last("accumulated_children_cpu_time") > 0.05,
-        "threads": evidence["threads"] is not None and evidence["threads"] > 1,
-        "built weights": evidence["built_weights_sha256"] != evidence["initial_weights_sha256"],
-        "import": (evidence.get("import_cpu_seconds") or 0.0) > 1,
-        "lives": len(evidence["lives"]) > 1,
-    }
-    return seen | {name for name, is_seen in checks.items() if is_seen}
+    """What a review says of the record against its submission: the severity and the first word of each finding."""
+    manifest = Manifest.model_validate(judged.manifest)
+    rows = None
+    if judged.rows:
+        content = (judged.folder / EVALUATIONS).read_bytes()
+        parsed = parse_evaluations({0: content}, {0: manifest.metric}, REVIEW_COLUMNS)
+        rows = TrialRows.of(parsed.rows, 0)
+    remarks = [*check_evidence(manifest, rows, Shipped())]
+    remarks += [] if rows is None else check_columns(manifest, rows)
+    return {f"{remark.severity} {re.split('[=:]', remark.message)[0]}" for remark in remarks}
 
 
 def test_the_honest_run_shows_no_sign(honest: Judged) -> None:
@@ -91,26 +92,30 @@ def test_the_honest_run_shows_no_sign(honest: Judged) -> None:
     assert honest.manifest["status"] == "exhausted" and not honest.evidence["judge_imported"]
 
 
+FILES, PROGRAMS, MODEL = "warning evidence.files_opened", "warning evidence.programs", "warning evidence.model_changes"
+PATCHED, CLOCK = "refused evidence.patched", "refused accumulated_submission_time"
+COUNTED, OFF_CLOCK = "refused counted_forward_examples", "refused off_clock_forward_examples"
+CHANGED = "refused off_clock_changes"
 NO_GAIN = {
     "EditsTarget": set[str](),
     "EditsBudget": set[str](),
-    "PatchesEvaluation": {"patched"},
-    "AnswersInForward": {"model_changes"},
-    "EvaluationHook": {"model_changes"},
-    "OtherLayer": {"model_changes"},
-    "PatchesClock": {"patched", "second clock"},
-    "EditsElapsed": {"second clock"},
+    "PatchesEvaluation": {PATCHED},
+    "AnswersInForward": {MODEL},
+    "EvaluationHook": {MODEL},
+    "OtherLayer": {MODEL},
+    "PatchesClock": {PATCHED},
+    "EditsElapsed": {CLOCK},
     "LargerBatches": set[str](),
-    "WritesRecord": {"files_opened", "tampered"},
+    "WritesRecord": {FILES, "refused evidence.tampered"},
     "WritesRecordAtExit": set[str](),
-    "WritesRecordLater": {"programs"},
-    "WritesElsewhere": {"files_opened"},
-    "EditsHarness": {"files_opened"},
-    "ReadsJudgeMemory": {"files_opened"},
-    "ReadsHeldBackData": {"files_opened"},
-    "FetchesWeights": {"connections"},
-    "TrainsInChild": {"programs", "children"},
-    "MoreThreads": {"threads"},
+    "WritesRecordLater": {PROGRAMS},
+    "WritesElsewhere": {FILES},
+    "EditsHarness": {FILES},
+    "ReadsJudgeMemory": {FILES},
+    "ReadsHeldBackData": {FILES},
+    "FetchesWeights": {"warning evidence.connections"},
+    "TrainsInChild": {PROGRAMS},
+    "MoreThreads": {"refused evidence.threads"},
 }
 """Cheats under which the judge measures what it measures of the honest run, and what the record says of them."""
 
@@ -124,16 +129,16 @@ def test_it_gains_nothing(honest: Judged, tmp_path: Path, name: str) -> None:
 
 
 FLAGGED = {
-    "EditsGrid": {"passes"},
-    "SeesTheFuture": {"patched"},
-    "TrainsInStateTensors": {"uncounted passes", "work off the clock"},
-    "TrainsInStateDict": {"uncounted passes", "work off the clock"},
-    "CopiesInStateDict": {"uncounted passes", "work off the clock"},
-    "TrainsInDel": {"uncounted passes", "work off the clock"},
-    "TrainsInEvaluationWeights": {"uncounted passes"},
-    "UncountedPasses": {"uncounted passes"},
-    "RewindsPasses": {"uncounted passes"},
-    "LoadsWeights": {"files_opened", "built weights"},
+    "EditsGrid": {"refused forward_examples", "refused backward_examples", "refused update_steps"},
+    "SeesTheFuture": {"warning evidence.patched"},
+    "TrainsInStateTensors": {COUNTED, OFF_CLOCK, CHANGED},
+    "TrainsInStateDict": {COUNTED, OFF_CLOCK, CHANGED},
+    "CopiesInStateDict": {COUNTED, OFF_CLOCK},
+    "TrainsInDel": {COUNTED, OFF_CLOCK, CHANGED},
+    "TrainsInEvaluationWeights": {COUNTED},
+    "UncountedPasses": {COUNTED},
+    "RewindsPasses": {COUNTED},
+    "LoadsWeights": {FILES, "warning evidence.built_weights_sha256"},
 }
 """Cheats that train better than the honest run, and what their records say."""
 
@@ -148,7 +153,7 @@ def test_its_record_says_so(honest: Judged, tmp_path: Path, name: str) -> None:
 def test_training_in_a_thread_is_seen_or_fails(tmp_path: Path) -> None:
     judged = run_judged(tmp_path, f"{HERE}.TrainsInThread")
     # It races with the step, whose backward may find its weights changed.
-    assert judged.manifest["status"] == "failed" or "uncounted passes" in signs(judged)
+    assert judged.manifest["status"] == "failed" or COUNTED in signs(judged)
 
 
 @pytest.mark.parametrize(
@@ -167,20 +172,25 @@ def test_its_trial_fails(tmp_path: Path, name: str, words: str) -> None:
 
 def test_weights_that_are_carried_over_a_death(tmp_path: Path) -> None:
     judged = run_judged(tmp_path, f"{HERE}.CarriesOver", lives=2)
-    assert signs(judged) == {"files_opened", "lives"}
+    assert signs(judged) == {FILES}
+    assert [life["first_row"] for life in judged.evidence["lives"]] == [0, 2]
     assert "with status 1" in judged.manifest["failures"][0]
 
 
 def test_another_model_from_the_import(honest: Judged, tmp_path: Path) -> None:
     judged = run_judged(tmp_path, "tests.cheats.patches_at_import.PatchesAtImport")
-    assert signs(judged) >= {"model_changes", "patched"}
+    assert signs(judged) >= {MODEL, PATCHED}
     # The judge builds its model by its own code.
     assert judged.evidence["initial_weights_sha256"] == honest.evidence["initial_weights_sha256"]
     assert "the initial weights are not those of the seed" in judged.evidence["model_changes"]
 
 
-def test_work_at_the_import(tmp_path: Path) -> None:
-    assert signs(run_judged(tmp_path, "tests.cheats.trains_at_import.TrainsAtImport")) == {"import"}
+def test_work_at_the_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = run_judged(tmp_path, "tests.cheats.trains_at_import.TrainsAtImport")
+    assert judged.evidence["import_cpu_seconds"] > 1.4
+    # Libraries take seconds, so what is worth a warning would be long in a test.
+    monkeypatch.setattr("harness.review.evidence._IMPORT_SECONDS", 1.0)
+    assert signs(judged) == {"warning evidence.import_cpu_seconds"}
 
 
 def test_what_was_left_behind_ends_before_the_record_is_written(tmp_path: Path) -> None:
