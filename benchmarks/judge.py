@@ -55,8 +55,8 @@ def main(arguments: list[str]) -> int:
         results: dict[str, list[dict[str, Any]]] = {"none": [], "process": []}
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(options.rounds):
-                for judge, found in results.items():
-                    found.append(run(Path(folder), workload, judge, options.steps))
+                for judge, trials in results.items():
+                    trials.append(run(Path(folder), workload, judge, options.steps))
         pairs = list(zip(results["none"], results["process"], strict=True))
         same = all(a["values"] == b["values"] and a["weights"] == b["weights"] for a, b in pairs)
         ratio = statistics.median(b["clock"] / a["clock"] for a, b in pairs)

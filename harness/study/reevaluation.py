@@ -40,12 +40,12 @@ class Reevaluation:
     """For example `validation/loss`."""
     recorded: float
     """NaN where the record has no such value."""
-    found: float
+    evaluated: float
 
     @property
     def agrees(self) -> bool:
         """Whether the record has the value that the weights give, or none."""
-        return math.isnan(self.recorded) or math.isclose(self.recorded, self.found, rel_tol=TOLERANCE)
+        return math.isnan(self.recorded) or math.isclose(self.recorded, self.evaluated, rel_tol=TOLERANCE)
 
 
 def reevaluate(
@@ -67,7 +67,7 @@ def reevaluate(
     workload = load_workload(run, torch_device)
     model = build_model(workload, TrialSeeds(run.seed, run.trial), torch_device)
     needs = frozenset(Need(name) for name in manifest.needs)
-    found = []
+    results = []
     for name, entry in kept.items():
         try:
             model.load_state_dict(torch.load(io.BytesIO(files[name]), map_location="cpu", weights_only=True))
@@ -81,8 +81,8 @@ def reevaluate(
             metrics = evaluate(workload, model, model, split, lambda: precision_context(run, needs, torch_device))
             rows = read_evaluations_of(files[EVALUATIONS], column)
             recorded = rows.value[entry.row] if rows is not None and entry.row < len(rows.value) else math.nan
-            found.append(Reevaluation(name, column, float(recorded), metrics[run.spec.metric]))
-    return found
+            results.append(Reevaluation(name, column, float(recorded), metrics[run.spec.metric]))
+    return results
 
 
 def review_weights(folders: Iterable[Path], device: str = "auto", data: str = "auto") -> list[Finding]:
@@ -95,7 +95,7 @@ def review_weights(folders: Iterable[Path], device: str = "auto", data: str = "a
             continue
         names = trial.files & {EVALUATIONS, *manifest.evidence.kept_weights}
         try:
-            found = reevaluate(manifest, {name: trial.read(name) for name in names}, device, data)
+            results = reevaluate(manifest, {name: trial.read(name) for name in names}, device, data)
         except (UserError, OSError) as error:
             findings.append(Finding(trial.shown, Severity.WARNING, "weights", str(error)))
             continue
@@ -104,9 +104,9 @@ def review_weights(folders: Iterable[Path], device: str = "auto", data: str = "a
                 trial.shown,
                 Severity.REFUSED,
                 "weights",
-                f"{entry.column}={entry.recorded:.6g}: {entry.file} gives {entry.found:.6g}; ask for the trial again",
+                f"{entry.column}={entry.recorded:.6g}: {entry.file} gives {entry.evaluated:.6g}; ask for the trial again",
             )
-            for entry in found
+            for entry in results
             if not entry.agrees
         ]
     return findings

@@ -22,12 +22,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_the_weights_give_what_the_record_says(trial: Trial) -> None:
     record = trial(*ARGUMENTS, optimizer="schedule_free_adamw")
-    found = reevaluate(record.manifest, files_of(record.folder))
-    assert {(entry.file, entry.column) for entry in found} == {
+    results = reevaluate(record.manifest, files_of(record.folder))
+    assert {(entry.file, entry.column) for entry in results} == {
         (name, f"{split}/loss") for name in (WEIGHTS_AT_TARGET, WEIGHTS_AT_END) for split in ("validation", "test")
     }
     # On the same machine to the bit.
-    assert all(entry.found == entry.recorded for entry in found)
+    assert all(entry.evaluated == entry.recorded for entry in results)
 
 
 def test_a_better_record_than_its_weights_is_seen(trial: Trial) -> None:
