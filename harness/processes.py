@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
 
 PROGRESS_VARIABLE = "PACEMARK_PROGRESS_PIPE"
 """The environment variable that names the descriptor on which the process of a trial shows its progress."""
+MARK_VARIABLE = "PACEMARK_SUBMISSION_PROCESS"
+"""The environment variable by which a judge knows what the process of a submission starts and abandons."""
+STACK_SIGNAL = signal.SIGUSR1
+"""On it the processes of a trial write the stack of each thread to standard error, also while they hang in foreign
+code."""
 SOURCE_ROOT = Path(__file__).parents[1]
 """The folder that holds the packages harness, workloads, submissions and scripts."""
 

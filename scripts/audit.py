@@ -1,12 +1,12 @@
 """What in records contradicts itself, the configs of this repository or the other records.
 
-    python scripts/audit.py RECORDS... [--mix precision...] [--json FILE]
+    python scripts/audit.py RECORDS... [--mix precision...] [--json FILE] [--weights [--device cpu] [--data FOLDER]]
 
 RECORDS are folders of records or archives. Prints a line for each finding, `severity kind path: message`, and a
 summary. `refused`: no board takes it. `warning`: a board takes it, and a person has to look (docs/fair_play.md).
 `note`: nothing is wrong. Exit status 0 if nothing is refused and there is no warning, 1 otherwise, 2 for a wrong
 command line. --json also writes the findings as a list of objects with these four keys. Nothing that a record names is
-imported.
+imported. --weights evaluates the weights that trials with judge=replay have kept, on the real data.
 """
 
 from __future__ import annotations
@@ -30,9 +30,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--mix", choices=MIXABLE, nargs="+", default=[],
                         help="records may differ in these all the same")  # fmt: skip
+    parser.add_argument("--weights", action="store_true", help="evaluate kept weights again")
+    parser.add_argument("--device", default="auto", help="for --weights: auto, cpu, cuda, cuda:N")
+    parser.add_argument("--data", default="auto", help="for --weights: auto, a source the workload knows, or a folder")
     parser.add_argument("--json", type=Path, help="also write the findings to this file")
     options = parser.parse_args(arguments)
     trials, findings = audit(options.records, accepted=options.mix)
+    if options.weights:
+        # Loads torch, which the rest does without.
+        from harness.study.reevaluation import review_weights
+
+        findings += review_weights(options.records, options.device, options.data)
     for finding in findings:
         print(printable(f"{finding.severity} {finding.kind} {finding.path}: {finding.message}"))
     counts = Counter(finding.severity for finding in findings)

@@ -138,7 +138,8 @@ def _run(runs: list[Run]) -> int:
     if runs[0].executor.name == "local":
         trials = ledger.enumerate_trials(runs, machine)
         # A single trial needs neither a plan nor workers, and its progress line shows in this terminal.
-        if len(trials) == 1:
+        # A judge is of a process that has not imported the submission, as this one has to check the configuration.
+        if len(trials) == 1 and trials[0].run.judge != "process":
             code, _ = _run_here(trials[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)
             return code
         _check_data(runs)

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from harness.study.stop_rule import make_should_stop
 from harness.trial.record import Record
 from harness.trial.trial import run_trial
 from tests.simulated_cuda import library
+from tests.simulated_cuda.program import END
 from workloads.data import fashion_mnist
 
 # Deterministic, and no second ever decides: machines are shared.
@@ -38,10 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent != whole_commands and item.get_closest_marker("xdist_group") is None)
 
 
-def pytest_collection_finish() -> None:
-    """What is loaded by now stays, and looking through it takes most of the time of a garbage collection."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Without collections of garbage while modules are loaded: what they load stays, and looking through it takes most
+    of the time of a collection, then and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture
@@ -95,20 +103,34 @@ def trial(tmp_path: Path) -> Callable[..., Record]:
 
 
 @pytest.fixture(scope="session")
-def simulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, dict[str, Any]]]:
-    """Run tests/simulated_cuda/program.py with these arguments; its results by name."""
+def simulated_cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., dict[str, dict[str, Any]]]]:
+    """Send a request to tests/simulated_cuda/program.py, which runs once; its results by name."""
     if reason := library.missing():
         pytest.skip(reason)
-    path = library.build(tmp_path_factory.mktemp("library"))
+    folder = tmp_path_factory.mktemp("library")
+    command = [sys.executable, "-m", "tests.simulated_cuda.program", str(library.build(folder))]
+    errors = folder / "errors.txt"
+    with errors.open("w") as file, subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, cwd=Path(__file__).parents[1]
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        requests, answers = process.stdin, process.stdout
 
-    def measure(*arguments: str) -> dict[str, dict[str, Any]]:
-        command = [sys.executable, "-m", "tests.simulated_cuda.program", str(path), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=170, cwd=Path(__file__).parents[1])
-        assert done.returncode == 0, done.stderr
-        results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        return {result.pop("name"): result for result in results}
+        def measure(*request: str) -> dict[str, dict[str, Any]]:
+            results: list[dict[str, Any]] = []
+            try:
+                print(json.dumps(request), file=requests, flush=True)
+                while (line := answers.readline()) != END:
+                    assert line, errors.read_text()
+                    results += [json.loads(line)] if line.startswith("{") else []
+            except BaseException:
+                # Also at the time limit of a test: the next one must not read the rest.
+                process.kill()
+                raise
+            return {result.pop("name"): result for result in results}
 
-    return measure
+        yield measure
+        requests.close()
 
 
 @pytest.fixture(scope="session")

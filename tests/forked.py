@@ -5,9 +5,11 @@ For tests of what a process does, is sent, or leaves behind. Those of how it sta
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -18,14 +20,17 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from harness.processes import PROGRESS_VARIABLE
+from harness.trial import remote_training
 from tests.processes import DEADLINE_SECONDS
 
 PARENT_VARIABLE = "PACEMARK_TEST_PARENT"
+TRAINEE_VARIABLE = "PACEMARK_TEST_TRAINEE"
+"""Where it is set, a forked judge starts the process of the submission as outside of tests, as a child of its own."""
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([
     "torch._dynamo", "pyarrow.csv", "rich.progress", "harness.trial.trial", "harness.trial.trackers",
-    "harness.study.stop_rule", "tests.conftest", "tests.harness.problem", "tests.harness.seams",
-    "tests.submissions.parity", "workloads.gpt2",
+    "harness.trial.trainee_process", "harness.study.stop_rule", "tests.conftest", "tests.harness.problem",
+    "tests.harness.seams", "tests.submissions.parity", "workloads.gpt2", "tests.forked_from",
 ])  # fmt: skip
 # Starting a process looks at all earlier ones, and two looks at one process at a time take its status from each other.
 _lock = threading.Lock()
@@ -50,11 +55,14 @@ class ForkedProcess:
         pipes = [_context.Pipe(duplex=False) for _ in range(3)]
         (stdin, self_stdin), (self_stdout, stdout), (self_stderr, stderr) = pipes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        environment = dict(os.environ if env is None else env) | {PARENT_VARIABLE: str(os.getpid())}
+        environment = dict(os.environ if env is None else env)
+        # A judge is no other parent than the one that started it.
+        if connection is None:
+            environment[PARENT_VARIABLE] = str(os.getpid())
         # A Connection, which multiprocessing can send.
         pipe = None if progress is None else Connection(os.dup(progress), readable=False)
         link = None if connection is None else Connection(os.dup(connection))
-        child = (module, arguments, environment, mask, (stdin, stdout, stderr), pipe, link)
+        child = (module, arguments, environment, mask, (stdin, stdout, stderr), pipe, link, os.getpid())
         self._process = _context.Process(target=_run, args=child)
         with _lock:
             self._process.start()
@@ -103,9 +111,12 @@ class ForkedProcess:
         return printed, errors[0]
 
 
-def run(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    module: str, *arguments: str, env: Mapping[str, str] | None = None, input: str = ""
+) -> subprocess.CompletedProcess[str]:
     """As `processes.run` of `python -m MODULE ARGUMENTS`."""
     process = ForkedProcess(module, *arguments, env=env)
+    process.stdin.write(input)
     process.stdin.close()
     printed, errors = process.communicate()
     return subprocess.CompletedProcess([module, *arguments], process.wait(), printed, errors)
@@ -146,8 +157,11 @@ def _run(
     streams: tuple[Connection, ...],
     progress: Connection | None,
     link: Connection | None,
+    starter: int,
 ) -> None:
     """In the child: what a new interpreter would do."""
+    if link is not None:
+        _end_with(starter)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.setsid()
     # Its own children come from the same process, whose address it has: multiprocessing would start another one.
@@ -164,5 +178,30 @@ def _run(
     if link is not None:
         arguments = (*arguments, str(os.dup(link.fileno())))
         link.close()
+    # The process of a judged submission is forked too.
+    if TRAINEE_VARIABLE not in os.environ:
+        remote_training.launch = launch_trainee  # type: ignore[assignment]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _end_with(judge: int) -> None:
+    """Let this process end with its judge, also while it is stopped or hangs. The kernel sees to it where the judge is
+    the parent."""
+    descriptors = [os.pidfd_open(judge), os.pidfd_open(os.getpid())]
+    if watcher := os.fork():
+        os.waitpid(watcher, 0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return
+    # Twice, so that it is no child of the submission's process, of which the judge asks for an account.
+    if os.fork():
+        os._exit(0)
+    # Whoever reads from the process waits until nobody else could write.
+    for number in {*range(256)} - {*descriptors}:
+        with contextlib.suppress(OSError):
+            os.close(number)
+    select.select(descriptors, [], [])
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(descriptors[1], signal.SIGKILL)
+    os._exit(0)

@@ -33,6 +33,8 @@ def run_blocks(text: str, tree: Path, variables: dict[str, str]) -> str:
     """Write the files of a section into the tree and run its commands, in their order; what they print."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(tree)} | variables
+    # The many processes compile the copy once.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     printed = ""
     for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         first = block.partition("\n")[0]

@@ -45,7 +45,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
             path = folder / option.removeprefix("file=")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-    hidden = ("PYTHONPATH", "PACEMARK_CONFIG_DIR")
+    # With bytecode: many processes load the installed files.
+    hidden = ("PYTHONPATH", "PACEMARK_CONFIG_DIR", "PYTHONDONTWRITEBYTECODE")
     environment = {key: value for key, value in os.environ.items() if key not in hidden} | {"OMP_NUM_THREADS": "1"}
     if FRESH:
         return Place(folder, environment | {"PATH": f"{FRESH}/bin{os.pathsep}{environment['PATH']}"})

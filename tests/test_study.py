@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.compose import load_run
+from harness.records.layout import EVALUATIONS, MANIFEST, SOURCES
 from harness.study import ledger
 from harness.trial.trial import run_trial
 from tests import forked, processes
@@ -57,7 +58,7 @@ def test_killed_workers_end_with_every_trial_once_and_the_same_results(tmp_path:
     assert "0 of 2 reached" in last.stdout and "missed" in last.stdout
     assert read_outcomes(killed) == expected
     for folder in killed.rglob("trial_*"):
-        assert sorted(path.name for path in folder.iterdir()) == ["eval_measurements.csv", "manifest.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [EVALUATIONS, MANIFEST, SOURCES]
     interrupted = [json.loads(path.read_text())["preemption_count"] for path in killed.rglob("manifest.json")]
     assert sum(interrupted) == 3
 

@@ -121,6 +121,10 @@ class Evidence(BaseModel):
     """Of the structure of the workload's model: modules, shapes, hooks."""
     model_changes: list[str] = []
     """How the submission's model differed from it at an evaluation."""
+    patched: list[str] = []
+    """Callables of torch, Python or the harness that were replaced in its process."""
+    judge_imported: bool = False
+    """Whether the judge's own process had imported the submission, which can change what it imports."""
     lives: list[Life] = []
     import_cpu_seconds: float | None = None
     """CPU time that importing the submission took, with judge=process."""

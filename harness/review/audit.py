@@ -48,7 +48,6 @@ def audit(folders: Iterable[Path], *, accepted: Collection[str] = ()) -> tuple[i
                 contents[len(distinct)] = content
             distinct.append(trial)
         findings += review(distinct, contents, shipped=shipped, accepted=accepted)
-    # TODO in the place of this line: with --weights, evaluate the kept weights of judge=replay again.
     findings.sort(key=lambda finding: (_ORDER.index(finding.severity), finding.path))
     return len(trials), findings
 

@@ -28,6 +28,8 @@ _MOST_LIVES = 5
 _ALWAYS = ("counted_forward_examples", "off_clock_forward_examples", "off_clock_changes", "children_cpu")
 _OF_JUDGE = ("second_clock", "second_cpu")
 """Columns that rows with evidence have, and with judge=process besides."""
+_NEVER_PATCHED = ("harness.", "workloads.", "time.")
+"""Prefixes of what nothing but a cheat replaces."""
 _IMPORT_SECONDS = 20.0
 """CPU time of importing a submission, of which most is that of its libraries."""
 
@@ -71,6 +73,13 @@ def _check_lists(manifest: Manifest, evidence: Evidence) -> Iterator[Remark]:
     if evidence.model_changes:
         text = f"evidence.model_changes={_listed(evidence.model_changes)}: its model was not the workload's"
         yield warning(f"{text}; read why") if evidence.judge == "process" else refused(f"{text} when it was evaluated")
+    if evidence.judge_imported:
+        yield warning("evidence.judge_imported=true: the judge's process had imported the submission; use run.py")
+    if of_harness := [name for name in evidence.patched if name.startswith(_NEVER_PATCHED)]:
+        yield refused(f"evidence.patched={_listed(of_harness)}: replaced in its process")
+    if others := [name for name in evidence.patched if not name.startswith(_NEVER_PATCHED)]:
+        # Some libraries replace functions of torch when they are imported.
+        yield warning(f"evidence.patched={_listed(others)}: replaced in its process; read why")
     for key, done in (("files_opened", "opened"), ("connections", "connected to"), ("programs", "started")):
         if values := getattr(evidence, key):
             yield warning(f"evidence.{key}={_listed(values)}: {done} while it trained; read what for")

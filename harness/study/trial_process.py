@@ -24,17 +24,17 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
 from harness import log
 from harness.config.schema import Run
 from harness.errors import UserError
-from harness.processes import PROGRESS_VARIABLE, SOURCE_ROOT
+from harness.processes import PROGRESS_VARIABLE, SOURCE_ROOT, STACK_SIGNAL
 from harness.records.lease import Lease
 
 logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-_STACK_SIGNAL = signal.SIGUSR1
-"""On it the child writes the stack of each of its threads to standard error, also while it hangs in foreign code."""
 _STACK_SECONDS = 2.0
 """How long it may take for that."""
 _INTERRUPT_SECONDS = 60.0
@@ -188,7 +188,11 @@ class TrialProcess:
             "killed; a larger ruleset.retries continues it from its checkpoint"
         )
         logger.warning("%s: %s", self._name, self.stop_reason)
-        self._send(_STACK_SIGNAL)
+        # The process of the submission too, where this is its judge.
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                process.send_signal(STACK_SIGNAL)
+        self._send(STACK_SIGNAL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_STACK_SECONDS)
         self.kill()
@@ -228,7 +232,7 @@ def main() -> int:
         # Before torch is imported, so that all its threads inherit the cores.
         os.sched_setaffinity(0, request["cores"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    faulthandler.register(_STACK_SIGNAL, all_threads=True)
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
     progress_pipe = int(os.environ.pop(PROGRESS_VARIABLE))
     # Processes that a trial starts must not keep the pipe open.
     os.set_inheritable(progress_pipe, False)

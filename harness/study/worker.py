@@ -39,9 +39,10 @@ class Worker:
         while self._pending and not self._stopping.is_set():
             claimed = self._claim_next()
             if claimed is None:
-                logger.debug("%d trials left, all of them held by others", len(self._pending))
-                # Not sleep(): stop() must end it at once.
-                self._stopping.wait(POLL_SECONDS)
+                if self._pending:
+                    logger.debug("%d trials left, all of them held by others", len(self._pending))
+                    # Not sleep(): stop() must end it at once.
+                    self._stopping.wait(POLL_SECONDS)
                 continue
             trial, lease = claimed
             try:

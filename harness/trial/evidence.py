@@ -44,14 +44,13 @@ class WeightsKeeper:
         record.manifest.evidence.kept_weights = kept
 
 
-def write_evidence(training: AnyTraining, record: Record, tampered: set[str]) -> None:
+def write_evidence(training: AnyTraining, record: Record) -> None:
     """Put what is known of the submission into the record's manifest, which the caller writes, and the submission's
-    sources beside it. tampered: names of files that others changed. Raises LeaseLost and OSError."""
+    sources beside it. Raises LeaseLost and OSError."""
     assert record.manifest is not None and record.manifest.evidence is not None
     fields: dict[str, Any] = {
         "initial_weights_sha256": training.initial_weights_sha256,
         "built_weights_sha256": training.built_weights_sha256,
-        "tampered": sorted(tampered),
     }
     try:
         fields |= training.collect_evidence()

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -176,9 +176,12 @@ class Record:
             ) from error
         return dict(state)
 
-    def finish(self, status: Status, final: dict[str, Any]) -> None:
-        """Write how the trial ended. final: as `FinalFigures` has it. Raises LeaseLost and OSError."""
+    def finish(self, status: Status, final: dict[str, Any], tampered: Iterable[str] = ()) -> None:
+        """Write how the trial ended. final: as `FinalFigures` has it. tampered: names of files that others changed.
+        Raises LeaseLost and OSError."""
         assert self.manifest is not None
+        if self.manifest.evidence is not None:
+            self.manifest.evidence.tampered = sorted(tampered)
         self.manifest.status, self.manifest.final = status, FinalFigures(**final)
         self.write_manifest()
         # The caller writes nothing more, and another process may.
@@ -335,7 +338,7 @@ class ReadOnlyRecord(Record):
     def write_extra(self, name: str, content: bytes) -> None:
         """Does nothing."""
 
-    def finish(self, status: Status, final: dict[str, Any]) -> None:
+    def finish(self, status: Status, final: dict[str, Any], tampered: Iterable[str] = ()) -> None:
         """As `Record.finish`, in memory alone."""
         assert self.manifest is not None
         self.manifest.status, self.manifest.final = status, FinalFigures(**final)

@@ -39,13 +39,12 @@ from harness.interface.model_runner import Counters
 from harness.interface.needs import Need
 from harness.interface.ranks import SINGLE_RANK
 from harness.interface.workload import Workload
-from harness.processes import PROGRESS_VARIABLE, SOURCE_ROOT
+from harness.processes import MARK_VARIABLE, PROGRESS_VARIABLE, SOURCE_ROOT
 from harness.seeding import TrialSeeds
 from harness.trial.channel import Channel, ChannelClosed
 from harness.trial.clock import Clock, Disturbance
 from harness.trial.hardware import PeakMemory
 from harness.trial.liveness import progress_descriptor, show_progress
-from harness.trial.trainee_process import MARK_VARIABLE
 from harness.trial.training import UNCOMPILED_NEEDS, Training, build_model, precision_context
 from harness.trial.weights import hash_weights
 from harness.trial.witness import EvidenceCounters, describe_structure
@@ -56,6 +55,7 @@ _END_SECONDS = 10.0
 """How long the process may take to end by itself when it is no longer needed."""
 _PR_SET_CHILD_SUBREAPER = 36
 _SEEN_BY_JUDGE = (
+    "accumulated_children_cpu_time",
     "accumulated_off_clock_cpu_time",
     "accumulated_second_clock_time",
     "accumulated_second_cpu_time",
@@ -110,7 +110,12 @@ class RemoteTraining:
         self.initial_weights_sha256: str | None = None
         self.built_weights_sha256: str | None = None
         self._cpu_before: float | None = None
+        # An answer is outstanding. After an interruption it stays so, and whatever comes next would be the wrong one.
+        self._is_waiting = False
+        # Its import may have changed what this process evaluates by.
+        self._imported = any(_is_foreign(path) for path in (run.optimizer.class_path, *run.optimizer.wrappers))
         self._process, self._channel = _start(run)
+        self._children_cpu = 0.0
         self._submission_process = psutil.Process(self._process.pid)
         self.runner: _Model
         try:
@@ -165,12 +170,12 @@ class RemoteTraining:
         if theirs != self.initial_weights_sha256:
             self.witness.model_changes.append("the initial weights are not those of the seed")
         show_progress()
-        answer = self._ask("build_submission", timed=True, charge_compile=charge_compile)
-        self.built_weights_sha256 = answer["built_weights_sha256"]
+        self._ask_on_clock("build_submission", charge_compile=charge_compile)
+        self.built_weights_sha256 = self._ask("note_built_weights")["built_weights_sha256"]
 
     def measured_segment(self, goal: int, charge_compile: bool) -> float:
         """As `Training.measured_segment`."""
-        answer = self._ask("segment", timed=True, goal=goal, charge_compile=charge_compile)
+        answer = self._ask_on_clock("segment", goal=goal, charge_compile=charge_compile)
         if self.runner.counters.examples < goal:
             raise SubmissionFailed(
                 f"a segment ended before {goal} examples: {self.runner.counters.examples} are counted"
@@ -181,11 +186,11 @@ class RemoteTraining:
     def evaluation_model(self) -> Iterator[tuple[nn.Module, Any]]:
         """The judge's own model with the weights that the submission wants evaluated; within it the processes of the
         submission are stopped."""
-        self._ask("enter_evaluation", timed=True)
+        self._ask_on_clock("enter_evaluation")
         self._load_weights(self._ask("send_weights")["weights"])
         with self._stopped():
             yield self.runner.model, self._forward_model
-        self._ask("leave_evaluation", timed=True)
+        self._ask_on_clock("leave_evaluation")
 
     def state_bytes(self) -> int:
         """As `Training.state_bytes`."""
@@ -211,6 +216,7 @@ class RemoteTraining:
         source files by module."""
         answer = self._ask("evidence")
         answer.pop("figures", None)
+        answer["judge_imported"] = self._imported
         answer["model_changes"] = [*self.witness.model_changes, *answer["model_changes"]]
         return answer
 
@@ -222,22 +228,38 @@ class RemoteTraining:
     def close(self) -> None:
         """End the process, with all that it has started. It may do so by itself first."""
         self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
+        if not self._is_waiting:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_SECONDS)
         _kill(self._family())
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
+        _adopt_orphans(False)
 
     # ---- how it is done --------------------------------------------------------------------------------------------
 
-    def _ask(self, request: str, *, timed: bool = False, **arguments: Any) -> dict[str, Any]:
-        """The answer to a request. timed: its wall time counts on the judge's clock. Raises SubmissionFailed and
-        UserError."""
-        cpu_before = self._cpu_seconds() if timed else 0.0
-        if timed and self._cpu_before is not None:
+    def _ask_on_clock(self, request: str, **arguments: Any) -> dict[str, Any]:
+        """As `_ask`, for what the training clock charges: its time counts on the judge's clock too."""
+        self._ask("end_pause")
+        cpu_before = self._cpu_seconds()
+        if self._cpu_before is not None:
             # What the process has worked since the last request on the clock.
             self._add_seen("accumulated_off_clock_cpu_time", cpu_before - self._cpu_before)
         start = perf_counter()
+        answer = self._ask(request, **arguments)
+        seconds = perf_counter() - start
+        self._cpu_before = self._cpu_seconds()
+        self._add_seen("accumulated_second_clock_time", seconds)
+        self._add_seen("accumulated_second_cpu_time", self._cpu_before - cpu_before)
+        self._note_children()
+        self._ask("begin_pause")
+        return answer
+
+    def _ask(self, request: str, **arguments: Any) -> dict[str, Any]:
+        """The answer to a request. Raises SubmissionFailed and UserError."""
+        if self._is_waiting:
+            raise SubmissionFailed("the process of the submission was interrupted")
+        self._is_waiting = True
         try:
             self._channel.send({"do": request, **arguments})
             answer = self._channel.receive()
@@ -245,15 +267,11 @@ class RemoteTraining:
             raise SubmissionFailed(self._describe_end()) from None
         except ValueError as error:
             raise SubmissionFailed(f"the process of the submission sent {error}") from error
-        seconds = perf_counter() - start
+        self._is_waiting = False
         if "user_error" in answer:
             raise UserError(answer["user_error"])
         if "traceback" in answer:
             raise SubmissionFailed(str(answer["traceback"]), answer.get("out_of_memory"))
-        if timed:
-            self._cpu_before = self._cpu_seconds()
-            self._add_seen("accumulated_second_clock_time", seconds)
-            self._add_seen("accumulated_second_cpu_time", self._cpu_before - cpu_before)
         if figures := answer.get("figures"):
             self._take_figures(figures)
         return answer
@@ -289,6 +307,18 @@ class RemoteTraining:
         """Add to a column that the judge measures itself."""
         counters = self.witness.counters
         setattr(counters, column, (getattr(counters, column) or 0.0) + max(0.0, seconds))
+
+    def _note_children(self) -> None:
+        """Add what the processes that the submission has started have worked since the last look."""
+        total = 0.0
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                # Of those that it has waited for, which move there from their own when they end.
+                total += times.children_user + times.children_system
+                total += 0.0 if process.pid == self._process.pid else times.user + times.system
+        self._add_seen("accumulated_children_cpu_time", total - self._children_cpu)
+        self._children_cpu = max(self._children_cpu, total)
 
     def _cpu_seconds(self) -> float:
         with contextlib.suppress(psutil.Error):
@@ -336,16 +366,19 @@ class RemoteTraining:
         return f"the process of the submission ended {cause}"
 
 
+def _is_foreign(class_path: str) -> bool:
+    """Whether a class is of neither torch nor Pacemark, and its module is loaded in this process."""
+    module = class_path.rpartition(".")[0]
+    return module in sys.modules and module.partition(".")[0] not in ("torch", "submissions", "harness")
+
+
 AnyTraining = Training | RemoteTraining
 """In this process, or in one of its own."""
 
 
 def _start(run: Run) -> tuple[subprocess.Popen[bytes], Channel]:
     """The process of the submission, and the connection to it."""
-    if sys.platform == "linux":
-        # What the submission starts and abandons stays a descendant of this process, and is stopped and ended with it.
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _adopt_orphans(True)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(run.threads),
         "PYTHONPATH": os.pathsep.join([str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -356,6 +389,13 @@ def _start(run: Run) -> tuple[subprocess.Popen[bytes], Channel]:
         process = launch(environment, theirs.fileno(), progress_descriptor())
     logger.info("the submission runs in process %d, of which this one is the judge", process.pid)
     return process, Channel(ours)
+
+
+def _adopt_orphans(adopt: bool) -> None:
+    """Let what the submission starts and abandons stay a descendant of this process, which stops and ends it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))
 
 
 def launch(environment: dict[str, str], connection: int, progress: int | None) -> subprocess.Popen[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import socket
@@ -22,9 +23,8 @@ from time import process_time
 from typing import Any
 
 from harness import log
-from harness.processes import PROGRESS_VARIABLE, make_working_folder_importable
+from harness.processes import MARK_VARIABLE, PROGRESS_VARIABLE, STACK_SIGNAL, make_working_folder_importable
 
-MARK_VARIABLE = "PACEMARK_SUBMISSION_PROCESS"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,6 +33,7 @@ def main(descriptor: int) -> None:
     _die_with_judge()
     # Ctrl-C is for the judge, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
     progress_pipe = os.environ.pop(PROGRESS_VARIABLE, None)
     # By it the judge knows what this process starts and abandons.
     os.environ[MARK_VARIABLE] = str(os.getpid())
@@ -99,17 +100,21 @@ class Trainee:
         from harness.trial.environment import configure_torch, private_compiler_cache, select_device
         from harness.trial.training import Training
         from harness.trial.trial import load_workload
+        from harness.trial.witness import Notes, listen, module_files
 
         self._run = Run(**run)
         device = select_device(self._run)
         configure_torch(self._run, device)
         # Before the submission is imported: it finds the training data alone.
-        workload = load_workload(self._run, device)
+        data_notes = Notes()
+        with listen(data_notes):
+            workload = load_workload(self._run, device)
         workload.discard_held_back()
         before = process_time()
         self._training = Training(self._run, workload, device)
         self._import_cpu_seconds = process_time() - before
         self._training.witness.owns_process = True
+        self._training.witness.notes.data_files = data_notes.every_file - module_files()
         self._stack.enter_context(private_compiler_cache(Need.OWN_COMPILATION in self._training.needs))
         return {
             "needs": sorted(need.name for need in self._training.needs),
@@ -126,9 +131,20 @@ class Trainee:
             self._stack.enter_context(listen(self._training.witness.notes))
         return {"initial_weights_sha256": self._training.initial_weights_sha256}
 
+    def _do_end_pause(self) -> dict[str, Any]:
+        self._training.witness.end_pause()
+        return {}
+
+    def _do_begin_pause(self) -> dict[str, Any]:
+        self._training.witness.begin_pause()
+        return {}
+
     def _do_build_submission(self, charge_compile: bool) -> dict[str, Any]:
         self._training.build_submission(charge_compile=charge_compile)
-        return {"built_weights_sha256": self._training.built_weights_sha256}
+        return {}
+
+    def _do_note_built_weights(self) -> dict[str, Any]:
+        return {"built_weights_sha256": self._training.note_built_weights()}
 
     def _do_load(self, state: dict[str, Any]) -> dict[str, Any]:
         self._training.load_state_dict(state)
@@ -177,3 +193,6 @@ class Trainee:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))
+    sys.stderr.flush()
+    # Without the end of the interpreter, which takes long, and in which the submission could run code.
+    os._exit(0)

@@ -35,6 +35,7 @@ from harness.trial.devices import device_types, restore_devices
 from harness.trial.environment import is_compiler_error, use_empty_compiler_cache
 from harness.trial.hardware import PeakMemory
 from harness.trial.liveness import show_progress
+from harness.trial.patches import find_patches, snapshot
 from harness.trial.sources import hash_sources, read_sources, submission_distributions, submission_sources
 from harness.trial.weights import hash_weights
 from harness.trial.witness import EvidenceCounters, Witness, describe_structure
@@ -54,6 +55,7 @@ class Training:
     def __init__(self, run: Run, workload: Workload, device: torch.device, ranks: Ranks = SINGLE_RANK) -> None:
         self.run, self.workload, self.device, self.ranks = run, workload, device, ranks
         self._loaded_before = frozenset(sys.modules)
+        self._callables_before = snapshot()
         self.cls = hyperparameters.import_algorithm(run.optimizer.class_path)
         self.wrappers = [hyperparameters.import_wrapper(path) for path in run.optimizer.wrappers]
         self.needs = declared_needs(run)
@@ -99,6 +101,7 @@ class Training:
         """
         self.build_model()
         self.build_submission(charge_compile=charge_compile)
+        self.note_built_weights()
 
     def build_model(self) -> None:
         """Build and warm up the model, off the clock: it is the workload's, and the same for every submission."""
@@ -118,19 +121,26 @@ class Training:
         )
         self._warm_up_with_sound_cache()
         self.witness.start_counting()
+        self._setup = self._prepare_setup()
 
     def build_submission(self, *, charge_compile: bool = True) -> None:
         """Build the submission on the model, on the clock; see `build`."""
+        with self.witness.on_clock(), self.clock.submission("build", charge_compile=charge_compile):
+            self.submission = self._build_submission(self._setup)
+
+    def _prepare_setup(self) -> Setup:
         model = self.runner.model
         roles = parameter_roles(model, self.workload.role_patterns())
         generator = torch.Generator().manual_seed(self.seeds.key("submission"))
         device_generator = generator
         if self.device.type != "cpu":
             device_generator = torch.Generator(self.device).manual_seed(self.seeds.key("submission on device"))
-        setup = self._make_setup(model, roles, generator, device_generator)
-        with self.witness.on_clock(), self.clock.submission("build", charge_compile=charge_compile):
-            self.submission = self._build_submission(setup)
-        self.built_weights_sha256 = hash_weights(model)
+        return self._make_setup(model, roles, generator, device_generator)
+
+    def note_built_weights(self) -> str:
+        """Hash the weights as building the submission has left them."""
+        self.built_weights_sha256 = hash_weights(self.runner.model)
+        return self.built_weights_sha256
 
     def _make_setup(
         self, model: nn.Module, roles: dict[str, Role], generator: torch.Generator, device_generator: torch.Generator
@@ -325,6 +335,7 @@ class Training:
             "texts": read_sources(sources),
             "distributions": submission_distributions(classes),
             "model_changes": list(self.witness.model_changes),
+            "patched": find_patches(self._callables_before),
             "threads": self.witness.threads,
             "files_opened": notes.files,
             "connections": notes.connections,

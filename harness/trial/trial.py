@@ -256,13 +256,14 @@ class _Trial:
         logger.info("ended as %s%s", outcome.status, f": {outcome.stop_reason}" if outcome.stop_reason else "")
         final = figures.final_values(self.training, self.record.rows, self.reached_row, self.state_bytes, outcome)
         self.tampered |= set(self.record.changed_files())
-        write_evidence(self.training, self.record, self.tampered)
+        write_evidence(self.training, self.record)
         # The process of the submission ends before the record is complete: it cannot change what is written last.
         if isinstance(self.training, RemoteTraining):
             self.training.close()
+            self.tampered |= set(self.record.changed_files())
             if self.record.rows:
                 self.record.write_rows()
-        self.record.finish(outcome.status, final)
+        self.record.finish(outcome.status, final, tampered=self.tampered)
 
     def _build(self) -> None:
         checkpoint, self._checkpoint_to_load = self._checkpoint_to_load, None

@@ -116,8 +116,9 @@ class Witness:
     @contextmanager
     def on_clock(self) -> Iterator[None]:
         """Within it the training clock runs. Between two such sections weights and buffers must not change."""
-        self.end_pause()
+        # Where there is a judge, it asks for this and for `begin_pause`, so that its own clock does not count them.
         if not self.owns_process:
+            self.end_pause()
             self._children_before = children_cpu_seconds()
         self._on_clock = True
         try:
@@ -125,7 +126,8 @@ class Witness:
                 yield
         finally:
             self._on_clock = False
-            self._begin_pause()
+            if not self.owns_process:
+                self.begin_pause()
 
     def end_pause(self) -> None:
         """Compare weights and buffers with those at the end of the last section on the clock."""
@@ -141,13 +143,15 @@ class Witness:
         """The harness itself has changed the weights: a checkpoint was loaded."""
         self._fingerprint = None
 
-    def _begin_pause(self) -> None:
+    def begin_pause(self) -> None:
+        """Note weights, buffers and whatever else must not change until the next section on the clock."""
         if self._model is None:
             return
         self._fingerprint = fingerprint(self._model)
         self.threads = max(self.threads, torch.get_num_threads())
-        self.counters.accumulated_children_cpu_time += max(0.0, (now := children_cpu_seconds()) - self._children_before)
-        self._children_before = now
+        # Looking at all processes takes milliseconds; where there is a judge, it does so.
+        if not self.owns_process:
+            self.counters.accumulated_children_cpu_time += max(0.0, children_cpu_seconds() - self._children_before)
         changes = set(self.model_changes)
         for line in sorted(set(describe_structure(self._model, self._ignores_hooks)) ^ set(self.structure)):
             if line not in changes and len(self.model_changes) < MAX_NOTED:
@@ -160,6 +164,12 @@ def fingerprint(model: nn.Module) -> list[Tensor]:
     if hasattr(torch, "hash_tensor"):
         return [torch.hash_tensor(tensor) for tensor in tensors]
     return [tensor.double().sum() for tensor in tensors]
+
+
+def module_files() -> set[str]:
+    """The files of the modules that are loaded, and what Python keeps of them."""
+    files = {getattr(module, key, None) for module in list(sys.modules.values()) for key in ("__file__", "__cached__")}
+    return {file for file in files if isinstance(file, str)}
 
 
 def describe_structure(model: nn.Module, ignores_hooks: bool = False) -> list[str]:
@@ -176,7 +186,9 @@ def describe_structure(model: nn.Module, ignores_hooks: bool = False) -> list[st
         if not ignores_hooks:
             hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
             patched += [f"{hooks} forward hooks"] * bool(hooks)
-        lines.append(" ".join([f"{name or 'model'}: {kind}", *tensors, *patched]))
+        # Probability of dropout, momentum and the like.
+        options = f"({module.extra_repr()})"
+        lines.append(" ".join([f"{name or 'model'}: {kind}{options}", *tensors, *patched]))
     return lines
 
 
@@ -200,6 +212,10 @@ class Notes:
 
     def __init__(self) -> None:
         self.files: list[str] = []
+        self.every_file: set[str] = set()
+        """All files that were opened, those too that may be."""
+        self.data_files: set[str] = set()
+        """Files that are data, though they may lie among the code of a library."""
         self.connections: list[str] = []
         self.programs: list[str] = []
 
@@ -245,8 +261,11 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event == "open":
         path, mode, flags = arguments
-        if isinstance(path, str | bytes) and not _may_be_opened(text := _text(path), _writes(mode, flags)):
-            notes.add(notes.files, _shorten(text))
+        if isinstance(path, str | bytes):
+            text = _text(path)
+            notes.every_file.add(text)
+            if text in notes.data_files or not _may_be_opened(text, _writes(mode, flags)):
+                notes.add(notes.files, _shorten(text))
     elif event == "socket.connect":
         notes.add(notes.connections, _text(arguments[1]))
     elif event in ("os.fork", "os.forkpty"):

@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     rows: list[dict[str, str]]
     """Every metric and counter of every evaluation, as written."""
     weights: str
-    """SHA-256 of the final weights."""
+    """SHA-256 of the final weights; empty for a trial that crashed."""
 
 
 def read_outcome(folder: Path) -> Outcome:
@@ -36,7 +36,7 @@ def read_outcome(folder: Path) -> Outcome:
             {k: v for k, v in row.items() if k not in _TIME_AND_MEMORY and not k.startswith("accumulated")}
             for row in csv.DictReader(file)
         ]
-    return Outcome(manifest["status"], manifest["hyperparameters"], rows, manifest["final"]["weights_sha256"])
+    return Outcome(manifest["status"], manifest["hyperparameters"], rows, manifest["final"].get("weights_sha256", ""))
 
 
 def read_outcomes(records: Path) -> dict[str, Outcome]:

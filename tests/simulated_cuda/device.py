@@ -6,6 +6,7 @@ Imported in a process that has called `library.load`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import traceback
 import types
@@ -71,6 +72,8 @@ class Memory:
     def __init__(self) -> None:
         self.allocated = self.peak = 0
         self._tensors: Counter[int] = Counter()
+        # By the number of its reference, which costs a tenth of a weakref.finalize.
+        self._storages: dict[int, tuple[weakref.ref[CudaTensor], int, int]] = {}
 
     def add(self, tensor: CudaTensor) -> None:
         """Count the storage of a new tensor until the last tensor on it is gone."""
@@ -80,9 +83,11 @@ class Memory:
             self.allocated += size
             self.peak = max(self.peak, self.allocated)
         self._tensors[address] += 1
-        weakref.finalize(tensor, self._remove, address, size)
+        reference = weakref.ref(tensor, self._remove)
+        self._storages[id(reference)] = reference, address, size
 
-    def _remove(self, address: int, size: int) -> None:
+    def _remove(self, reference: weakref.ref[CudaTensor]) -> None:
+        _, address, size = self._storages.pop(id(reference))
         self._tensors[address] -= 1
         if not self._tensors[address]:
             del self._tensors[address]
@@ -146,13 +151,15 @@ class Device(TorchDispatchMode):
 
 
 def _run(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
-    name = function._schema.name
-    tensors = list(_tensors((arguments, keywords)))
+    name, overload, has_aliases = _describe(function)
+    tensors: list[Tensor] = []
+    _add_tensors(arguments, tensors)
+    _add_tensors(keywords, tensors)
     on_device = any(isinstance(tensor, CudaTensor) for tensor in tensors)
     asked = keywords.get("device")
     result_on_device = on_device if asked is None else torch.device(asked).type == "cuda"
     if on_device:
-        _check(function, name, arguments, tensors)
+        _check(name, overload, arguments, tensors)
     _record_copies(name, arguments, keywords, tensors, result_on_device)
     inner_arguments, inner_keywords = _map((arguments, keywords), lambda t: getattr(t, "on_host", t))
     if asked is not None:
@@ -162,17 +169,26 @@ def _run(function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
     if not result_on_device or name == "aten::_local_scalar_dense":
         return results
     results = _map(results, lambda t: t if isinstance(t, CudaTensor) else CudaTensor(t))
-    return return_and_correct_aliasing(function, arguments, keywords, results) if on_device else results
+    return return_and_correct_aliasing(function, arguments, keywords, results) if on_device and has_aliases else results
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+@functools.cache
+def _describe(function: Any) -> tuple[str, str, bool]:
+    """Name and overload of an operation, and whether a result may be an argument of it or a view of one."""
+    schema = function._schema
+    aliases = any(value.alias_info is not None for value in (*schema.arguments, *schema.returns))
+    return schema.name, f"{schema.name}.{function._overloadname}", aliases
+
+
+def _add_tensors(value: Any, tensors: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
+        tensors.append(value)
+    elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _tensors(item)
+            _add_tensors(item, tensors)
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        for item in value.values():
+            _add_tensors(item, tensors)
 
 
 def _map(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -188,9 +204,8 @@ def _map(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return value
 
 
-def _check(function: Any, name: str, arguments: Any, tensors: list[Tensor]) -> None:
+def _check(name: str, overload: str, arguments: Any, tensors: list[Tensor]) -> None:
     """Record what makes the host wait, and raise what CUDA would raise."""
-    overload = f"{name}.{function._overloadname}"
     if name in WAITING or overload in WAITING:
         waits.add(name.removeprefix("aten::"))
     nondeterministic = name in NONDETERMINISTIC or overload in NONDETERMINISTIC

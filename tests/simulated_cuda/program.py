@@ -1,8 +1,8 @@
 """Measures on the simulated device, in a process of its own, and prints a line of JSON for each thing measured.
 
-    python -m tests.simulated_cuda.program LIBRARY submissions NAME ...
-    python -m tests.simulated_cuda.program LIBRARY trials FILE
+    python -m tests.simulated_cuda.program LIBRARY
 
+Each line of standard input is a request, ["submissions", NAME, ...] or ["trials", FILE]; END follows its results.
 `submissions` trains each on the conformance problem. `trials` runs the trials of FILE, a JSON of arguments by name.
 Both go on after a resume, and count what makes the host wait within the steps of training segments.
 """
@@ -10,6 +10,8 @@ Both go on after a resume, and count what makes the host wait within the steps o
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import io
 import json
 import sys
@@ -24,20 +26,28 @@ STEPS = 4
 SETTLING = 2
 """Steps before them: the state is made, and what is cached is read."""
 
+END = "end\n"
+"""The line after the results of a request."""
 
-def main(arguments: list[str]) -> int:
-    path, kind, *rest = arguments
-    library.load(Path(path))
+
+def main(path: Path) -> None:
+    library.load(path)
     # torch is imported here for the first time, and finds the device.
     from tests.simulated_cuda import device
 
     device.install()
+    # What is loaded stays, and takes most of the time of a garbage collection.
+    gc.collect()
+    gc.freeze()
     with device.Device():
-        for result in measure_submissions(rest) if kind == "submissions" else measure_trials(Path(rest[0])):
-            print(json.dumps(result), flush=True)
-    return 0
+        for line in sys.stdin:
+            kind, *rest = json.loads(line)
+            for result in measure_submissions(rest) if kind == "submissions" else measure_trials(Path(rest[0])):
+                print(json.dumps(result), flush=True)
+            print(END, end="", flush=True)
 
 
+@functools.cache
 def count_waits() -> Any:
     """Count within training steps from now on, in whole steps: a segment waits for the device at both its ends."""
     from harness.trial.training import Training
@@ -99,8 +109,11 @@ def measure_trials(file: Path) -> Iterator[dict[str, Any]]:
         for label in ("whole", "cut"):
             waits.places.clear()
             run = load_run([*arguments, "device=cuda", "checkpoint_seconds=0", f"label={label}"])
+            # What earlier ones left in cycles would count as memory of the next.
+            gc.collect()
             if label == "cut":
                 run_trial(run, lambda: [_Interruption()])
+                gc.collect()
             record, _ = run_trial(run)
             final = record.manifest.final if record.manifest else None
             result[label] = {
@@ -132,4 +145,4 @@ class _Interruption:
 if __name__ == "__main__":
     # Messages of torch's libraries go to the standard error.
     with contextlib.redirect_stderr(sys.stderr):
-        sys.exit(main(sys.argv[1:]))
+        main(Path(sys.argv[1]))

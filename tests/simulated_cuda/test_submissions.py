@@ -17,7 +17,7 @@ MORE_THAN_ONE_A_STEP = {"powersgd"}
 """torch's hook waits at every matrix."""
 
 
-# In parts, each in a process of its own.
+# In parts, each within the time limit of a test.
 @pytest.mark.parametrize("names", [NAMES[i::3] for i in range(3)], ids=range(3))
 def test_no_step_of_a_submission_makes_the_host_wait_unless_it_says_so(
     simulated_cuda: Measure, names: list[str]

@@ -64,6 +64,7 @@ def test_what_is_compiled_is_the_rule(name: str, uncompiled: None) -> None:
     assert programs(rule) == PROGRAMS.get(name, 1)
 
 
+@pytest.mark.xdist_group("inductor")
 def test_a_compiled_rule_agrees_and_is_compiled_once() -> None:
     make = ELEMENTWISE["AdEMAMix"]
     ours, theirs = make_parameters(), make_parameters()

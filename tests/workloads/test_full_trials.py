@@ -28,7 +28,8 @@ from workloads.data import prepared
 
 from . import copies
 
-pytestmark = pytest.mark.xdist_group("full")
+# One of them needs the device that is simulated for these.
+pytestmark = pytest.mark.xdist_group("simulated_cuda")
 STEPS = ["workload.max_steps=4", "workload.eval_every=2", "workload.nominal_batch=8", "workload.micro_batch=4"]
 IMAGES = ["workload.data.test_size=4", "workload.data.image=24", "workload.data.resize=28", "workload.target=1.1"]
 TRIALS = {

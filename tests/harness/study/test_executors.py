@@ -45,7 +45,9 @@ def execute(records: Path, *arguments: str) -> tuple[dict[int, Outcome], list[st
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Outcome]:
-    outcomes, _ = execute(tmp_path_factory.mktemp("local"), "executor.workers=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrialProcess, "_start", staticmethod(forked.start_trial))
+        outcomes, _ = execute(tmp_path_factory.mktemp("local"), "executor.workers=2")
     assert len({str(outcome.hyperparameters) for outcome in outcomes.values()}) == 2
     return outcomes
 

@@ -80,7 +80,12 @@ def test_a_trial_whose_process_dies_is_retried_from_its_checkpoint_and_then_left
     tmp_path: Path, log_everything: None
 ) -> None:
     entries = study(
-        tmp_path, *SEAM, "optimizer.class_path=tests.harness.seams.Deadly", "ruleset.retries=2", "checkpoint_seconds=0"
+        tmp_path,
+        *SEAM,
+        "optimizer.class_path=tests.harness.seams.Deadly",
+        "ruleset.retries=2",
+        "checkpoint_seconds=0",
+        "judge=none",
     )
     Worker(entries).work()
     content = manifest(entries[0])
@@ -116,9 +121,12 @@ def test_the_log_of_a_trial_comes_to_its_parent_and_changes_no_bit(
 
 
 @pytest.mark.usefixtures("forked_trials")
-def test_divergence_is_a_result_and_no_crash(tmp_path: Path) -> None:
+def test_divergence_is_a_result_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = study(tmp_path, "optimizer=sgd", "optimizer.hyperparameters.lr=1e30", "optimizer.clip_norm=null")
-    Worker(entries).work()
+    worker = Worker(entries)
+    # Nothing is waited for after the last trial.
+    monkeypatch.delattr("harness.study.worker.POLL_SECONDS")
+    worker.work()
     assert manifest(entries[0])["status"] == "diverged" and "failures" not in manifest(entries[0])
 
 
@@ -233,9 +241,12 @@ def run_until_it_hangs(entry: PlannedTrial, marker: Path, monkeypatch: pytest.Mo
 HANGING = [*SEAM, "optimizer.class_path=tests.harness.seams.Hanging", "checkpoint_seconds=0"]
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_process_that_hangs_is_stopped_and_its_trial_is_tried_again_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Children are asked for their stacks.
+    monkeypatch.setenv(forked.TRAINEE_VARIABLE, "started")
     (entry,) = study(tmp_path / "records", *HANGING, "ruleset.retries=0")
     run_until_it_hangs(entry, tmp_path / "marker", monkeypatch)
     state = ledger.read_state(entry)
@@ -253,6 +264,7 @@ def test_a_process_that_hangs_is_stopped_and_its_trial_is_tried_again_from_the_c
     assert read_outcome(again.path.folder) == read_outcome(undisturbed.path.folder)
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_process_that_hangs_cannot_keep_its_worker_from_stopping(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +280,7 @@ def test_a_process_that_hangs_cannot_keep_its_worker_from_stopping(
     assert ledger.read_state(entry).name == "interrupted" and entry.path.checkpoint.exists()
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_process_that_writes_another_record_than_its_own_is_not_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

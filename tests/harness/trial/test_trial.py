@@ -247,6 +247,8 @@ def test_bf16_and_other_precisions_differ(trial: Trial) -> None:
     assert low.rows[-1]["validation/loss"] == pytest.approx(full.rows[-1]["validation/loss"], rel=0.05)
 
 
+# One process loads Inductor and asks the compiler what the processor can do, which takes longer than the compilation.
+@pytest.mark.xdist_group("inductor")
 def test_a_compiled_model_trains_alike(trial: Trial) -> None:
     quick = ["workload.max_steps=3", "workload.model.dropout=0.0"]
     compiled, eager = trial(*quick, "compile=true", "label=c"), trial(*quick, "label=e")
@@ -255,6 +257,7 @@ def test_a_compiled_model_trains_alike(trial: Trial) -> None:
     assert compiled.rows[-1]["accumulated_compile_time"] == 0  # the fixed model's compilation is off the clock
 
 
+@pytest.mark.xdist_group("inductor")
 def test_an_elementwise_rule_is_compiled_with_the_model_and_charged_for_it(trial: Trial) -> None:
     quick = ["workload.max_steps=3", "workload.model.dropout=0.0"]
     compiled = trial(*quick, "compile=true", "label=c", optimizer="ademamix")
