@@ -96,7 +96,7 @@ class Rule(torch.optim.Optimizer):
     """Whether `direction` and `apply` treat every element by itself, with the same numbers for all of a bucket.
     What differs between parameters is in their state. So no norms, sums or matrix products, and no new state tensors
     in place of the old ones. Not inherited by a class that overrides one of the two."""
-    block: ClassVar[float] = 2**17
+    block: ClassVar[float] = 2**18
     """About how many elements a CPU updates together: so few that what one operation has written is still in its cache
     when the next one reads it."""
     small: ClassVar[int] = 2**14

@@ -104,7 +104,7 @@ def review_weights(folders: Iterable[Path], device: str = "auto", data: str = "a
                 trial.shown,
                 Severity.REFUSED,
                 "weights",
-                f"{entry.column}={entry.recorded:.6g}: {entry.file} gives {entry.evaluated:.6g}; ask for the trial again",
+                f"{entry.column}={entry.recorded:.6g}: {entry.file} gives {entry.evaluated:.6g}; ask for it again",
             )
             for entry in results
             if not entry.agrees
