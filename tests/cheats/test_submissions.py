@@ -125,7 +125,8 @@ def test_it_gains_nothing(honest: Judged, tmp_path: Path, name: str) -> None:
     judged = run_judged(tmp_path, f"{HERE}.{name}")
     assert judged.losses == honest.losses
     assert (judged.manifest["status"], judged.manifest["target"]) == ("exhausted", honest.manifest["target"])
-    assert signs(judged) == NO_GAIN[name]
+    # An edited clock shows in further columns, which depend on the time that it had.
+    assert signs(judged) >= NO_GAIN[name] if CLOCK in NO_GAIN[name] else signs(judged) == NO_GAIN[name]
 
 
 FLAGGED = {
