@@ -255,7 +255,10 @@ class Run(_Strict):
 
     @property
     def scale_folder(self) -> str:
-        """The scale's folder name. A modified workload has its own, so that no table mixes it with the shipped one."""
-        if not self.modified:
-            return self.scale.name
-        return f"{self.scale.name}-modified-{short_hash(self.identity()['workload'])}"
+        """The scale's folder name, with whatever keeps a trial from being compared with others: precision, compilation
+        and determinism other than the default, and a modified workload. No table mixes them."""
+        parts = [self.scale.name, *([] if self.precision == "fp32" else [self.precision])]
+        parts += ["compiled"] * self.compile + ["nondeterministic"] * (not self.deterministic)
+        if self.modified:
+            parts += ["modified", short_hash(self.identity()["workload"])]
+        return "-".join(parts)

@@ -128,7 +128,7 @@ def test_planning_waits_for_who_plans_or_packs(tmp_path: Path, monkeypatch: pyte
     ("change", "message"),
     [
         ("optimizer.search_space.hyperparameters.lr={log: [1e-4, 1e-3]}", r"search_space.*log: \[0.003, 0.03\] there"),
-        ("precision=bf16", "precision: fp32 there, bf16 now"),
+        ("run_to_end=true", "run_to_end: False there, True now"),
     ],
 )
 def test_a_folder_planned_for_another_configuration_is_refused(tmp_path: Path, change: str, message: str) -> None:
@@ -144,7 +144,7 @@ def test_two_bad_folders_are_reported_together_and_nothing_is_planned(tmp_path: 
     for label in ("a", "b"):
         planned(study(tmp_path, f"label={label}"))
     before = contents(tmp_path)
-    changed = [study(tmp_path, f"label={label}", "precision=bf16") for label in ("a", "b", "c")]
+    changed = [study(tmp_path, f"label={label}", "run_to_end=true") for label in ("a", "b", "c")]
     with pytest.raises(UserError) as caught:
         ledger.plan(changed, "unused")
     assert len(caught.value.messages) == 2 and contents(tmp_path) == before
@@ -314,8 +314,8 @@ def test_a_packed_study_of_another_configuration_is_refused(tmp_path: Path) -> N
     for trial in trials:
         write(trial, "reached")
     pack(trials[0].path.submission_folder)
-    with pytest.raises(UserError, match=r"precision: fp32 there, bf16 now.*label=NAME.*overwrite=true"):
-        planned(study(tmp_path, "label=mine", "precision=bf16"))
+    with pytest.raises(UserError, match=r"run_to_end: False there, True now.*label=NAME.*overwrite=true"):
+        planned(study(tmp_path, "label=mine", "run_to_end=true"))
 
 
 def test_a_damaged_archive_stops_a_command_before_anything_is_written(tmp_path: Path) -> None:
