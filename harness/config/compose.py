@@ -72,6 +72,10 @@ def load_run(arguments: list[str]) -> Run:
     if selected["variant"] != BASE_VARIANT:
         workload["target_provenance"] = _provenance_of_variant(selected)
     run = _name_after_class(run, shipped)
+    if run.label is not None and run.label != run.optimizer.name and run.label in choices.list_choices("optimizer"):
+        raise UserError(
+            f"label={run.label}: the name of another submission, whose records these would pass for; give another label"
+        )
     return run.model_copy(
         update={
             "workload": workload,

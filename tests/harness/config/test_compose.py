@@ -95,6 +95,21 @@ def test_a_changed_workload_is_marked_and_kept_apart() -> None:
     assert run.scale_folder != load_run([*BASE, "workload.max_steps=61", "workload.model.layers=1"]).scale_folder
 
 
+def test_another_budget_is_marked_and_what_prevents_a_comparison_is_in_the_folder() -> None:
+    run = load_run([*BASE, "ruleset.budget_factor=3"])
+    assert run.modified == ("ruleset.budget_factor",) and run.scale_folder.startswith("mini-modified-")
+    # The ruleset's own is none.
+    assert load_run([*BASE, "ruleset=self_tuning"]).modified == ()
+    assert load_run([*BASE, "precision=bf16", "compile=true"]).scale_folder == "mini-bf16-compiled"
+    assert load_run([*BASE, "deterministic=false"]).scale_folder == "mini-nondeterministic"
+
+
+def test_the_name_of_another_submission_is_no_label() -> None:
+    with pytest.raises(UserError, match="label=muon: the name of another submission"):
+        load_run([*BASE, "label=muon"])
+    assert load_run([*BASE, "label=adamw"]).submission_label == "adamw"
+
+
 def test_the_recipe_wins_over_the_paper_and_the_user_over_the_recipe() -> None:
     optimizer = load_run([*BASE, "optimizer.hyperparameters.weight_decay=0.3"]).optimizer
     assert optimizer.effective_hyperparameters["lr"] == optimizer.recipe.hyperparameters["lr"]
