@@ -65,7 +65,8 @@ def load_run(arguments: list[str]) -> Run:
     modified = _differing_keys(shipped.workload, run.workload)
     if validation.runs_on_incomplete_data(run):
         modified = (*modified, "data")
-    if run.ruleset.budget_factor != shipped.ruleset.budget_factor:
+    rules = shipped_ruleset(run.ruleset.name)
+    if rules is None or run.ruleset.budget_factor != rules.budget_factor:
         modified = (*modified, "ruleset.budget_factor")
     # After the comparison: the budget of the ruleset is no modification of the workload.
     workload = run.workload | {"max_steps": max(1, round(run.ruleset.budget_factor * run.workload["max_steps"]))}
