@@ -241,12 +241,15 @@ def main() -> int:
     from harness.records.status import Status
     from harness.study.stop_rule import make_should_stop
     from harness.trial.liveness import send_progress_to, show_progress
+    from harness.trial.remote_training import fork_trainee
     from harness.trial.trackers import make_tracker
     from harness.trial.trial import Observer, run_trial
 
     send_progress_to(progress_pipe)
     show_progress()
     run = Run(**request["run"])
+    if run.judge == "process":
+        fork_trainee()
     # A scheduler's stop is like Ctrl-C: the trial ends as stopped. SIGINT too, which children inherit as ignored from a
     # shell's background jobs.
     for number in _STOP_SIGNALS:

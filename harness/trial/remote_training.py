@@ -41,6 +41,7 @@ from harness.interface.ranks import SINGLE_RANK
 from harness.interface.workload import Workload
 from harness.processes import MARK_VARIABLE, PROGRESS_VARIABLE, SOURCE_ROOT
 from harness.seeding import TrialSeeds
+from harness.trial import trainee_process
 from harness.trial.channel import Channel, ChannelClosed
 from harness.trial.clock import Clock, Disturbance
 from harness.trial.hardware import PeakMemory
@@ -376,8 +377,61 @@ AnyTraining = Training | RemoteTraining
 """In this process, or in one of its own."""
 
 
-def _start(run: Run) -> tuple[subprocess.Popen[bytes], Channel]:
+class ForkedTrainee:
+    """A forked process of a submission, with what this module needs of a `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._process = psutil.Process(pid)
+
+    def wait(self, timeout: float) -> int:
+        """As Popen's: the exit status, negative for a signal. Raises subprocess.TimeoutExpired."""
+        try:
+            return int(self._process.wait(timeout))
+        except psutil.TimeoutExpired:
+            raise subprocess.TimeoutExpired("the process of the submission", timeout) from None
+
+
+# Between `fork_trainee` and the training that takes it.
+_forked: tuple[ForkedTrainee, Channel] | None = None
+
+
+def fork_trainee() -> None:
+    """Fork the process of the submission off this one, for the next `RemoteTraining`; without it, that starts a new
+    interpreter, which takes seconds to load torch.
+
+    To be called once torch is loaded, and before anything else: no data that are held back, no use of a GPU, no
+    parallel operation, none of which a forked process should have.
+    """
+    global _forked
+    _adopt_orphans(True)
+    ours, theirs = socket.socketpair()
+    if pid := os.fork():
+        theirs.close()
+        _forked = ForkedTrainee(pid), Channel(ours)
+        return
+    status = 1
+    try:
+        ours.close()
+        os.setpgid(0, 0)
+        # The end of the parent's input is for the judge.
+        with open(os.devnull) as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 0)
+        trainee_process.main(theirs.detach())
+        status = 0
+    finally:
+        sys.stderr.flush()
+        # Never back into the judge's code.
+        os._exit(status)
+
+
+def _start(run: Run) -> tuple[subprocess.Popen[bytes] | ForkedTrainee, Channel]:
     """The process of the submission, and the connection to it."""
+    global _forked
+    if _forked is not None:
+        (process, channel), _forked = _forked, None
+        logger.info("the submission runs in process %d, of which this one is the judge", process.pid)
+        return process, channel
     _adopt_orphans(True)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(run.threads),
@@ -386,9 +440,9 @@ def _start(run: Run) -> tuple[subprocess.Popen[bytes], Channel]:
     ours, theirs = socket.socketpair()
     with theirs:
         # Steps of the submission are progress of the trial.
-        process = launch(environment, theirs.fileno(), progress_descriptor())
-    logger.info("the submission runs in process %d, of which this one is the judge", process.pid)
-    return process, Channel(ours)
+        started = launch(environment, theirs.fileno(), progress_descriptor())
+    logger.info("the submission runs in process %d, of which this one is the judge", started.pid)
+    return started, Channel(ours)
 
 
 def _adopt_orphans(adopt: bool) -> None:

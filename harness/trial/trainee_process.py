@@ -31,8 +31,9 @@ _PR_SET_PDEATHSIG = 1
 def main(descriptor: int) -> None:
     """Serve the judge until it closes the connection."""
     _die_with_judge()
-    # Ctrl-C is for the judge, which ends this process.
+    # Ctrl-C is for the judge, which ends this process. A forked one has inherited what the judge blocks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.register(STACK_SIGNAL, all_threads=True)
     progress_pipe = os.environ.pop(PROGRESS_VARIABLE, None)
     # By it the judge knows what this process starts and abandons.
