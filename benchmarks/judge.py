@@ -2,8 +2,8 @@
 
     python benchmarks/judge.py [--workloads gpt2 resnet vit] [--steps 200] [--rounds 5]
 
-Prints medians: how much the training clock differs, wall seconds of a trial, with the start of its processes, seconds off
-the clock (evaluations and logging) for each evaluation, and whether the results are the same to the bit.
+Prints medians: how much the training clock differs, wall seconds of a trial, with the start of its processes, seconds
+off the clock (evaluations and logging) for each evaluation, and whether the results are the same to the bit.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def run(folder: Path, workload: str, judge: str, steps: int) -> dict[str, Any]:
     """Run two trials, which go through a worker with and without a judge; the figures of the first in seconds, and its
     losses. wall: of a trial."""
     records = folder / f"{workload}_{judge}"
-    command = [sys.executable, "run.py", "-m", "seed=0,1", f"workload={workload}", "optimizer=adamw", f"workload.max_steps={steps}",
-               f"judge={judge}", "device=cpu", f"records={records}", "machine=here", "overwrite=true"]  # fmt: skip
+    command = [sys.executable, "run.py", "-m", "seed=0,1", f"workload={workload}", "optimizer=adamw",
+               f"workload.max_steps={steps}", f"judge={judge}", "device=cpu", f"records={records}", "machine=here", "overwrite=true"]  # fmt: skip
     start = perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     wall = (perf_counter() - start) / 2
