@@ -26,8 +26,11 @@ def run(folder: Path, workload: str, judge: str, steps: int) -> dict[str, Any]:
     """Run two trials, which go through a worker with and without a judge; the figures of the first in seconds, and its
     losses. wall: of a trial."""
     records = folder / f"{workload}_{judge}"
-    command = [sys.executable, "run.py", "-m", "seed=0,1", f"workload={workload}", "optimizer=adamw",
-               f"workload.max_steps={steps}", f"judge={judge}", "device=cpu", f"records={records}", "machine=here", "overwrite=true"]  # fmt: skip
+    command = [
+        sys.executable, "run.py", "-m", "seed=0,1", f"workload={workload}", "optimizer=adamw",
+        f"workload.max_steps={steps}", f"judge={judge}", "device=cpu", f"records={records}", "machine=here",
+        "overwrite=true",
+    ]  # fmt: skip
     start = perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     wall = (perf_counter() - start) / 2
