@@ -215,6 +215,8 @@ class RemoteTraining:
     def collect_evidence(self) -> dict[str, Any]:
         """What the process knows of the submission: fields of `harness.records.manifest.Evidence`, and `texts`, the
         source files by module."""
+        # An interruption can come while the processes are being stopped or resumed.
+        self._resume()
         answer = self._ask("evidence")
         answer.pop("figures", None)
         answer["judge_imported"] = self._imported
@@ -330,15 +332,18 @@ class RemoteTraining:
     @contextmanager
     def _stopped(self) -> Iterator[None]:
         """Within it every process of the submission is stopped, so that nothing trains while the clock stands."""
-        for process in self._family():
-            with contextlib.suppress(psutil.Error):
-                process.suspend()
         try:
-            yield
-        finally:
             for process in self._family():
                 with contextlib.suppress(psutil.Error):
-                    process.resume()
+                    process.suspend()
+            yield
+        finally:
+            self._resume()
+
+    def _resume(self) -> None:
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                process.resume()
 
     def _family(self) -> list[psutil.Process]:
         """The process of the submission and all that it has started and that still run."""

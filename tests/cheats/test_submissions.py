@@ -54,9 +54,11 @@ class Judged:
 
 def run_judged(folder: Path, class_path: str, lives: int = 1) -> Judged:
     run = load_run([
-        *TINY_GPT2, "optimizer=any", f"optimizer.class_path={class_path}", f"records={folder}", "judge=process",
+        *TINY_GPT2, "optimizer=any", f"optimizer.class_path={HERE}.Honest", f"records={folder}", "judge=process",
         "checkpoint_seconds=0", "machine=here",
     ])  # fmt: skip
+    # Not on the command line: checking it would import the cheat into this process, which some cheats change.
+    run = run.model_copy(update={"optimizer": run.optimizer.model_copy(update={"class_path": class_path})})
     environment = os.environ | {FOLDER_VARIABLE: str(folder)}
     for _ in range(lives):
         process = forked.run("tests.judged_trial", "retry", env=environment, input=run.model_dump_json())
