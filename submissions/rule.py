@@ -90,6 +90,8 @@ class Bucket:
 class Rule(torch.optim.Optimizer):
     """An update rule over whole lists of parameters. A subclass defines `direction`, and what else differs."""
 
+    ranges_by_name: ClassVar[bool] = True
+    """Hyperparameters without an annotated range have the one of their name: an `lr` is positive."""
     buffers: ClassVar[tuple[str, ...]] = ()
     """Names of state tensors of the parameter's shape that start at zero."""
     elementwise: ClassVar[bool] = False

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness.config.hyperparameters import import_algorithm, import_wrapper
+from harness.config.probe import examine
 from harness.config.schema import Run
 from harness.errors import UserError
+from harness.interface.any_optimizer import requires_closure, takes_model
 from harness.interface.needs import Need
 from harness.interface.submission import OptimizerSubmission, Submission, Wrapper
 
@@ -14,6 +18,9 @@ def declared_needs(run: Run) -> frozenset[Need]:
     does not declare."""
     options = run.optimizer
     needs = frozenset(options.needs)
+    cls = import_algorithm(options.class_path)
+    if not issubclass(cls, Submission):
+        needs |= _needs_of_optimizer(cls, run)
     # A closure evaluates the step's batch again.
     if options.closure:
         needs |= {Need.RE_EVALUATE}
@@ -23,6 +30,18 @@ def declared_needs(run: Run) -> frozenset[Need]:
             needs |= cls.needs
             _check_overrides(cls, needs)
     return needs
+
+
+def _needs_of_optimizer(cls: type[Any], run: Run) -> frozenset[Need]:
+    """What a torch.optim.Optimizer needs, by its signature and by the probe."""
+    needs = set()
+    if requires_closure(cls):
+        needs.add(Need.RE_EVALUATE)
+    if takes_model(cls) or run.optimizer.takes == "model":
+        needs.add(Need.LAYERS)
+    if examine(run).compiles:
+        needs.add(Need.OWN_COMPILATION)
+    return frozenset(needs)
 
 
 def _check_overrides(cls: type[Submission], needs: frozenset[Need]) -> None:

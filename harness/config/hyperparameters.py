@@ -2,7 +2,7 @@
 
 Each class gets a pydantic model with a field for each hyperparameter. A field's type comes from the default value in
 the signature; its range from the annotation (`pydantic.PositiveFloat` and the like), or else from its name: every `lr`
-is positive, every `beta` in [0, 1).
+is positive, every `beta` in [0, 1). A `torch.optim.Optimizer` of another library knows its own ranges, and is asked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, create_model
 
 from harness.errors import UserError, did_you_mean
+from harness.interface.any_optimizer import filled_arguments
 from harness.interface.submission import Submission, Wrapper
 
 # ---- classes -------------------------------------------------------------------------------------------------------
@@ -58,6 +59,14 @@ def import_algorithm(path: str) -> type[Submission] | type[torch.optim.Optimizer
     return cls
 
 
+def import_optimizer(path: str, key: str) -> type[torch.optim.Optimizer]:
+    """The class at `path`; raises UserError, naming `key`, if it is no torch.optim.Optimizer."""
+    cls = import_class(path, key)
+    if not issubclass(cls, torch.optim.Optimizer):
+        raise UserError(f"{key}={path}: this is not a torch.optim.Optimizer")
+    return cls
+
+
 def import_wrapper(path: str) -> type[Wrapper]:
     """A class of `optimizer.wrappers`; raises UserError if it is no wrapper."""
     cls = import_class(path, "optimizer.wrappers")
@@ -71,7 +80,14 @@ def signature_hyperparameters(cls: type[Any]) -> dict[str, inspect.Parameter]:
     # Without self and what it is built on: the parameters, or the setup and, for a wrapper, the submission inside.
     parameters = list(inspect.signature(cls.__init__).parameters.values())[3 if issubclass(cls, Wrapper) else 2 :]
     hidden = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {p.name: p for p in parameters if p.kind not in hidden}
+    filled = () if issubclass(cls, Submission) else filled_arguments(cls)
+    return {p.name: p for p in parameters if p.kind not in hidden and p.name not in filled}
+
+
+def checks_itself(cls: type[Any]) -> bool:
+    """Whether the class knows its ranges better than the names of its hyperparameters do: an optimizer of another
+    library, which is no `submissions.rule.Rule`."""
+    return issubclass(cls, torch.optim.Optimizer) and not getattr(cls, "ranges_by_name", False)
 
 
 def select_arguments(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +103,8 @@ def select_arguments(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
 def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[str] = ()) -> list[str]:
     """A line for every problem with the hyperparameters `values`; empty if there is none.
 
-    path, wrappers: the import paths of the algorithm and of the wrappers around it, which share `values`.
+    path, wrappers: the import paths of the algorithm and of the wrappers around it, which share `values`. A class that
+    is built on more than parameters is not tried (`harness.config.probe` does it).
     """
     try:
         classes: list[type[Any]] = [import_algorithm(path), *map(import_wrapper, wrappers)]
@@ -115,9 +132,23 @@ def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[
         ]
     # Only where all else is right: otherwise the class refuses the same values again, in its own words. A Submission
     # cannot be tried this way, since it is built on a trial's setup.
-    if not messages and issubclass(classes[0], torch.optim.Optimizer):
+    if not messages and set(_filled(classes[0])) == {"parameters"}:
         messages += _construction_problems(classes[0], select_arguments(classes[0], values))
     return messages
+
+
+def check_part(key: str, path: str, values: dict[str, Any]) -> list[str]:
+    """As `check_hyperparameters`, for an optimizer that is a part of another one and configured at `key`."""
+    try:
+        import_optimizer(path, f"{key}.class_path")
+    except UserError as error:
+        return error.messages
+    messages = check_hyperparameters(path, values)
+    return [message.replace("optimizer.hyperparameters", f"{key}.hyperparameters") for message in messages]
+
+
+def _filled(cls: type[Any]) -> list[str]:
+    return list(filled_arguments(cls).values()) if issubclass(cls, torch.optim.Optimizer) else []
 
 
 def _value_problems(cls: type[Any], values: dict[str, Any]) -> list[str]:
@@ -146,9 +177,25 @@ def _construction_problems(cls: type[torch.optim.Optimizer], arguments: dict[str
         cls([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
     # Any exception: every library has its own way to refuse a value.
     except Exception as error:
+        # What it refuses without any hyperparameters is no fault of theirs (`harness.config.probe` finds the cause).
+        if not arguments or _refuses_defaults(cls):  # type: ignore[arg-type]
+            return []
         listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
         return [f"optimizer.hyperparameters ({listed}): {cls.__name__} refuses them: {error}"]
     return []
+
+
+@functools.cache
+def _refuses_defaults(cls: type[torch.optim.Optimizer]) -> bool:
+    required = (p.default is inspect.Parameter.empty for p in signature_hyperparameters(cls).values())
+    if any(required):
+        return False
+    make: Callable[..., Any] = cls
+    try:
+        make([torch.nn.Parameter(torch.zeros(2, 2))])
+    except Exception:
+        return True
+    return False
 
 
 # ---- the type and range of each hyperparameter ---------------------------------------------------------------------
@@ -198,13 +245,13 @@ def _hyperparameter_model(cls: type[Any]) -> type[BaseModel]:
     """A pydantic model with a field for each hyperparameter of the class; null is always allowed."""
     ranges = annotated_ranges(cls)
     fields: dict[str, Any] = {
-        name: (_field_type(name, parameter, ranges.get(name)) | None, None)
+        name: (_field_type(cls, name, parameter, ranges.get(name)) | None, None)
         for name, parameter in signature_hyperparameters(cls).items()
     }
     return create_model(cls.__name__, **fields)
 
 
-def _field_type(name: str, parameter: inspect.Parameter, annotated_range: Any) -> Any:
+def _field_type(cls: type[Any], name: str, parameter: inspect.Parameter, annotated_range: Any) -> Any:
     """The type of a field, with the check of its range: from the default, else from the name, else anything."""
     default, known = parameter.default, range_name(name)
     # Before the numbers, since a bool is an int. The annotation is compared as text, because resolving the annotations
@@ -213,12 +260,13 @@ def _field_type(name: str, parameter: inspect.Parameter, annotated_range: Any) -
         return StrictBool
     if isinstance(default, str):
         return Annotated[Any, BeforeValidator(functools.partial(_check_text, default))]
-    if not isinstance(default, int | float | tuple) and known is None:
+    trusted = checks_itself(cls)
+    if not isinstance(default, int | float | tuple) and (known is None or trusted):
         # Neither default nor name tells a type; only the class itself can check it.
         return Any
     # What the annotation states takes the place of what the name suggests.
-    in_range = None if annotated_range is not None or known is None else _RANGE_OF_NAME[known]
-    check = functools.partial(_check_numbers, default, known == "betas", in_range)
+    in_range = None if annotated_range is not None or known is None or trusted else _RANGE_OF_NAME[known]
+    check = functools.partial(_check_numbers, default, known == "betas", in_range, trusted)
     return Annotated[Any if annotated_range is None else annotated_range, BeforeValidator(check)]
 
 
@@ -228,7 +276,9 @@ def _check_text(default: str, value: Any) -> Any:
     return value
 
 
-def _check_numbers(default: Any, may_be_list: bool, in_range: Callable[[float], None] | None, value: Any) -> Any:
+def _check_numbers(
+    default: Any, may_be_list: bool, in_range: Callable[[float], None] | None, may_be_infinite: bool, value: Any
+) -> Any:
     """`value` if it is a number, or as many as a default that is a tuple has; ValueError otherwise."""
     is_list = isinstance(value, list | tuple)
     if isinstance(default, tuple):
@@ -244,7 +294,7 @@ def _check_numbers(default: Any, may_be_list: bool, in_range: Callable[[float], 
         # YAML's true would pass as the number 1.
         if isinstance(item, bool) or not isinstance(item, int | float):
             raise ValueError("must be a number" + (f", and {item!r} is none" if len(items) > 1 else ""))
-        if not math.isfinite(item):
+        if math.isnan(item) or (math.isinf(item) and not may_be_infinite):
             raise ValueError("must be finite")
         if in_range is not None:
             in_range(item)

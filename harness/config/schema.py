@@ -92,6 +92,24 @@ class Recipe(_Strict):
     clip_norm: float | None = Field(default=None, gt=0)
 
 
+class OptimizerPart(_Strict):
+    """A torch.optim.Optimizer that is a part of another submission."""
+
+    class_path: str
+    hyperparameters: dict[str, Any] = {}
+
+
+class FallbackOptimizer(OptimizerPart):
+    """The optimizer of some of the parameters."""
+
+    parameters: list[str] = []
+    """Roles and patterns of names; empty for all but hidden matrices."""
+
+
+FOREIGN_KEYS = ("takes", "param_groups", "base", "fallback")
+"""How a torch.optim.Optimizer of any library is built; identities leave unused ones out."""
+
+
 class Optimizer(_Strict):
     """A submission as configured."""
 
@@ -116,12 +134,27 @@ class Optimizer(_Strict):
     needs: list[Need] = []
     """Needs beyond those that the class declares."""
     closure: bool = False
-    """Call optimizer.step(closure); the closure evaluates the same batch again (LBFGS and the like)."""
+    """Call optimizer.step(closure); the closure evaluates the same batch again. Set by itself where `step` requires a
+    closure (LBFGS and the like)."""
+    takes: Literal["parameters", "named_parameters", "model"] | None = None
+    """What a torch.optim.Optimizer is built on; null: what the name of its first argument says."""
+    param_groups: dict[str, dict[str, Any]] = {}
+    """Keys of its parameter groups, by role or pattern of names; `rest` for all other parameters."""
+    base: OptimizerPart | None = None
+    """The optimizer that it goes around (SAM, Lookahead and the like)."""
+    fallback: FallbackOptimizer | None = None
+    """The optimizer of the parameters that it cannot update, such as all that are no matrices."""
 
     @property
     def effective_hyperparameters(self) -> dict[str, Any]:
         """Those that the algorithm is built with: defaults, recipe and the user's own, the later ones winning."""
         return self.paper_defaults | self.recipe.hyperparameters | self.hyperparameters
+
+    @property
+    def class_paths(self) -> list[str]:
+        """The classes that it is made of, its own first."""
+        parts = [part.class_path for part in (self.base, self.fallback) if part is not None]
+        return [self.class_path, *self.wrappers, *parts]
 
     def with_point(self, point: dict[str, Any]) -> Optimizer:
         """The same with a point of the search space over the recipe. The point is not validated."""
@@ -230,8 +263,9 @@ class Run(_Strict):
             irrelevant.add("search_space")
         optimizer = self.optimizer.model_dump(mode="json", exclude=irrelevant)
         optimizer["hyperparameters"] = self.optimizer.effective_hyperparameters
-        if not self.optimizer.wrappers:
-            del optimizer["wrappers"]
+        for key in ("wrappers", *FOREIGN_KEYS):
+            if not optimizer[key]:
+                del optimizer[key]
         return {"optimizer": optimizer, "schedule": self.schedule.model_dump(mode="json")}
 
     def with_point(self, point: dict[str, Any]) -> Run:

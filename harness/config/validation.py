@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ValidationError
 
-from harness.config import hyperparameters, search_space
+from harness.config import hyperparameters, probe, search_space
 from harness.config.choices import BASE_VARIANT, target_not_measured
-from harness.config.schema import INTERNAL_KEYS, PATTERN_MEANINGS, SCHEDULE_KEYS, Optimizer, Recipe, Run
+from harness.config.schema import FOREIGN_KEYS, INTERNAL_KEYS, PATTERN_MEANINGS, SCHEDULE_KEYS, Optimizer, Recipe, Run
 from harness.errors import UserError, did_you_mean
 from harness.interface.roles import Role
 from harness.interface.schedules import Schedule
+from harness.interface.submission import Submission
 from harness.interface.workload import WorkloadSpec
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -77,6 +79,9 @@ def _check_submission(values: Any, run: Run | None, messages: list[str]) -> None
     own_messages = hyperparameters.check_hyperparameters(
         optimizer.class_path, optimizer.effective_hyperparameters, optimizer.wrappers
     )
+    for key, part in (("optimizer.base", optimizer.base), ("optimizer.fallback", optimizer.fallback)):
+        if part is not None:
+            own_messages += hyperparameters.check_part(key, part.class_path, part.hyperparameters)
     messages += own_messages
     messages += [
         f"optimizer.no_decay={role}: no such role; {did_you_mean(role, Role)}"
@@ -84,6 +89,28 @@ def _check_submission(values: Any, run: Run | None, messages: list[str]) -> None
         if role not in set(Role)
     ]
     messages += _search_space_problems(optimizer, run, own_messages)
+    messages += _foreign_problems(optimizer, run, complete=not messages)
+
+
+def _foreign_problems(optimizer: Optimizer, run: Run | None, *, complete: bool) -> list[str]:
+    """What keeps a torch.optim.Optimizer from being trained. complete: there is nothing else to complain of, so that it
+    can be tried."""
+    try:
+        cls = hyperparameters.import_algorithm(optimizer.class_path)
+    except UserError:
+        return []  # the check of the hyperparameters has said so
+    if issubclass(cls, Submission):
+        return [
+            f"optimizer.{key}: {cls.__name__} is a submission, which builds its optimizers itself; leave it out"
+            for key in FOREIGN_KEYS
+            if getattr(optimizer, key)
+        ]
+    if messages := probe.base_problem(cls, optimizer):
+        return messages
+    # What only a GPU can do is tried there, by the trial itself.
+    if not complete or run is None or (run.device != "cpu" and torch.cuda.is_available()):
+        return []
+    return list(probe.examine(run).problems)
 
 
 def _search_space_problems(optimizer: Optimizer, run: Run | None, reported: list[str]) -> list[str]:

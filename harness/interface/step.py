@@ -118,9 +118,11 @@ class StepContext:
         return self._loss_and_gradients(params, labels, create_graph)[1]
 
     @renamed.arguments(at="params")
-    def loss_and_gradients(self, *, params: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    def loss_and_gradients(
+        self, *, params: Sequence[Tensor] | None = None, create_graph: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         """The mean loss (a scalar without a graph) and its gradient as in `gradients`, from one forward."""
-        return self._loss_and_gradients(params, "true", False)
+        return self._loss_and_gradients(params, "true", create_graph)
 
     @renamed.arguments(at="params")
     def loss(self, *, params: Sequence[Tensor] | None = None, labels: Labels = "true") -> Tensor:
@@ -346,10 +348,12 @@ class WrappedContext:
         return self.loss_and_gradients()[1]
 
     @renamed.arguments(at="params")
-    def loss_and_gradients(self, *, params: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    def loss_and_gradients(
+        self, *, params: Sequence[Tensor] | None = None, create_graph: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         """As `StepContext.loss_and_gradients`, by `backward` where no argument is given."""
-        if params is not None:
-            return self.ctx.loss_and_gradients(params=params)
+        if params is not None or create_graph:
+            return self.ctx.loss_and_gradients(params=params, create_graph=create_graph)
         loss = self.backward()
         return loss, [torch.zeros_like(p) if p.grad is None else p.grad for p in self.ctx.parameters]
 

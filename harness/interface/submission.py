@@ -168,7 +168,8 @@ class Submission:
 
     def state_bytes(self) -> int:
         """Bytes held between steps besides the parameters; a storage that several tensors share counts once."""
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.state_tensors()}
+        pieces = [piece for tensor in self.state_tensors() for piece in plain_tensors(tensor)]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in pieces}
         # Tensors without elements have the address 0.
         storages.pop(0, None)
         return sum(storages.values())
@@ -180,7 +181,8 @@ class OptimizerSubmission(Submission):
     def __init__(self, setup: Setup, optimizers: Sequence[torch.optim.Optimizer], *, closure: bool = False) -> None:
         """closure: hand the gradient to the optimizers as a closure, as LBFGS needs it.
 
-        With `Setup.compile`, optimizers that have a method `compile_update()` are told to compile their update.
+        Optimizers with the `eval()`/`train()` convention of Schedule-Free are switched to train. With `Setup.compile`,
+        those that have a method `compile_update()` are told to compile their update.
 
         Raises ValueError unless the optimizers hold each parameter once, and where a schedule finds no `lr` to act on.
         """
@@ -190,6 +192,8 @@ class OptimizerSubmission(Submission):
         if setup.compile:
             for optimizer in self.optimizers:
                 getattr(optimizer, "compile_update", lambda: None)()
+        for optimizer in self._switching_optimizers():
+            optimizer.train()
         self._check_each_parameter_is_claimed_once()
         # Before a resume loads the groups: their lr is then one that the schedule has scaled already.
         self._initial_rates = [[group.get("lr") for group in optimizer.param_groups] for optimizer in self.optimizers]
@@ -206,10 +210,21 @@ class OptimizerSubmission(Submission):
         if self.closure:
             self.apply_schedule(ctx)
             for optimizer in self.optimizers:
-                optimizer.step(lambda: float(self._gradient(ctx)))
+                optimizer.step(self.make_closure(ctx))
             return
         self._gradient(ctx)
         self.update(ctx)
+
+    def make_closure(self, ctx: StepContext) -> Callable[[], Any]:
+        """A function that puts the gradient into ``.grad`` and returns the loss (a scalar without a graph), also where
+        gradients are switched off, as they are in the `step` of many optimizers."""
+
+        def closure() -> Tensor:
+            with torch.enable_grad():
+                # A copy: an optimizer that changes its loss in place must not change the one that is recorded.
+                return self._gradient(ctx).clone()
+
+        return closure
 
     def update(self, ctx: StepContext) -> None:
         """Set the learning rates and update the parameters from the gradients in ``.grad``."""
@@ -234,7 +249,7 @@ class OptimizerSubmission(Submission):
     def evaluation_weights(self) -> Iterator[None]:
         """As `Submission.evaluation_weights`; optimizers with the `eval()`/`train()` convention of Schedule-Free are
         switched."""
-        switching: list[Any] = [o for o in self.optimizers if hasattr(o, "eval") and hasattr(o, "train")]
+        switching = self._switching_optimizers()
         if not switching:
             yield
             return
@@ -259,7 +274,7 @@ class OptimizerSubmission(Submission):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-            _restore_tensors(optimizer, saved)
+            restore_tensors(optimizer, saved)
 
     @override
     def state_tensors(self) -> list[Tensor]:
@@ -269,6 +284,10 @@ class OptimizerSubmission(Submission):
         loss = ctx.backward()
         self.clip_gradients()
         return loss
+
+    def _switching_optimizers(self) -> list[Any]:
+        """Those that hold other weights in training than in an evaluation, and switch between the two."""
+        return [optimizer for optimizer in self.optimizers if switches_weights(type(optimizer))]
 
     def _check_each_parameter_is_claimed_once(self) -> None:
         # By addresses and elements and not by identity, since an optimizer may hold a parameter in blocks.
@@ -325,7 +344,7 @@ class Wrapper(Submission):
         return self.inner.state_tensors() + collect_tensors(wrapper_state)
 
 
-def _restore_tensors(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def restore_tensors(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Undo that Optimizer.load_state_dict casts state to the dtype of its parameter and moves it to its device.
 
     NAdam's mu_product, for example, does not survive bfloat16, and on a GPU every step would wait to read it.
@@ -352,3 +371,17 @@ def collect_tensors(value: Any) -> list[Tensor]:
     if isinstance(value, list | tuple):
         return [tensor for item in value for tensor in collect_tensors(item)]
     return []
+
+
+def plain_tensors(tensor: Tensor) -> list[Tensor]:
+    """The tensors with storage that a tensor is made of: itself, or those inside of a subclass that wraps others, as
+    quantised state does."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        return [tensor]
+    return [piece for name in flatten()[0] for piece in plain_tensors(getattr(tensor, name))]
+
+
+def switches_weights(cls: type[Any]) -> bool:
+    """Whether a class of optimizers has the `eval()`/`train()` convention of Schedule-Free."""
+    return callable(getattr(cls, "eval", None)) and callable(getattr(cls, "train", None))

@@ -43,6 +43,9 @@ def _class_paths(config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         wrappers = optimizer.get("wrappers")
         for wrapper in wrappers if isinstance(wrappers, list) else []:
             yield "optimizer.wrappers", str(wrapper)
+        for key in ("base", "fallback"):
+            if isinstance(part := optimizer.get(key), dict):
+                yield f"optimizer.{key}.class_path", str(part.get("class_path"))
 
 
 def _why_not(path: str, roots: list[Path], trust: bool) -> str | None:

@@ -114,7 +114,7 @@ class RemoteTraining:
         # An answer is outstanding. After an interruption it stays so, and whatever comes next would be the wrong one.
         self._is_waiting = False
         # Its import may have changed what this process evaluates by.
-        self._imported = any(_is_foreign(path) for path in (run.optimizer.class_path, *run.optimizer.wrappers))
+        self._imported = any(map(_is_foreign, run.optimizer.class_paths))
         self._process, self._channel = _start(run)
         self._children_cpu = 0.0
         self._submission_process = psutil.Process(self._process.pid)

@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.config import hyperparameters
+from harness.config.assembly import assemble
 from harness.config.declared_needs import declared_needs
+from harness.config.probe import examine
 from harness.config.schema import Run
+from harness.interface.any_optimizer import AnyOptimizer
 from harness.interface.data_order import ExampleStream, plain_selection
 from harness.interface.model_runner import Counters, ModelRunner
 from harness.interface.needs import Need
 from harness.interface.ranks import SINGLE_RANK, Ranks
 from harness.interface.roles import Role, parameter_roles
 from harness.interface.step import StepContext
-from harness.interface.submission import OptimizerSubmission, Setup, Submission
+from harness.interface.submission import Setup, Submission
 from harness.interface.workload import Workload
 from harness.seeding import TrialSeeds
 from harness.trial.batch_norm import recompute_statistics
@@ -167,16 +170,12 @@ class Training:
     def _build_submission(self, setup: Setup) -> Submission:
         """The submission in its wrappers; the last one that the configuration names is the outermost."""
         values = self.run.optimizer.effective_hyperparameters
-        arguments = hyperparameters.select_arguments(self.cls, values)
         submission: Submission
         if issubclass(self.cls, Submission):
-            submission = self.cls(setup, **arguments)
+            submission = self.cls(setup, **hyperparameters.select_arguments(self.cls, values))
         else:
-            # Exempting some roles from weight decay takes an optimizer that knows weight decay.
-            decays = "weight_decay" in hyperparameters.signature_hyperparameters(self.cls)
-            groups = setup.decay_groups() if decays else [{"params": setup.parameters}]
-            optimizer = self.cls(groups, **arguments)
-            submission = OptimizerSubmission(setup, [optimizer], closure=self.run.optimizer.closure)
+            gradient_first = examine(self.run).gradient_first
+            submission = AnyOptimizer(setup, assemble(self.run.optimizer, gradient_first=gradient_first))
         for wrapper in self.wrappers:
             submission = wrapper(setup, submission, **hyperparameters.select_arguments(wrapper, values))
         return submission
@@ -326,7 +325,7 @@ class Training:
     def collect_evidence(self) -> dict[str, Any]:
         """What is known of the submission: fields of `harness.records.manifest.Evidence`, and `texts`, its source files
         by module."""
-        classes = [self.cls, *self.wrappers]
+        classes = [hyperparameters.import_class(path, "optimizer") for path in self.run.optimizer.class_paths]
         sources = submission_sources(classes, self._loaded_before)
         # Copied first: reading the sources opens files too.
         notes = self.witness.notes.copy()

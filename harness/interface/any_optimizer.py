@@ -1,0 +1,501 @@
+"""A `torch.optim.Optimizer` of any library as a submission: how its class is built, called, scheduled and saved.
+
+What the class takes is read from the names in the signatures of its constructor and of `step`. What these do not tell
+is an option: parameter groups with keys of their own, a fallback optimizer for parameters that the class refuses, a
+base optimizer that it goes around.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from harness.interface.needs import Need
+from harness.interface.roles import Role
+from harness.interface.step import StepContext
+from harness.interface.submission import (
+    OptimizerSubmission,
+    Setup,
+    collect_tensors,
+    plain_tensors,
+    restore_tensors,
+    switches_weights,
+)
+
+Takes = Literal["parameters", "named_parameters", "model"]
+"""What a class is built on."""
+REST = "rest"
+"""The key of `param_groups` for the parameters that no other key claims."""
+
+# ---- what a class takes --------------------------------------------------------------------------------------------
+
+_SLOTS: dict[str, Takes | Literal["base"]] = {
+    **dict.fromkeys(("params", "parameters", "param_groups"), "parameters"),
+    **dict.fromkeys(("named_parameters", "named_params"), "named_parameters"),
+    **dict.fromkeys(("model", "module"), "model"),
+    **dict.fromkeys(("base_optimizer", "wrapped_optimizer", "inner_optimizer", "optimizer", "base"), "base"),
+}
+
+
+def filled_arguments(cls: type[Any]) -> dict[str, Takes | Literal["base"]]:
+    """The arguments of an optimizer's constructor that are no hyperparameters, each with what belongs there."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    filled = {
+        p.name: _SLOTS[p.name]
+        for p in parameters
+        if p.name in _SLOTS and (p.default is inspect.Parameter.empty or _SLOTS[p.name] == "base")
+    }
+    # The first one is what the optimizer works on, whatever its name.
+    first = next((p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)), None)
+    return filled if first is None or first.name in filled else {first.name: "parameters", **filled}
+
+
+def requires_base(cls: type[Any]) -> bool:
+    """Whether the class goes around another optimizer and has none by itself."""
+    defaults = inspect.signature(cls.__init__).parameters
+    return any(
+        slot == "base" and defaults[name].default is inspect.Parameter.empty
+        for name, slot in filled_arguments(cls).items()
+    )
+
+
+def takes_model(cls: type[Any]) -> bool:
+    """Whether the class is built on the model itself."""
+    return "model" in filled_arguments(cls).values()
+
+
+def requires_closure(cls: type[Any]) -> bool:
+    """Whether `step` cannot be called without a closure."""
+    closure = _step_parameters(cls).get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def takes_loss(cls: type[Any]) -> bool:
+    """Whether `step` takes the value of the loss."""
+    return "loss" in _step_parameters(cls)
+
+
+def _step_parameters(cls: type[Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(cls.step).parameters
+    except (TypeError, ValueError):  # a step that is not written in Python
+        return {}
+
+
+# ---- which parameters ----------------------------------------------------------------------------------------------
+
+
+def claim_parameters(
+    keys: Sequence[str], roles: Mapping[str, Role], option: str = "optimizer.param_groups"
+) -> dict[str, list[str]]:
+    """The names of the parameters that each key claims, in the model's order.
+
+    keys: roles, patterns of names (fnmatch), and `rest`. Raises ValueError for a key that claims nothing, a parameter
+    that two keys claim, and one that none does. option: what the keys were given as, for the messages.
+    """
+    claims: dict[str, list[str]] = {key: [] for key in keys}
+    for name, role in roles.items():
+        matching = [key for key in keys if key != REST and (key == role or fnmatchcase(name, key))]
+        if len(matching) > 1:
+            raise ValueError(
+                f"{option}: {' and '.join(matching)} both claim `{name}`; let each parameter be claimed once, and use "
+                f"`{REST}` for all others"
+            )
+        if not matching and REST not in claims:
+            raise ValueError(f"{option}: nothing claims `{name}` ({role}); add the key `{REST}`")
+        claims[matching[0] if matching else REST].append(name)
+    for key, names in claims.items():
+        if not names and key != REST:
+            present = ", ".join(dict.fromkeys(roles.values()))
+            raise ValueError(f"{option}.{key}: no parameter matches; the model has the roles {present}")
+    return claims
+
+
+@dataclass(frozen=True)
+class Part:
+    """A class of optimizers with its arguments."""
+
+    cls: type[torch.optim.Optimizer]
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Which optimizers a submission is made of, and what each gets."""
+
+    main: Part
+    takes: Takes | None = None
+    """What the class is built on, where the name of its argument does not tell it."""
+    param_groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Further keys of parameter groups, by role, pattern, or `rest`."""
+    base: Part | None = None
+    """The optimizer that the class goes around."""
+    fallback: Part | None = None
+    """The optimizer of the parameters in `fallback_parameters`."""
+    fallback_parameters: tuple[str, ...] = ()
+    """Roles and patterns; empty for all but hidden matrices."""
+    closure: bool = False
+    """Call `step` with a closure, which is done anyway where `step` requires one."""
+    gradient_first: bool = False
+    """Compute a gradient before a `step` with a closure, as SAM of most libraries expects it."""
+
+    def build(self, setup: Setup) -> list[torch.optim.Optimizer]:
+        """The optimizers on the trainable parameters. Raises ValueError for keys that do not fit the model, and
+        whatever the classes raise."""
+        roles = {name: setup._roles[name] for name in setup.named_parameters}
+        names = self._main_names(roles)
+        optimizers = [self._build_main(setup, {name: roles[name] for name in names})] if names else []
+        if self.fallback is not None:
+            others = [name for name in roles if name not in names]
+            optimizers.append(_construct(self.fallback, _groups(setup, self.fallback.cls, others), setup))
+        if not names:
+            raise ValueError(
+                f"optimizer.fallback takes all parameters and leaves none to {self.main.cls.__name__}; "
+                "set optimizer.fallback.parameters, a list of roles and patterns"
+            )
+        return optimizers
+
+    def _main_names(self, roles: dict[str, Role]) -> set[str]:
+        """The names of the parameters that the fallback does not get."""
+        if self.fallback is None:
+            return set(roles)
+        if not self.fallback_parameters:
+            return {name for name, role in roles.items() if role is Role.HIDDEN_MATRIX}
+        keys = [*self.fallback_parameters, REST]
+        return set(claim_parameters(keys, roles, "optimizer.fallback.parameters")[REST])
+
+    def _build_main(self, setup: Setup, roles: dict[str, Role]) -> torch.optim.Optimizer:
+        decaying = self.base.cls if self.base is not None else self.main.cls
+        if not self.param_groups:
+            groups = _groups(setup, decaying, list(roles))
+        else:
+            groups = []
+            for key, names in claim_parameters(list(self.param_groups), roles).items():
+                entries = _copy(self.param_groups[key])
+                # What a key says of weight decay takes the place of what the roles say.
+                groups += [{**group, **entries} for group in _groups(setup, decaying, names) if names]
+        return _construct(self.main, groups, setup, self.takes, self.base)
+
+
+def _copy(entries: Mapping[str, Any]) -> dict[str, Any]:
+    # YAML has lists where torch wants tuples.
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+
+
+def _groups(setup: Setup, cls: type[Any], names: list[str]) -> list[dict[str, Any]]:
+    """Parameter groups of `names`, without weight decay for the roles in `no_decay` if the class knows weight decay."""
+    if "weight_decay" in inspect.signature(cls.__init__).parameters:
+        return setup.decay_groups(names)
+    return [{"params": [setup.named_parameters[name] for name in names]}]
+
+
+def _construct(
+    part: Part,
+    groups: list[dict[str, Any]],
+    setup: Setup,
+    takes: Takes | None = None,
+    base: Part | None = None,
+) -> torch.optim.Optimizer:
+    """An optimizer on the groups, with the arguments that are no hyperparameters filled in."""
+    filled = filled_arguments(part.cls)
+    arguments = dict(part.arguments)
+    signature = inspect.signature(part.cls.__init__).parameters.values()
+    builds_base = "parameters" in filled.values() and any(p.kind is p.VAR_KEYWORD for p in signature)
+    positional = []
+    for number, (name, slot) in enumerate(filled.items()):
+        # What `takes` says is about the first argument.
+        content = (takes or slot) if number == 0 else slot
+        value: Any
+        if content == "base":
+            if base is None:
+                continue
+            if builds_base:
+                arguments |= base.arguments
+                value = base.cls
+            else:
+                value = _construct(base, _fresh(groups), setup)
+        elif content == "model":
+            value = setup.model
+        elif content == "named_parameters":
+            value = _named(groups, setup)
+        else:
+            value = _plain(groups)
+        if number == 0:
+            positional.append(value)
+        else:
+            arguments[name] = value
+    return part.cls(*positional, **arguments)
+
+
+def _fresh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(group) for group in groups]
+
+
+def _plain(groups: list[dict[str, Any]]) -> Any:
+    """The parameters alone where the groups say nothing else: some classes know no groups."""
+    return list(groups[0]["params"]) if len(groups) == 1 and len(groups[0]) == 1 else _fresh(groups)
+
+
+def _named(groups: list[dict[str, Any]], setup: Setup) -> Any:
+    names = {parameter: name for name, parameter in setup.named_parameters.items()}
+    return _plain([{**group, "params": [(names[p], p) for p in group["params"]]} for group in groups])
+
+
+# ---- the submission ------------------------------------------------------------------------------------------------
+
+_BOUNDS = ("initial", "base", "final", "min", "max", "largest", "scheduled", "precondition", "precond", "warmup")
+
+
+def is_rate(key: str) -> bool:
+    """Whether an entry of a parameter group is a learning rate, which follows the schedule: `lr`, `adamw_lr`. Bounds of
+    one, such as `max_lr`, are none."""
+    return key == "lr" or (key.endswith("_lr") and key.removesuffix("_lr").rpartition("_")[2] not in _BOUNDS)
+
+
+class AnyOptimizer(OptimizerSubmission):
+    """Optimizers of any library, as an `Assembly` says.
+
+    Every entry of their parameter groups that is a learning rate follows the schedule. With
+    Need.SECOND_DERIVATIVES the gradients have a graph (create_graph).
+    """
+
+    def __init__(self, setup: Setup, assembly: Assembly) -> None:
+        """Raises as `Assembly.build` and `OptimizerSubmission` do."""
+        super().__init__(setup, assembly.build(setup))
+        main = self.optimizers[0]
+        self._assembly = assembly
+        self._with_closure = [
+            requires_closure(type(optimizer)) or (assembly.closure and optimizer is main)
+            for optimizer in self.optimizers
+        ]
+        self._all_optimizers = [*self.optimizers, *_inner_optimizers(self.optimizers)]
+        self._rates = [
+            [{key: group[key] for key in group if is_rate(key) and _is_number(group[key])} for group in o.param_groups]
+            for o in self._all_optimizers
+        ]
+        self._made_with = [[dict(group) for group in o.param_groups] for o in self._all_optimizers]
+
+    @property
+    def unscheduled_rates(self) -> list[str]:
+        """Entries of the parameter groups that are called rates and do not follow the schedule."""
+        keys = {key for optimizer in self._all_optimizers for group in optimizer.param_groups for key in group}
+        return sorted(key for key in keys if key.endswith("_lr") and not is_rate(key))
+
+    @override
+    def step(self, ctx: StepContext) -> None:
+        self.apply_schedule(ctx)
+        loss = None
+        # After a closure the gradient is that of its last call.
+        if not self._with_closure[0] or self._assembly.gradient_first:
+            loss = self._gradient(ctx)
+        for optimizer, with_closure in zip(self.optimizers, self._with_closure, strict=True):
+            if with_closure:
+                optimizer.step(self.make_closure(ctx))
+            elif loss is not None and takes_loss(type(optimizer)):
+                optimizer.step(loss=loss.clone())  # type: ignore[call-overload]
+            else:
+                optimizer.step()
+        if Need.SECOND_DERIVATIVES in self.setup.needs:
+            # A gradient and its graph hold each other.
+            for parameter in self.setup.parameters:
+                parameter.grad = None
+
+    @override
+    def apply_schedule(self, ctx: StepContext) -> None:
+        factor = self.setup.learning_rate_factor(ctx.step)
+        for optimizer, rates in zip(self._all_optimizers, self._rates, strict=True):
+            for group, initial in zip(optimizer.param_groups, rates, strict=True):
+                for key, rate in initial.items():
+                    group[key] = rate * factor
+
+    @override
+    def _gradient(self, ctx: StepContext) -> Tensor:
+        if Need.SECOND_DERIVATIVES not in self.setup.needs:
+            return super()._gradient(ctx)
+        loss, gradients = ctx.loss_and_gradients(create_graph=True)
+        for parameter, gradient in zip(self.setup.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.clip_gradients()
+        return loss
+
+    @override
+    def _switching_optimizers(self) -> list[Any]:
+        every = [*self.optimizers, *_inner_optimizers(self.optimizers)]
+        # A wrapper switches what is inside of it.
+        outer = [optimizer for optimizer in self.optimizers if switches_weights(type(optimizer))]
+        return outer or [optimizer for optimizer in every if switches_weights(type(optimizer))]
+
+    # ---- its state -------------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Raises ValueError naming what a checkpoint cannot hold."""
+        saved = []
+        for optimizer, groups in zip(self._all_optimizers, self._made_with, strict=True):
+            state = optimizer.state_dict()
+            if "param_groups" in state:
+                kept = zip(state["param_groups"], groups, strict=True)
+                state = state | {"param_groups": [_without_constants(group, made) for group, made in kept]}
+            saved.append({"state": pack(state), "attributes": pack(_attributes(optimizer))})
+        return {"optimizers": saved}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for optimizer, saved, groups in zip(self._all_optimizers, state["optimizers"], self._made_with, strict=True):
+            # Of before there were attributes.
+            saved = saved if "attributes" in saved else {"state": saved, "attributes": {}}
+            # An optimizer around another one may share its groups and its state, which loading replaces.
+            shared = [
+                (other, name)
+                for other in self._all_optimizers
+                for name in ("param_groups", "state")
+                if name in vars(other) and getattr(other, name) is getattr(optimizer, name)
+            ]
+            content = unpack(saved["state"])
+            if "param_groups" in content:
+                content["param_groups"] = [
+                    {key: made.get(key) if value == _KEPT else value for key, value in group.items()}
+                    for group, made in zip(content["param_groups"], groups, strict=True)
+                ]
+            optimizer.load_state_dict(content)
+            if {"state", "param_groups"} <= content.keys():
+                restore_tensors(optimizer, content)
+            for other, name in shared:
+                setattr(other, name, getattr(optimizer, name))
+            vars(optimizer).update(unpack(saved["attributes"]))
+
+    @override
+    def state_tensors(self) -> list[Tensor]:
+        held: list[Any] = [[dict(optimizer.state), _attributes(optimizer)] for optimizer in self._all_optimizers]
+        held += [[_entries(group) for group in optimizer.param_groups] for optimizer in self._all_optimizers]
+        return collect_tensors(_unwrap(held))
+
+
+def _entries(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def _unwrap(value: Any) -> Any:
+    """With lists in place of deques and sets, as `collect_tensors` reads them."""
+    if isinstance(value, deque | set | list | tuple):
+        return [_unwrap(item) for item in value]
+    return {key: _unwrap(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+
+
+def _inner_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    """The optimizers that others go around, those that hold them first."""
+    inner: list[torch.optim.Optimizer] = []
+    pending = list(optimizers)
+    while pending:
+        for value in vars(pending.pop(0)).values():
+            if isinstance(value, torch.optim.Optimizer) and not any(value is o for o in [*optimizers, *inner]):
+                inner.append(value)
+                pending.append(value)
+    return inner
+
+
+_OF_TORCH = frozenset(
+    ("state", "param_groups", "defaults", "_zero_grad_profile_name", "_warned_capturable_if_run_uncaptured")
+)
+
+
+def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What a class keeps beside its state: counters, averages. Not what refers to a parameter."""
+    weights = {p.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]}
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if name not in _OF_TORCH
+        and _is_plain(value)
+        and not any(
+            isinstance(tensor, nn.Parameter) or piece.untyped_storage().data_ptr() in weights
+            for tensor in collect_tensors(_unwrap(value))
+            for piece in plain_tensors(tensor)
+            if piece.numel()
+        )
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple | deque):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str | Tensor | np.generic)
+
+
+# ---- what a checkpoint can hold ------------------------------------------------------------------------------------
+
+_KIND = "pacemark.kind"
+_KEPT = {_KIND: "as built"}
+"""Stands for an entry of a parameter group that never changes and cannot be saved, such as a function."""
+_FACTORIES: dict[str, Callable[[], Any]] = {"list": list, "dict": dict, "int": int, "float": float, "set": set}
+_NATIVE = (bool, int, float, str, bytes, Tensor, torch.dtype, torch.device, torch.Size)
+
+
+def _without_constants(group: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    def is_constant(key: str, value: Any) -> bool:
+        return made.get(key) is value and (callable(value) or isinstance(value, enum.Enum | torch.Generator))
+
+    return {key: _KEPT if is_constant(key, value) else value for key, value in group.items()}
+
+
+def pack(value: Any, path: str = "") -> Any:
+    """As plain data that a checkpoint can hold; numpy's numbers and arrays, deques, sets and default dictionaries come
+    back as they were from `unpack`. Raises ValueError naming the key of anything else."""
+    if value is None or type(value) in _NATIVE or isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.generic):
+        return {_KIND: "number", "dtype": value.dtype.str, "value": value.item()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return {_KIND: "array", "dtype": value.dtype.str, "value": value.tolist(), "shape": list(value.shape)}
+    if isinstance(value, deque):
+        return {_KIND: "deque", "length": value.maxlen, "value": pack(list(value), path)}
+    if isinstance(value, set | frozenset) and all(isinstance(item, int | float | str) for item in value):
+        return {_KIND: "set", "value": sorted(value)}
+    if isinstance(value, defaultdict):
+        factory = getattr(value.default_factory, "__name__", "")
+        if factory not in _FACTORIES:
+            raise ValueError(f"{path or 'state'} is a defaultdict of its own functions")
+        return {_KIND: "defaultdict", "factory": factory, "value": pack(dict(value), path)}
+    if type(value) in (dict, OrderedDict):
+        return {key: pack(item, f"{path}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(pack(item, f"{path}[{number}]") for number, item in enumerate(value))
+    raise ValueError(f"{path or 'state'} is a {type(value).__name__}")
+
+
+def unpack(value: Any) -> Any:
+    """What `pack` was given."""
+    if isinstance(value, list):
+        return [unpack(item) for item in value]
+    if isinstance(value, tuple) and type(value) is tuple:
+        return tuple(unpack(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    kind = value.get(_KIND)
+    if kind == "number":
+        return np.dtype(value["dtype"]).type(value["value"])
+    if kind == "array":
+        return np.array(value["value"], dtype=value["dtype"]).reshape(value["shape"])
+    if kind == "deque":
+        return deque(unpack(value["value"]), value["length"])
+    if kind == "set":
+        return set(value["value"])
+    if kind == "defaultdict":
+        return defaultdict(_FACTORIES[value["factory"]], unpack(value["value"]))
+    return {key: unpack(item) for key, item in value.items()}
