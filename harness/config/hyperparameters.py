@@ -154,12 +154,25 @@ def _filled(cls: type[Any]) -> list[str]:
 def _value_problems(cls: type[Any], values: dict[str, Any]) -> list[str]:
     known = signature_hyperparameters(cls)
     own_values = {name: value for name, value in values.items() if name in known}
+    problems = _faults(cls, own_values, ranges_of_names=not checks_itself(cls))
+    if checks_itself(cls):
+        # A range of a name is only a guess, of use where the class refuses the value too: it names the key.
+        guessed = _faults(cls, own_values, ranges_of_names=True)
+        problems |= {
+            name: text
+            for name, text in guessed.items()
+            if name not in problems and _refuses(cls, {name: own_values[name]})
+        }
+    return [f"optimizer.hyperparameters.{name}={own_values[name]}: {text}" for name, text in problems.items()]
+
+
+def _faults(cls: type[Any], values: dict[str, Any], *, ranges_of_names: bool) -> dict[str, str]:
+    """What is wrong with the values, by hyperparameter."""
     try:
-        _hyperparameter_model(cls).model_validate(own_values)  # type: ignore[arg-type]
+        _hyperparameter_model(cls, ranges_of_names).model_validate(values)  # type: ignore[arg-type]
     except ValidationError as error:
-        details = [(str(detail["loc"][0]), _text(detail)) for detail in error.errors()]
-        return [f"optimizer.hyperparameters.{name}={own_values[name]}: {text}" for name, text in details]
-    return []
+        return {str(detail["loc"][0]): _text(detail) for detail in error.errors()}
+    return {}
 
 
 def _text(detail: Any) -> str:
@@ -188,11 +201,12 @@ def _construction_problems(cls: type[torch.optim.Optimizer], arguments: dict[str
 @functools.cache
 def _refuses_defaults(cls: type[torch.optim.Optimizer]) -> bool:
     required = (p.default is inspect.Parameter.empty for p in signature_hyperparameters(cls).values())
-    if any(required):
-        return False
-    make: Callable[..., Any] = cls
+    return not any(required) and _refuses(cls, {})
+
+
+def _refuses(cls: Callable[..., Any], values: dict[str, Any]) -> bool:
     try:
-        make([torch.nn.Parameter(torch.zeros(2, 2))])
+        cls([torch.nn.Parameter(torch.zeros(2, 2))], **select_arguments(cls, values))  # type: ignore[arg-type]
     except Exception:
         return True
     return False
@@ -241,17 +255,18 @@ def annotated_ranges(cls: type[Any]) -> dict[str, Any]:
 
 # Cached, since every corner of a search space is checked against the same classes.
 @functools.cache
-def _hyperparameter_model(cls: type[Any]) -> type[BaseModel]:
-    """A pydantic model with a field for each hyperparameter of the class; null is always allowed."""
+def _hyperparameter_model(cls: type[Any], ranges_of_names: bool) -> type[BaseModel]:
+    """A pydantic model with a field for each hyperparameter of the class; null is always allowed. ranges_of_names:
+    whether a name gives a range, and numbers must be finite."""
     ranges = annotated_ranges(cls)
     fields: dict[str, Any] = {
-        name: (_field_type(cls, name, parameter, ranges.get(name)) | None, None)
+        name: (_field_type(name, parameter, ranges.get(name), ranges_of_names) | None, None)
         for name, parameter in signature_hyperparameters(cls).items()
     }
     return create_model(cls.__name__, **fields)
 
 
-def _field_type(cls: type[Any], name: str, parameter: inspect.Parameter, annotated_range: Any) -> Any:
+def _field_type(name: str, parameter: inspect.Parameter, annotated_range: Any, ranges_of_names: bool) -> Any:
     """The type of a field, with the check of its range: from the default, else from the name, else anything."""
     default, known = parameter.default, range_name(name)
     # Before the numbers, since a bool is an int. The annotation is compared as text, because resolving the annotations
@@ -260,13 +275,12 @@ def _field_type(cls: type[Any], name: str, parameter: inspect.Parameter, annotat
         return StrictBool
     if isinstance(default, str):
         return Annotated[Any, BeforeValidator(functools.partial(_check_text, default))]
-    trusted = checks_itself(cls)
-    if not isinstance(default, int | float | tuple) and (known is None or trusted):
+    if not isinstance(default, int | float | tuple) and known is None:
         # Neither default nor name tells a type; only the class itself can check it.
         return Any
     # What the annotation states takes the place of what the name suggests.
-    in_range = None if annotated_range is not None or known is None or trusted else _RANGE_OF_NAME[known]
-    check = functools.partial(_check_numbers, default, known == "betas", in_range, trusted)
+    in_range = _RANGE_OF_NAME[known] if annotated_range is None and known is not None and ranges_of_names else None
+    check = functools.partial(_check_numbers, default, known == "betas", in_range, not ranges_of_names)
     return Annotated[Any if annotated_range is None else annotated_range, BeforeValidator(check)]
 
 

@@ -19,7 +19,7 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,8 +167,7 @@ class _Context:
         loss = self._loss()
         loss.backward()
         # A hook that updates within the pass would see a part of the gradient where a step has several micro-batches.
-        moved = (not torch.equal(old, p) for old, p in zip(before, self.parameters, strict=True))
-        self.moved_within = self.moved_within or any(moved)
+        self.moved_within = self.moved_within or not _equal(before, self.parameters)
         return loss.detach()
 
     def loss_and_gradients(self, *, create_graph: bool = False) -> tuple[Tensor, list[Tensor]]:
@@ -286,8 +285,12 @@ def _weights(submission: AnyOptimizer) -> list[Tensor]:
 
 
 def _same_bits(first: AnyOptimizer, second: AnyOptimizer) -> bool:
-    pairs = zip(first.setup.parameters, second.setup.parameters, strict=True)
-    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+    return _equal(first.setup.parameters, second.setup.parameters)
+
+
+def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    # A rate that diverges makes NaN, which is different from itself.
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True))
 
 
 def _examine_on_model(run: Run, cls: type[torch.optim.Optimizer]) -> Examination:
@@ -449,7 +452,7 @@ def _silent_faults(
             )
     # Whoever sets groups has decided; `optimizer.param_groups={rest: {}}` leaves all keys out on purpose.
     unset = _optional_keys(source) - attempt.group_keys - _GENERIC_KEYS - _signature_names(cls)
-    is_adam = cls.__name__.lower() in ("adam", "adamw")
+    is_adam = cls.__name__.lower() in ("adam", "adamw") or not hyperparameters.checks_itself(cls)
     if unset and not options.param_groups and not is_adam and _runs_as_adam(options, problem, attempt):
         required = set(re.findall(r"\bgroup\[['\"](\w+)['\"]\]", source)) - attempt.group_keys - _GENERIC_KEYS
         keys = ", ".join(f"{key}: VALUE" for key in [*sorted(unset), *sorted(required - unset)])
