@@ -331,7 +331,8 @@ def _examine(options: Optimizer, problem: _Problem, cls: type[torch.optim.Optimi
         problems = list(_silent_faults(options, problem, cls, attempt))
     remarks = []
     decays = problem.schedule.shape != "constant"
-    if switches_weights(cls) and decays:
+    averages = switches_weights(cls) or "schedulefree" in cls.__name__.lower()
+    if averages and decays:
         remarks.append(
             f"{cls.__name__} averages the weights by itself, and schedule.shape={problem.schedule.shape} decays its "
             "rate as well; schedule=constant leaves that out"

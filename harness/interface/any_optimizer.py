@@ -287,9 +287,11 @@ class AnyOptimizer(OptimizerSubmission):
 
     @property
     def unscheduled_rates(self) -> list[str]:
-        """Entries of the parameter groups that are called rates and do not follow the schedule."""
-        keys = {key for optimizer in self._all_optimizers for group in optimizer.param_groups for key in group}
-        return sorted(key for key in keys if key.endswith("_lr") and not is_rate(key))
+        """Hyperparameters that are called rates and do not follow the schedule: those that no parameter group has, and
+        bounds of rates."""
+        scheduled = {key for of_optimizer in self._rates for rates in of_optimizer for key in rates}
+        names = {name for o in self.optimizers for name in inspect.signature(type(o).__init__).parameters}
+        return sorted(name for name in names if name.endswith("_lr") and name not in scheduled)
 
     @override
     def step(self, ctx: StepContext) -> None:
