@@ -4,8 +4,8 @@
         heavyball bitsandbytes torchao lion-pytorch adan-pytorch sophia-opt came-pytorch einops
     python scripts/any_optimizer.py [--check] [LIBRARY ...]
 
-Each class is configured as a user would do it, `optimizer=any optimizer.class_path=CLASS`, and trained for some steps of
-a small GPT-2, with an interruption from which it must resume to the bit. Where it is refused, the option that the
+Each class is configured as a user would do it, `optimizer=any optimizer.class_path=CLASS`, and trained for some steps
+of a small GPT-2, with an interruption from which it must resume to the bit. Where it is refused, the option that the
 message names is added, and it is tried again. Code that a library compiles runs uncompiled here. About ten minutes.
 
 --check prints what would change. With names of libraries only these are tried, and nothing is written.
@@ -77,30 +77,42 @@ class Outcome:
 
 def list_classes(library: str) -> list[str]:
     """The import paths of the optimizers of a library; empty where it is not installed."""
+    modules = [library]
     if library == "timm.optim":
-        _skip_models_of_timm()
-    try:
-        module = importlib.import_module(library)
-    except Exception as error:
-        print(f"without {library}: {error}", file=sys.stderr)
-        return []
+        modules = _modules_of_timm()
     classes: dict[type[Any], str] = {}
-    for name in dir(module):
-        cls = getattr(module, name)
-        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and not name.startswith("_"):
-            # A base of others has no step of its own.
-            if cls.step is not torch.optim.Optimizer.step and not getattr(cls, "__abstractmethods__", None):
-                classes.setdefault(cls, f"{library}.{name}")
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+            continue
+        for attribute, cls in vars(module).items():
+            if not isinstance(cls, type) or not issubclass(cls, torch.optim.Optimizer):
+                continue
+            is_elsewhere = library == "timm.optim" and cls.__module__ != name
+            if not is_elsewhere and not attribute.startswith("_") and _is_complete(cls):
+                classes.setdefault(cls, f"{name}.{attribute}")
     return sorted(classes.values(), key=str.lower)
 
 
-def _skip_models_of_timm() -> None:
-    """Make `timm.optim` importable where torchvision, which timm's models ask for, is not installed."""
+def _is_complete(cls: type[Any]) -> bool:
+    """Whether it is no mere base of others, which has no step."""
+    return cls.step is not torch.optim.Optimizer.step and not getattr(cls, "__abstractmethods__", None)
+
+
+def _modules_of_timm() -> list[str]:
+    """The modules of timm's optimizers, importable also without torchvision, which its models ask for."""
     spec = importlib.util.find_spec("timm")
-    if spec is not None and importlib.util.find_spec("torchvision") is None and spec.submodule_search_locations:
-        package = types.ModuleType("timm")
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules["timm"] = package
+    if spec is None or not spec.submodule_search_locations:
+        return ["timm.optim"]
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if importlib.util.find_spec("torchvision") is None:
+        for name, path in (("timm", folder), ("timm.optim", folder / "optim")):
+            package = types.ModuleType(name)
+            package.__path__ = [str(path)]
+            sys.modules[name] = package
+    return [f"timm.optim.{path.stem}" for path in sorted((folder / "optim").glob("[a-z]*.py"))]
 
 
 # ---- one class -----------------------------------------------------------------------------------------------------
@@ -113,11 +125,11 @@ def try_class(path: str) -> Outcome:
         try:
             run = load_run([*_SMALL, f"optimizer.class_path={path}", *options])
         except UserError as error:
-            message = error.messages[0]
-            further = [line for line in map(_remedy, error.messages) if line]
-            further = [option for line in further for option in line if option not in options]
+            text = error.messages[0]
+            named = [option for message in error.messages for option in _remedy(message)]
+            further = [option for option in named if option not in options]
             if not further:
-                return Outcome(path, "refused", tuple(options), message)
+                return Outcome(path, "refused", tuple(options), text)
             options += further
             continue
         except Exception as error:
@@ -130,14 +142,15 @@ def try_class(path: str) -> Outcome:
         if not resumes and not any("interrupted" in remark for remark in remarks):
             return Outcome(path, "fails", tuple(options), "does not resume to the bit, and nothing says so")
         return Outcome(path, "with options" if options else "trains", tuple(options), "; ".join(remarks))
-    return Outcome(path, "refused", tuple(options), message)
+    return Outcome(path, "refused", tuple(options), text)
 
 
 def _remedy(message: str) -> list[str]:
     """The options that a message tells to add, with values in place of VALUE."""
     _, separator, text = message.partition("; add ")
-    if not separator or "optimizer." not in text and "schedule" not in text:
+    if not separator or not text.startswith(("optimizer.", "schedule")):
         return []
+    text = text.replace("ROLE", "hidden_matrix")
     text = re.sub(r"(\w+)([=:] ?)VALUE", lambda match: match[1] + match[2] + _VALUES.get(match[1], "1"), text)
     return shlex.split(text)
 
@@ -212,7 +225,7 @@ def format_table(outcomes: list[Outcome]) -> str:
     """Counts by library, then a row for each class that takes more than its class path."""
     counts: dict[str, Counter[str]] = {}
     for outcome in outcomes:
-        counts.setdefault(outcome.path.rpartition(".")[0], Counter())[outcome.kind] += 1
+        counts.setdefault(_library(outcome), Counter())[outcome.kind] += 1
     kinds = [kind for kind in _SHOWN if any(kind in count for count in counts.values())]
     lines = [f"| library | classes | {' | '.join(_SHOWN[kind] for kind in kinds)} |", "|---" * (len(kinds) + 2) + "|"]
     for library, count in counts.items():
@@ -222,7 +235,7 @@ def format_table(outcomes: list[Outcome]) -> str:
     lines.append(f"| **all** | {total.total()} | {' | '.join(str(total[kind]) for kind in kinds)} |")
     lines += ["", "These train by their class path alone:", ""]
     for library in counts:
-        plain = [o for o in outcomes if o.kind == "trains" and not o.text and o.path.rpartition(".")[0] == library]
+        plain = [o for o in outcomes if o.kind == "trains" and not o.text and _library(o) == library]
         if plain:
             lines.append(f"- {library}: {', '.join(o.path.rpartition('.')[2] for o in plain)}")
     lines += ["", "And these take more, or something is said of them:", "", "| class | outcome | options | said |"]
@@ -233,6 +246,10 @@ def format_table(outcomes: list[Outcome]) -> str:
             text = outcome.text.removeprefix(f"optimizer.class_path={outcome.path}: ")
             lines.append(f"| {outcome.path} | {outcome.kind} | {_cell(options)} | {_cell(text)} |")
     return "\n".join(lines) + "\n"
+
+
+def _library(outcome: Outcome) -> str:
+    return next(library for library in LIBRARIES if outcome.path.startswith(f"{library}."))
 
 
 def _cell(text: str) -> str:

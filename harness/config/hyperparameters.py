@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_origin, get_type_hints
@@ -194,7 +195,16 @@ def _construction_problems(cls: type[torch.optim.Optimizer], arguments: dict[str
         if not arguments or _refuses_defaults(cls):  # type: ignore[arg-type]
             return []
         listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
-        return [f"optimizer.hyperparameters ({listed}): {cls.__name__} refuses them: {error}"]
+        message = f"optimizer.hyperparameters ({listed}): {cls.__name__} refuses them: {error}"
+        # "SGD without momentum is not supported"
+        for name in signature_hyperparameters(cls):
+            if (
+                name not in arguments
+                and re.search(rf"\b{name}\b", str(error))
+                and not _refuses(cls, arguments | {name: 0.9})
+            ):
+                message += f"; add optimizer.hyperparameters.{name}=0.9"
+        return [message]
     return []
 
 

@@ -14,6 +14,7 @@ import inspect
 import io
 import json
 import math
+import pickle
 import random
 import re
 import sys
@@ -45,12 +46,12 @@ from harness.interface.any_optimizer import (
 from harness.interface.needs import Need
 from harness.interface.roles import Role, parameter_roles
 from harness.interface.schedules import Schedule
-from harness.interface.submission import Setup, Submission, switches_weights
+from harness.interface.submission import Setup, Submission
 
 _SIX_LINES = "write a submission of six lines (docs/any_optimizer.md)"
 """What remains where no option helps."""
 LARGEST = 64
-"""Largest dimension of a parameter in the probe: quantised state begins at 4,096 elements."""
+"""Dimensions of parameters above it are cut to little more: quantised state begins at 4,096 elements."""
 STEPS = 4
 """Steps of the probe, the first half of them before its state is saved."""
 _OF_A_KIND = 2
@@ -145,10 +146,13 @@ def _lay_out(run: Run) -> dict[str, tuple[tuple[int, ...], Role]]:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = workload.build_model()
     roles = parameter_roles(model, workload.role_patterns())
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    large = sorted({size for parameter in trained.values() for size in parameter.shape if size > LARGEST})
+    # Different sizes stay different: some classes take only square matrices.
+    clipped = {size: LARGEST + 16 * number for number, size in enumerate(large, 1)}
     return {
-        name: (tuple(min(size, LARGEST) for size in parameter.shape), roles[name])
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        name: (tuple(clipped.get(size, size) for size in parameter.shape), roles[name])
+        for name, parameter in trained.items()
     }
 
 
@@ -273,7 +277,8 @@ def _saved(submission: AnyOptimizer) -> dict[str, Any]:
         torch.save(submission.state_dict(), buffer)
         buffer.seek(0)
         saved = torch.load(buffer, weights_only=True)
-    except Exception as error:
+    # A bug of ours is none of the library's.
+    except (ValueError, TypeError, AttributeError, RuntimeError, pickle.PickleError) as error:
         raise _CannotSave(_first_line(error)) from error
     assert isinstance(saved, dict)
     submission.state_bytes()
@@ -331,7 +336,7 @@ def _examine(options: Optimizer, problem: _Problem, cls: type[torch.optim.Optimi
         problems = list(_silent_faults(options, problem, cls, attempt))
     remarks = []
     decays = problem.schedule.shape != "constant"
-    averages = switches_weights(cls) or "schedulefree" in cls.__name__.lower()
+    averages = re.search(r"schedulefree|^SF[A-Z]", cls.__name__, re.IGNORECASE)
     if averages and decays:
         remarks.append(
             f"{cls.__name__} averages the weights by itself, and schedule.shape={problem.schedule.shape} decays its "
@@ -452,7 +457,7 @@ def _silent_faults(
                 f"{cls.__name__} is another method; {_SIX_LINES}"
             )
     # Whoever sets groups has decided; `optimizer.param_groups={rest: {}}` leaves all keys out on purpose.
-    unset = _optional_keys(source) - attempt.group_keys - _GENERIC_KEYS - _signature_names(cls)
+    unset = _selecting_keys(cls, source) - attempt.group_keys - _GENERIC_KEYS - _signature_names(cls)
     is_adam = cls.__name__.lower() in ("adam", "adamw") or not hyperparameters.checks_itself(cls)
     if unset and not options.param_groups and not is_adam and _runs_as_adam(options, problem, attempt):
         required = set(re.findall(r"\bgroup\[['\"](\w+)['\"]\]", source)) - attempt.group_keys - _GENERIC_KEYS
@@ -460,7 +465,7 @@ def _silent_faults(
         yield (
             f"optimizer.class_path={options.class_path}: no parameter group has {' or '.join(sorted(unset))}, "
             f"without which {cls.__name__} runs as Adam; add "
-            f"optimizer.param_groups='{{hidden_matrix: {{{keys}}}, rest: {{}}}}'"
+            f"optimizer.param_groups='{{ROLE: {{{keys}}}, rest: {{}}}}'"
         )
 
 
@@ -515,6 +520,14 @@ def _optional_keys(source: str) -> set[str]:
     """Keys of parameter groups that the source asks for and can do without."""
     asked = re.findall(r"['\"](\w+)['\"] (?:not )?in (?:param_)?group\b", source)
     return {*asked, *re.findall(r"\bgroup\.get\(\s*['\"](\w+)['\"]", source)}
+
+
+def _selecting_keys(cls: type[Any], source: str) -> set[str]:
+    """Those of them that select what the class is named for: its documentation speaks of them, or it asks whether a
+    group has them."""
+    tested = set(re.findall(r"['\"](\w+)['\"] (?:not )?in (?:param_)?group\b", source))
+    documented = set(re.findall(r"\w+", cls.__doc__ or ""))
+    return {key for key in _optional_keys(source) if key in documented or key in tested}
 
 
 def _flags(cls: type[Any]) -> list[str]:

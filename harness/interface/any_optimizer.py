@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from harness.interface.needs import Need
+from harness.interface.plain_state import KIND, Packer
 from harness.interface.roles import Role
 from harness.interface.step import StepContext
 from harness.interface.submission import (
@@ -289,9 +292,17 @@ class AnyOptimizer(OptimizerSubmission):
     def unscheduled_rates(self) -> list[str]:
         """Hyperparameters that are called rates and do not follow the schedule: those that no parameter group has, and
         bounds of rates."""
-        scheduled = {key for of_optimizer in self._rates for rates in of_optimizer for key in rates}
-        names = {name for o in self.optimizers for name in inspect.signature(type(o).__init__).parameters}
-        return sorted(name for name in names if name.endswith("_lr") and name not in scheduled)
+        rates = [rates for of_optimizer in self._rates for rates in of_optimizer]
+        scheduled = {key for of_group in rates for key in of_group}
+        values = [value for of_group in rates for value in of_group.values()]
+        main = self._assembly.main
+        names = [name for name in inspect.signature(main.cls.__init__).parameters if name.endswith("_lr")]
+        given = {name: main.arguments.get(name, self.optimizers[0].defaults.get(name)) for name in names}
+        for name, parameter in inspect.signature(main.cls.__init__).parameters.items():
+            if name in given and given[name] is None:
+                given[name] = parameter.default
+        # A group of its own may have it as its `lr`.
+        return [n for n, v in given.items() if _is_number(v) and n not in scheduled and v not in values]
 
     @override
     def step(self, ctx: StepContext) -> None:
@@ -332,10 +343,15 @@ class AnyOptimizer(OptimizerSubmission):
 
     @override
     def _switching_optimizers(self) -> list[Any]:
-        every = [*self.optimizers, *_inner_optimizers(self.optimizers)]
-        # A wrapper switches what is inside of it.
+        return self._switching
+
+    @cached_property
+    def _switching(self) -> list[Any]:
         outer = [optimizer for optimizer in self.optimizers if switches_weights(type(optimizer))]
-        return outer or [optimizer for optimizer in every if switches_weights(type(optimizer))]
+        # An optimizer around another one may hand the call on to one that does not switch.
+        switching = [optimizer for optimizer in outer if _can_train(optimizer)]
+        inner = [optimizer for optimizer in _inner_optimizers(self.optimizers) if switches_weights(type(optimizer))]
+        return switching or inner
 
     # ---- its state -------------------------------------------------------------------------------------------------
 
@@ -344,16 +360,17 @@ class AnyOptimizer(OptimizerSubmission):
         """Raises ValueError naming what a checkpoint cannot hold."""
         saved = []
         for optimizer, groups in zip(self._all_optimizers, self._made_with, strict=True):
-            state = optimizer.state_dict()
+            packer, state = Packer(optimizer), optimizer.state_dict()
             if "param_groups" in state:
-                kept = zip(state["param_groups"], groups, strict=True)
-                state = state | {"param_groups": [_without_constants(group, made) for group, made in kept]}
-            saved.append({"state": pack(state), "attributes": pack(_attributes(optimizer))})
+                pairs = zip(state["param_groups"], groups, strict=True)
+                state = state | {"param_groups": [_without_constants(group, made) for group, made in pairs]}
+            saved.append({"state": packer.pack(state), "attributes": packer.pack(_attributes(optimizer))})
         return {"optimizers": saved}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimizer, saved, groups in zip(self._all_optimizers, state["optimizers"], self._made_with, strict=True):
+            packer = Packer(optimizer)
             # Of before there were attributes.
             saved = saved if "attributes" in saved else {"state": saved, "attributes": {}}
             # An optimizer around another one may share its groups and its state, which loading replaces.
@@ -363,35 +380,44 @@ class AnyOptimizer(OptimizerSubmission):
                 for name in ("param_groups", "state")
                 if name in vars(other) and getattr(other, name) is getattr(optimizer, name)
             ]
-            content = unpack(saved["state"])
-            if "param_groups" in content:
-                content["param_groups"] = [
-                    {key: made.get(key) if value == _KEPT else value for key, value in group.items()}
-                    for group, made in zip(content["param_groups"], groups, strict=True)
-                ]
+            packed = dict(saved["state"])
+            if "param_groups" in packed:
+                pairs = zip(packed["param_groups"], groups, strict=True)
+                packed["param_groups"] = [_with_constants(group, made) for group, made in pairs]
+            content = packer.unpack(packed)
             optimizer.load_state_dict(content)
             if {"state", "param_groups"} <= content.keys():
                 restore_tensors(optimizer, content)
             for other, name in shared:
                 setattr(other, name, getattr(optimizer, name))
-            vars(optimizer).update(unpack(saved["attributes"]))
+            vars(optimizer).update(packer.unpack(saved["attributes"]))
 
     @override
     def state_tensors(self) -> list[Tensor]:
-        held: list[Any] = [[dict(optimizer.state), _attributes(optimizer)] for optimizer in self._all_optimizers]
-        held += [[_entries(group) for group in optimizer.param_groups] for optimizer in self._all_optimizers]
-        return collect_tensors(_unwrap(held))
+        tensors = []
+        for optimizer, groups in zip(self._all_optimizers, self._made_with, strict=True):
+            entries = [
+                _without_constants(group, made) for group, made in zip(optimizer.param_groups, groups, strict=True)
+            ]
+            held = [
+                list(dict(optimizer.state).values()),
+                _attributes(optimizer),
+                [_entries(group) for group in entries],
+            ]
+            tensors += collect_tensors(Packer(optimizer).pack(held))
+        return tensors
 
 
 def _entries(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def _unwrap(value: Any) -> Any:
-    """With lists in place of deques and sets, as `collect_tensors` reads them."""
-    if isinstance(value, deque | set | list | tuple):
-        return [_unwrap(item) for item in value]
-    return {key: _unwrap(item) for key, item in value.items()} if isinstance(value, dict) else value
+def _can_train(optimizer: Any) -> bool:
+    try:
+        optimizer.train()
+    except AttributeError:
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:
@@ -410,94 +436,38 @@ def _inner_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch
     return inner
 
 
-_OF_TORCH = frozenset(
-    ("state", "param_groups", "defaults", "_zero_grad_profile_name", "_warned_capturable_if_run_uncaptured")
-)
+_OF_TORCH = frozenset({"state", "param_groups", "defaults"})
+_PLAIN = (bool, int, float, str, np.generic, random.Random, torch.Generator)
 
 
 def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What a class keeps beside its state: counters, averages. Not what refers to a parameter."""
     weights = {p.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]}
-    return {
-        name: value
-        for name, value in vars(optimizer).items()
-        if name not in _OF_TORCH
-        and _is_plain(value)
-        and not any(
-            isinstance(tensor, nn.Parameter) or piece.untyped_storage().data_ptr() in weights
-            for tensor in collect_tensors(_unwrap(value))
-            for piece in plain_tensors(tensor)
-            if piece.numel()
-        )
-    }
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, Tensor):
+            pieces = [piece for piece in plain_tensors(value) if piece.numel()]
+            is_weight = any(piece.untyped_storage().data_ptr() in weights for piece in pieces)
+            return not isinstance(value, nn.Parameter) and not is_weight
+        if isinstance(value, dict):
+            return all(isinstance(key, str | int) and is_plain(item) for key, item in value.items())
+        if isinstance(value, list | tuple | deque):
+            return all(map(is_plain, value))
+        return value is None or isinstance(value, _PLAIN)
+
+    return {name: value for name, value in vars(optimizer).items() if name not in _OF_TORCH and is_plain(value)}
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str | int) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple | deque):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str | Tensor | np.generic)
-
-
-# ---- what a checkpoint can hold ------------------------------------------------------------------------------------
-
-_KIND = "pacemark.kind"
-_KEPT = {_KIND: "as built"}
+_KEPT = {KIND: "as built"}
 """Stands for an entry of a parameter group that never changes and cannot be saved, such as a function."""
-_FACTORIES: dict[str, Callable[[], Any]] = {"list": list, "dict": dict, "int": int, "float": float, "set": set}
-_NATIVE = (bool, int, float, str, bytes, Tensor, torch.dtype, torch.device, torch.Size)
 
 
 def _without_constants(group: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     def is_constant(key: str, value: Any) -> bool:
-        return made.get(key) is value and (callable(value) or isinstance(value, enum.Enum | torch.Generator))
+        return made.get(key) is value and (callable(value) or isinstance(value, enum.Enum))
 
     return {key: _KEPT if is_constant(key, value) else value for key, value in group.items()}
 
 
-def pack(value: Any, path: str = "") -> Any:
-    """As plain data that a checkpoint can hold; numpy's numbers and arrays, deques, sets and default dictionaries come
-    back as they were from `unpack`. Raises ValueError naming the key of anything else."""
-    if value is None or type(value) in _NATIVE or isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.generic):
-        return {_KIND: "number", "dtype": value.dtype.str, "value": value.item()}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return {_KIND: "array", "dtype": value.dtype.str, "value": value.tolist(), "shape": list(value.shape)}
-    if isinstance(value, deque):
-        return {_KIND: "deque", "length": value.maxlen, "value": pack(list(value), path)}
-    if isinstance(value, set | frozenset) and all(isinstance(item, int | float | str) for item in value):
-        return {_KIND: "set", "value": sorted(value)}
-    if isinstance(value, defaultdict):
-        factory = getattr(value.default_factory, "__name__", "")
-        if factory not in _FACTORIES:
-            raise ValueError(f"{path or 'state'} is a defaultdict of its own functions")
-        return {_KIND: "defaultdict", "factory": factory, "value": pack(dict(value), path)}
-    if type(value) in (dict, OrderedDict):
-        return {key: pack(item, f"{path}[{key!r}]") for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(pack(item, f"{path}[{number}]") for number, item in enumerate(value))
-    raise ValueError(f"{path or 'state'} is a {type(value).__name__}")
-
-
-def unpack(value: Any) -> Any:
-    """What `pack` was given."""
-    if isinstance(value, list):
-        return [unpack(item) for item in value]
-    if isinstance(value, tuple) and type(value) is tuple:
-        return tuple(unpack(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    kind = value.get(_KIND)
-    if kind == "number":
-        return np.dtype(value["dtype"]).type(value["value"])
-    if kind == "array":
-        return np.array(value["value"], dtype=value["dtype"]).reshape(value["shape"])
-    if kind == "deque":
-        return deque(unpack(value["value"]), value["length"])
-    if kind == "set":
-        return set(value["value"])
-    if kind == "defaultdict":
-        return defaultdict(_FACTORIES[value["factory"]], unpack(value["value"]))
-    return {key: unpack(item) for key, item in value.items()}
+def _with_constants(group: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    return {key: made.get(key) if value == _KEPT else value for key, value in group.items()}
