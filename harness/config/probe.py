@@ -561,9 +561,7 @@ def _undisturbed() -> Iterator[_Compilation]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        # Importing the compiler takes seconds: a library that compiles has done it.
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(_uncompiled(compilation))
+        stack.enter_context(_uncompiled(compilation))
         try:
             yield compilation
         finally:
@@ -573,6 +571,27 @@ def _undisturbed() -> Iterator[_Compilation]:
 
 @contextmanager
 def _uncompiled(compilation: _Compilation) -> Iterator[None]:
+    """Within it compiled code runs uncompiled, and `compilation` hears of it."""
+    compile_ = torch.compile
+    with ExitStack() as stack:
+        # Importing the compiler takes seconds, and most libraries do not compile.
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(_calls_uncompiled(compilation))
+
+        def compile_later(*args: Any, **kwargs: Any) -> Any:
+            if "torch._dynamo" not in sys.modules:
+                stack.enter_context(_calls_uncompiled(compilation))
+            return compile_(*args, **kwargs)
+
+        torch.compile = compile_later
+        try:
+            yield
+        finally:
+            torch.compile = compile_
+
+
+@contextmanager
+def _calls_uncompiled(compilation: _Compilation) -> Iterator[None]:
     from torch._dynamo import eval_frame
 
     original = eval_frame._callback_from_stance

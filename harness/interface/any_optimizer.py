@@ -385,9 +385,14 @@ class AnyOptimizer(OptimizerSubmission):
                 pairs = zip(packed["param_groups"], groups, strict=True)
                 packed["param_groups"] = [_with_constants(group, made) for group, made in pairs]
             content = packer.unpack(packed)
-            optimizer.load_state_dict(content)
-            if {"state", "param_groups"} <= content.keys():
-                restore_tensors(optimizer, content)
+            if type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict:
+                # torch rebuilds whatever it can iterate over, which it cannot do with arrays and bounded deques.
+                optimizer.load_state_dict(packed)
+                _restore(optimizer, content)
+            else:
+                optimizer.load_state_dict(content)
+                if {"state", "param_groups"} <= content.keys():
+                    restore_tensors(optimizer, content)
             for other, name in shared:
                 setattr(other, name, getattr(optimizer, name))
             vars(optimizer).update(packer.unpack(saved["attributes"]))
@@ -406,6 +411,31 @@ class AnyOptimizer(OptimizerSubmission):
             ]
             tensors += collect_tensors(Packer(optimizer).pack(held))
         return tensors
+
+
+def _restore(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
+    """Put what `content` holds in place of its packed form, which the optimizer has loaded."""
+    for group, saved in zip(optimizer.param_groups, content["param_groups"], strict=True):
+        group.update(_entries(saved))
+    numbers = [number for group in content["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    keys = dict(zip(numbers, parameters, strict=True))
+    for number, saved in content["state"].items():
+        key = keys.get(number, number)
+        optimizer.state[key] = _settled(optimizer.state[key], saved)
+
+
+def _settled(loaded: Any, saved: Any) -> Any:
+    """`saved`, with the tensors that were loaded unless they were cast or moved."""
+    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
+        is_changed = loaded.dtype != saved.dtype or loaded.device != saved.device
+        # A copy: the optimizer updates its state in place, and `saved` belongs to the caller.
+        return saved.clone() if is_changed else loaded
+    if type(loaded) is dict and type(saved) is dict and loaded.keys() == saved.keys():
+        return {key: _settled(loaded[key], value) for key, value in saved.items()}
+    if type(loaded) in (list, tuple) and type(saved) is type(loaded) and len(saved) == len(loaded):
+        return type(loaded)(map(_settled, loaded, saved))
+    return saved
 
 
 def _entries(group: dict[str, Any]) -> dict[str, Any]:
@@ -455,7 +485,9 @@ def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
             return all(map(is_plain, value))
         return value is None or isinstance(value, _PLAIN)
 
-    return {name: value for name, value in vars(optimizer).items() if name not in _OF_TORCH and is_plain(value)}
+    kept = {name: value for name, value in vars(optimizer).items() if name not in _OF_TORCH and is_plain(value)}
+    # torch's own dictionaries of hooks.
+    return {name: value for name, value in kept.items() if not name.startswith("_optimizer_")}
 
 
 _KEPT = {KIND: "as built"}

@@ -8,6 +8,7 @@ attributes. On loading such an object is made without its constructor, and only 
 
 from __future__ import annotations
 
+import enum
 import random
 import sys
 from collections import OrderedDict, defaultdict, deque
@@ -37,6 +38,8 @@ class Packer:
             return {KIND: "parameter", "value": self._number(value, path)}
         if value is None or type(value) in _NATIVE or isinstance(value, Tensor):
             return value
+        if isinstance(value, enum.Enum) and self._is_of_library(type(value)):
+            return {KIND: "enum", "class": _name(type(value)), "value": value.name}
         if isinstance(value, dict):
             return self._pack_dict(value, path)
         if type(value) in (list, tuple):
@@ -54,8 +57,7 @@ class Packer:
         if isinstance(value, torch.Generator):
             return {KIND: "generator", "device": str(value.device), "value": value.get_state()}
         if self._is_of_library(type(value)):
-            name = f"{type(value).__module__}:{type(value).__qualname__}"
-            return {KIND: "object", "class": name, "value": self.pack(dict(vars(value)), path)}
+            return {KIND: "object", "class": _name(type(value)), "value": self.pack(dict(vars(value)), path)}
         raise ValueError(f"{path or 'state'} is a {type(value).__name__}")
 
     def unpack(self, value: Any) -> Any:
@@ -89,7 +91,11 @@ class Packer:
             case "generator":
                 return torch.Generator(value["device"]).set_state(content)
             case "object":
-                return self._make(value["class"], self.unpack(content))
+                made: Any = object.__new__(self._find_class(value["class"]))
+                vars(made).update(self.unpack(content))
+                return made
+            case "enum":
+                return self._find_class(value["class"])[content]
         raise ValueError(f"a checkpoint has state of the kind {value[KIND]}, which this version does not know")
 
     def _pack_dict(self, value: dict[Any, Any], path: str) -> Any:
@@ -115,7 +121,7 @@ class Packer:
         is_plain = not issubclass(cls, torch.optim.Optimizer | nn.Module | type) and not hasattr(cls, "__slots__")
         return is_plain and self._library != "torch" and cls.__module__.partition(".")[0] == self._library
 
-    def _make(self, name: str, attributes: dict[str, Any]) -> Any:
+    def _find_class(self, name: str) -> Any:
         module, _, qualified = name.partition(":")
         # Of a module that is loaded already: loading a checkpoint imports nothing.
         cls: Any = sys.modules.get(module)
@@ -123,6 +129,8 @@ class Packer:
             cls = getattr(cls, part, None)
         if not isinstance(cls, type) or not self._is_of_library(cls):
             raise ValueError(f"a checkpoint names {name}, which is no class of {self._library}")
-        made: Any = object.__new__(cls)
-        vars(made).update(attributes)
-        return made
+        return cls
+
+
+def _name(cls: type[Any]) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"

@@ -354,12 +354,20 @@ def restore_tensors(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
     for index, parameter in zip(indices, parameters, strict=True):
         state = optimizer.state.get(parameter, {})
         for name, value in saved["state"].get(index, {}).items():
-            loaded = state.get(name)
-            if not isinstance(value, Tensor) or not isinstance(loaded, Tensor):
-                continue
-            if loaded.dtype != value.dtype or loaded.device != value.device:
-                # A copy: the optimizer updates its state in place, and `saved` belongs to the caller.
-                state[name] = value.clone()
+            if name in state:
+                state[name] = _restored(state[name], value)
+
+
+def _restored(loaded: Any, saved: Any) -> Any:
+    """`loaded` with the tensors of `saved` where they were cast or moved."""
+    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
+        # A copy: the optimizer updates its state in place, and `saved` belongs to the caller.
+        return saved.clone() if loaded.dtype != saved.dtype or loaded.device != saved.device else loaded
+    if isinstance(loaded, dict) and isinstance(saved, dict):
+        loaded.update({key: _restored(loaded[key], value) for key, value in saved.items() if key in loaded})
+    elif type(loaded) in (list, tuple) and type(saved) is type(loaded) and len(saved) == len(loaded):
+        return type(loaded)(map(_restored, loaded, saved))
+    return loaded
 
 
 def collect_tensors(value: Any) -> list[Tensor]:

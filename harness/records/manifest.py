@@ -190,6 +190,8 @@ class Manifest(BaseModel):
     needs: list[str] = []
     arranged: dict[str, Any] = {}
     """What the harness arranged for the needs: compilation of the model, kind of attention."""
+    remarks: list[str] = []
+    """What a reader should know of the submission, such as rates that do not follow the schedule."""
     seeds: dict[str, int] = {}
     """study, trial, and base: the hash of the two that all randomness comes from."""
     data: dict[str, str] = {}

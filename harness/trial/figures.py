@@ -82,6 +82,7 @@ def manifest_values(training: AnyTraining) -> dict[str, Any]:
             "compile": training.compiles_model,
             "attention": "math" if Need.SECOND_DERIVATIVES in needs else "fused where possible",
         },
+        **({"remarks": training.remarks} if training.remarks else {}),
         "seeds": {"study": run.seed, "trial": run.trial, "base": training.seeds.base},
         "data": training.workload.fingerprint,
         "code": hardware.code_version(),

@@ -128,6 +128,7 @@ class RemoteTraining:
             self.close()
             raise
         self.needs = frozenset(Need[name] for name in answer["needs"])
+        self.remarks = [str(remark) for remark in answer["remarks"]]
         # The trial begins here: starting a process and importing libraries is the harness's affair.
         self.clock.restart()
         if answer["train_size"] != workload.train_size:

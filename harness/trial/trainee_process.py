@@ -119,6 +119,7 @@ class Trainee:
         self._stack.enter_context(private_compiler_cache(Need.OWN_COMPILATION in self._training.needs))
         return {
             "needs": sorted(need.name for need in self._training.needs),
+            "remarks": self._training.remarks,
             "fingerprint": workload.fingerprint,
             "train_size": workload.train_size,
         }

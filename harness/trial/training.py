@@ -62,6 +62,8 @@ class Training:
         self.cls = hyperparameters.import_algorithm(run.optimizer.class_path)
         self.wrappers = [hyperparameters.import_wrapper(path) for path in run.optimizer.wrappers]
         self.needs = declared_needs(run)
+        self.remarks = list(examine(run).remarks)
+        """What a reader of the record should know of the submission."""
         self.spec = workload.spec
         self.seeds = TrialSeeds(run.seed, run.trial)
         self.stream = ExampleStream(self.seeds, workload.train_size)

@@ -114,6 +114,8 @@ def run_trial(
             training = stack.enter_context(closing(RemoteTraining(run, workload, device)))
         else:
             training = Training(run, workload, device, ranks)
+        for remark in training.remarks if ranks.is_main else []:
+            logger.warning("%s", remark)
         ranks.run_on_all(lambda: record.acquire(lease_token))
         # With the folder: its former holder may have written a newer checkpoint until then. Before the manifest is
         # written: a corrupt checkpoint is refused, and nothing is changed.
