@@ -158,13 +158,16 @@ def _remedy(message: str) -> list[str]:
 def _train(run: Any) -> bool:
     """Train some steps; whether an interrupted training ends with the same bits."""
     straight = _built(run)
+    start = hash_weights(straight.runner.model)
     straight.segment(STEPS // 2 * 4, charge_compile=False)
     with straight.submission.evaluation_weights():
         pass
     straight.state_bytes()
     buffer = io.BytesIO()
     torch.save(straight.state_dict(), buffer)
-    straight.segment(STEPS * 4, charge_compile=False)
+    loss = straight.segment(STEPS * 4, charge_compile=False)
+    if hash_weights(straight.runner.model) == start or not loss.isfinite():
+        raise ValueError(f"the weights have not moved, or the loss is not finite: {float(loss)}")
     buffer.seek(0)
     resumed = _built(run)
     resumed.load_state_dict(torch.load(buffer, map_location="cpu", weights_only=True))

@@ -54,6 +54,8 @@ LARGEST = 64
 """Dimensions of parameters above it are cut to little more: quantised state begins at 4,096 elements."""
 STEPS = 4
 """Steps of the probe, the first half of them before its state is saved."""
+_LONG = 12
+"""Steps in which an optimizer around another one should have done something."""
 _OF_A_KIND = 2
 """Parameters of a kind that are trained."""
 _ALIKE = 0.02
@@ -198,6 +200,8 @@ class _Attempt:
     group_keys: set[str]
     unscheduled: list[str]
     resumes: bool = True
+    is_base: bool = False
+    """It makes the steps of the optimizer that it goes around."""
     gradient_first: bool = False
     moved_within: bool = False
     groups: list[dict[str, Any]] = field(default_factory=list)
@@ -235,7 +239,16 @@ def _attempt(options: Optimizer, problem: _Problem) -> _Attempt:
     for step in range(STEPS // 2, STEPS):
         _step(resumed, problem, step)
     groups = [group for optimizer in submission.optimizers for group in optimizer.param_groups]
+    is_base = False
+    if assembly.base is not None:
+        # As long as a period of wrappers that act on some of the steps.
+        around, alone = problem.build(options, assembly, needs), problem.build(options, Assembly(assembly.base), needs)
+        for step in range(_LONG):
+            _step(around, problem, step)
+            _step(alone, problem, step)
+        is_base = _same_bits(around, alone)
     return _Attempt(
+        is_base=is_base,
         weights=_weights(submission),
         group_keys={key for group in groups for key in group},
         unscheduled=submission.unscheduled_rates,
@@ -317,7 +330,9 @@ def _examine_on_model(run: Run, cls: type[torch.optim.Optimizer]) -> Examination
     counts: Counter[Any] = Counter()
     parameters = {}
     for name, (shape, role) in laid_out.items():
-        counts[kind := (len(shape), role, claimed_by[name])] += 1
+        # Rules of matrices may take some shapes and not others.
+        kind = (shape if len(shape) == 2 else len(shape), role, claimed_by[name])
+        counts[kind] += 1
         if counts[kind] <= _OF_A_KIND:
             parameters[name] = (shape, role)
     problem = _Problem(parameters, run.schedule, run.workload["max_steps"], run.workload.get("name", ""))
@@ -342,6 +357,11 @@ def _examine(options: Optimizer, problem: _Problem, cls: type[torch.optim.Optimi
             f"{cls.__name__} averages the weights by itself, and schedule.shape={problem.schedule.shape} decays its "
             "rate as well; schedule=constant leaves that out"
         )
+    for name, parameter in inspect.signature(cls.step).parameters.items():
+        if parameter.default is None and name not in ("self", "closure", "loss"):
+            remarks.append(f"{cls.__name__}: nothing gives `{name}` to its step")
+    if attempt.is_base:
+        remarks.append(f"{cls.__name__} made the same {_LONG} steps as its base alone; is that its method?")
     if attempt.unscheduled:
         remarks.append(f"{cls.__name__}: the schedule does not change {', '.join(attempt.unscheduled)}")
     if not attempt.resumes:

@@ -18,6 +18,7 @@ from harness.interface.roles import Role
 from harness.interface.submission import plain_tensors
 from harness.trial import conformance
 from harness.trial.conformance import CHECKS
+from scripts import any_optimizer
 
 SGD = "optimizer.base.class_path=torch.optim.SGD optimizer.base.hyperparameters.lr=0.1"
 MOMENTUM = "optimizer.base.class_path=torch.optim.SGD optimizer.base.hyperparameters={lr:0.1,momentum:0.9}"
@@ -119,6 +120,24 @@ def test_what_a_reader_should_know_is_a_remark() -> None:
     pytest.importorskip("schedulefree")
     assert "averages the weights by itself" in remarks(*arguments("schedulefree.AdamWScheduleFree"))
     assert remarks(*arguments("schedulefree.AdamWScheduleFree", "schedule=constant")) == ""
+
+
+def test_an_optimizer_that_runs_as_its_base_is_remarked() -> None:
+    command = ["workload=gpt2", "optimizer=any", *arguments("Around", SGD)]
+    assert "as its base alone" in examine(load_run([*command, "optimizer.hyperparameters.k=100"])).remarks[0]
+    assert examine(load_run([*command, "optimizer.hyperparameters.k=3"])).remarks == ()
+
+
+@pytest.mark.parametrize("name", ["Adam", "LBFGS", "Muon", "SparseAdam"])
+def test_the_document_says_what_comes_of_a_class(name: str) -> None:
+    outcome = any_optimizer.try_class(f"torch.optim.{name}")
+    document = (any_optimizer.ROOT / "docs" / "any_optimizer.md").read_text()
+    lines = any_optimizer.format_table([outcome]).splitlines()
+    if outcome.kind == "trains":
+        (line,) = (line for line in document.splitlines() if line.startswith("- torch.optim: "))
+        assert name in line.removeprefix("- torch.optim: ").split(", ")
+    else:
+        assert lines[-1] in document
 
 
 def test_every_rate_follows_the_schedule() -> None:
