@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,9 +148,7 @@ class TrialProcess:
         if code == 2 and messages:
             raise UserError(messages)
         if not self._interrupted and (code == 130 or is_kill(code)):
-            how = "stopped from outside" if code == 130 else f"killed by {signal.Signals(-code).name}"
-            # The last line, where the process itself has noted the cause.
-            self.kill_cause = f"its process was {how}" if code != 130 or not lines else lines[-1].strip()
+            self.kill_cause = _describe_kill(code, lines)
         # 0: the status is in the record, a crash included. 130: stopped, to be continued.
         if code in (0, 130) or is_kill(code):
             return None
@@ -231,6 +230,14 @@ class TrialProcess:
     def _send(self, number: signal.Signals) -> None:
         if self.is_alive():
             self._process.send_signal(number)
+
+
+def _describe_kill(status: int | None, lines: Sequence[str]) -> str:
+    """How a process was ended from outside, by its exit status and by what it wrote to standard error."""
+    if status is not None and status < 0:
+        return f"its process was killed by {signal.Signals(-status).name}"
+    # The last line, where the process itself has noted the cause.
+    return lines[-1].strip() if lines else "its process was stopped from outside"
 
 
 def main() -> int:
