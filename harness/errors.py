@@ -7,6 +7,7 @@
         PreparationError    a data set could not be prepared or read
         UndeclaredNeed      a submission used a capability that it did not declare
         LeaseLost           another process has taken over the folder of a trial
+        ProcessKilled       a process of a trial was killed from outside
         CheckFailed         a conformance check of a submission failed
 
 Code that uses Pacemark as a library catches `PacemarkError`.
@@ -58,6 +59,11 @@ class UndeclaredNeed(PacemarkError):
 
 class LeaseLost(PacemarkError):
     """Another process has taken over the folder of a trial, because this one missed its heartbeats."""
+
+
+class ProcessKilled(PacemarkError):
+    """A process of a trial was killed from outside, by the system when memory ran out or by a scheduler; the trial can
+    be continued."""
 
 
 class CheckFailed(PacemarkError):

@@ -124,6 +124,7 @@ def _run(runs: list[Run]) -> int:
     from rich.text import Text
 
     from harness.display import make_console
+    from harness.records.kills import KILL_LIMIT, count_kills
     from harness.records.status import CRASHED
     from harness.study import executors, ledger
     from harness.study.progress import PoolProgress, print_studies
@@ -149,6 +150,11 @@ def _run(runs: list[Run]) -> int:
         executors.execute(trials, lambda line: console.print(Text(line, style="yellow")))
     states = print_studies(console, trials)
     left = sum(not state.is_over for state in states)
+    for trial, state in zip(trials, states, strict=True):
+        if not state.is_over and (kills := count_kills(trial.path)) >= KILL_LIMIT:
+            remedy = "where memory ran out, a smaller executor.workers helps"
+            text = f"{trial.name}: its process was killed {kills} times without a new checkpoint; {remedy}"
+            console.print(Text(text, style="yellow"))
     if left:
         console.print(f"{left} trials are left; the same command continues", style="yellow")
     return int(left > 0 or any(state.name in CRASHED for state in states))

@@ -4,6 +4,7 @@
         plan_<workload>.json                                the trials of a study that are planned
         study_<seed>/<workload>_pytorch/trial_<number>/
             .lease.<n>                                      while a process is at it
+            .kills                                          after a kill of its process, until the trial is finished
             eval_measurements.csv                           one row per evaluation
             manifest.json                                   all else
             sources.json                                    the submission's source files by module, where they are no
@@ -30,6 +31,7 @@ from harness.config.schema import Run
 
 EVALUATIONS, MANIFEST, CHECKPOINT = "eval_measurements.csv", "manifest.json", "checkpoint.pt"
 SOURCES, WEIGHTS_AT_TARGET, WEIGHTS_AT_END = "sources.json", "weights_at_target.pt", "weights_at_end.pt"
+KILLS = ".kills"
 ARCHIVE_SUFFIX = ".tar.xz"
 """Of the archive that lies in the place of a submission's folder."""
 FRAMEWORKS = ("jax", "pytorch")

@@ -22,6 +22,7 @@ from harness import log
 from harness.config.schema import Executor, Run
 from harness.errors import UserError
 from harness.processes import SOURCE_ROOT
+from harness.records.kills import forget_kills
 from harness.study.ledger import PlannedTrial
 from harness.study.machine import list_visible_gpus
 from harness.study.trial_process import Slot
@@ -45,6 +46,10 @@ def execute(trials: Sequence[PlannedTrial], report: Report) -> None:
     """
     executor = trials[0].study.executor
     logger.info("executor=%s with %d workers for %d trials", executor.name, executor.workers, len(trials))
+    # A new command tries again what was killed too often for the last one.
+    for trial in trials:
+        with contextlib.suppress(OSError):
+            forget_kills(trial.path)
     # One executor for all: a command refuses a sweep over executors.
     {"local": _local, "slurm": _slurm, "ray": _ray}[executor.name](trials, executor, report)
 

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,9 @@ import psutil
 
 from harness import log
 from harness.config.schema import Run
-from harness.errors import UserError
+from harness.errors import ProcessKilled, UserError
 from harness.processes import PROGRESS_VARIABLE, SOURCE_ROOT, STACK_SIGNAL
+from harness.records.kills import is_kill
 from harness.records.lease import Lease
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class TrialProcess:
         self._interrupted = False
         self.stop_reason: str | None = None
         """Why the process was killed, where it hung; in a sentence."""
+        self.kill_cause: str | None = None
+        """How the process was ended from outside, once `wait` has seen it; no crash."""
         environment = os.environ | {
             # Before the child starts: thread pools are sized when torch is imported.
             "OMP_NUM_THREADS": str(run.threads),
@@ -116,7 +120,8 @@ class TrialProcess:
         )
 
     def wait(self) -> str | None:
-        """Wait for the end. None when the trial ended in its record or was stopped, otherwise how its process ended.
+        """Wait for the end. None when the trial ended in its record or was stopped, here or from outside (see
+        `kill_cause`), otherwise how its process ended.
 
         Raises UserError for errors that the user has to correct.
         """
@@ -138,12 +143,14 @@ class TrialProcess:
             self._process.stdin.close()
         if self.stop_reason is not None and code != 0:
             return None if self._interrupted else f"{self.stop_reason}\n{errors[-4000:]}".rstrip()
-        if code == 2:
-            lines = errors.splitlines()
-            messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-            raise UserError(messages or errors)
+        messages = [line.removeprefix("error: ").rstrip("\n") for line in lines if line.startswith("error: ")]
+        # Without a message it is the submission that has ended the process.
+        if code == 2 and messages:
+            raise UserError(messages)
+        if not self._interrupted and (code == 130 or is_kill(code)):
+            self.kill_cause = _describe_kill(code, lines)
         # 0: the status is in the record, a crash included. 130: stopped, to be continued.
-        if code in (0, 130):
+        if code in (0, 130) or is_kill(code):
             return None
         # Popen gives the number of the signal as a negative status.
         assert code is not None
@@ -225,6 +232,14 @@ class TrialProcess:
             self._process.send_signal(number)
 
 
+def _describe_kill(status: int | None, lines: Sequence[str]) -> str:
+    """How a process was ended from outside, by its exit status and by what it wrote to standard error."""
+    if status is not None and status < 0:
+        return f"its process was killed by {signal.Signals(-status).name}"
+    # The last line, where the process itself has noted the cause.
+    return lines[-1].strip() if lines else "its process was stopped from outside"
+
+
 def main() -> int:
     """Run in the child: read the request, run the trial, and return the exit status."""
     request: dict[str, Any] = json.loads(sys.stdin.readline())
@@ -268,6 +283,10 @@ def main() -> int:
         for message in error.messages:
             print(f"error: {message}", file=sys.stderr)
         return 2
+    # The process of the submission, before the trial had a record.
+    except ProcessKilled as error:
+        print(error, file=sys.stderr)
+        return 130
     return 130 if record.status is Status.STOPPED else 0
 
 

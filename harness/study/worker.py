@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from harness import log
 from harness.errors import UserError
+from harness.records.kills import KILL_LIMIT, count_kills, note_kill
 from harness.records.lease import Lease
 from harness.records.packing import unpack_if_packed
 from harness.study.ledger import PlannedTrial, read_state, record_crash
@@ -66,10 +67,12 @@ class Worker:
                 self._pending.remove(trial)
             elif state.is_claimable and (lease := acquire_lease(trial)) is not None:
                 # Another worker may have run it between the look and the lease.
-                if not read_state(trial).is_over:
+                is_over, kills = read_state(trial).is_over, count_kills(trial.path)
+                if not is_over and kills < KILL_LIMIT:
                     logger.info("%s: taken, with lease %d (it was %s)", trial.name, lease.holder.number, state.name)
                     return trial, lease
-                logger.info("%s: another worker finished it this moment", trial.name)
+                why = "another worker finished it this moment" if is_over else f"left, after {kills} kills"
+                logger.info("%s: %s", trial.name, why)
                 lease.release()
                 self._pending.remove(trial)
         return None
@@ -98,9 +101,12 @@ class Worker:
         if not lease.is_owned():
             logger.warning("%s: lost to another worker; its process here was ended", trial.name)
             return
+        if process.kill_cause is not None:
+            self._note_kill(trial, process.kill_cause)
+            return
+        if crash is None and process.exit_status == 0:
+            crash = _check_record(trial)
         if crash is None:
-            if process.exit_status == 0:
-                _check_record(trial)
             return
         logger.info("%s: %s", trial.name, crash.partition("\n")[0])
         try:
@@ -109,15 +115,34 @@ class Worker:
             # Nothing of the trial exists: it is the environment that is broken, not the trial.
             raise UserError(f"{trial.name}: {crash}") from None
 
+    def _note_kill(self, trial: PlannedTrial, cause: str) -> None:
+        """Note that the process of a trial was ended from outside: the trial goes on after the others, unless this
+        happened too often. Raises UserError where it cannot be noted."""
+        try:
+            kills = note_kill(trial.path)
+        except OSError as error:
+            raise _unwritable(trial, error) from error
+        self._pending.remove(trial)
+        if kills < KILL_LIMIT:
+            # Where memory ran out, another trial may have ended until then.
+            self._pending.append(trial)
+            logger.info("%s: %s (kill %d of %d); it goes on", trial.name, cause, kills, KILL_LIMIT)
+        else:
+            logger.warning("%s: %s, %d times without a new checkpoint; it is left", trial.name, cause, kills)
 
-def _check_record(trial: PlannedTrial) -> None:
-    """Raise UserError where the process of a trial ended well and left no record in its folder: the worker would start
-    it again and again."""
-    if read_state(trial).manifest is None:
+
+def _check_record(trial: PlannedTrial) -> str | None:
+    """How the process of a trial ended that ended well, if the trial is not over; None if it is. Raises UserError where
+    it left no record in its folder: the worker would start it again and again."""
+    manifest = read_state(trial).manifest
+    if manifest is None:
         raise UserError(
             f"{trial.path.folder} has no record although its process ended well: that process sees another machine "
             "than the one that the trial is planned for; name the folder of records with machine=NAME"
         )
+    if manifest.status.is_finished:
+        return None
+    return "the process of the trial ended with status 0 before the trial was over"
 
 
 def acquire_lease(trial: PlannedTrial) -> Lease | None:
@@ -128,10 +153,7 @@ def acquire_lease(trial: PlannedTrial) -> Lease | None:
         folder.mkdir(parents=True, exist_ok=True)
         lease = Lease.acquire(folder, executor=trial.study.executor.name)
     except OSError as error:
-        raise UserError(
-            f"records={trial.path.records}: {folder} cannot be written ({error.strerror}); "
-            "make room or give another folder with records=; the same command continues"
-        ) from error
+        raise _unwritable(trial, error) from error
     if lease is not None:
         # With the lease, since a folder in which a trial runs is not packed.
         try:
@@ -140,6 +162,13 @@ def acquire_lease(trial: PlannedTrial) -> Lease | None:
             lease.release()
             raise
     return lease
+
+
+def _unwritable(trial: PlannedTrial, error: OSError) -> UserError:
+    return UserError(
+        f"records={trial.path.records}: {trial.path.folder} cannot be written ({error.strerror}); "
+        "make room or give another folder with records=; the same command continues"
+    )
 
 
 def work(trials: Sequence[PlannedTrial], slot: Slot | None = None) -> None:

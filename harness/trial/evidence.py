@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.errors import ProcessKilled
 from harness.records.layout import SOURCES
 from harness.records.manifest import Evidence, KeptWeights
 from harness.trial.record import Record
@@ -54,7 +55,7 @@ def write_evidence(training: AnyTraining, record: Record) -> None:
     }
     try:
         fields |= training.collect_evidence()
-    except SubmissionFailed:
+    except (SubmissionFailed, ProcessKilled):
         # Its process is gone. How it ended is in the record.
         fields["sources"] = {}
     texts = {module: text for module, text in fields.pop("texts", {}).items() if not module.startswith(_OF_PACEMARK)}

@@ -25,6 +25,7 @@ from harness.errors import ManifestError, UserError
 from harness.files import check_writable, remove_leftovers, write_atomically
 from harness.hashing import config_hash
 from harness.records.differences import differences
+from harness.records.kills import forget_kills
 from harness.records.layout import CHECKPOINT, EVALUATIONS, MANIFEST, RecordPath
 from harness.records.lease import Lease
 from harness.records.manifest import FORMAT, FORMAT_VERSION, Evidence, FinalFigures, Life, Manifest
@@ -190,6 +191,7 @@ class Record:
         # retried from its last checkpoint.
         if status.is_finished and not status.is_crash:
             self.path.checkpoint.unlink(missing_ok=True)
+            forget_kills(self.path)
 
     def close(self) -> None:
         """Release the folder."""

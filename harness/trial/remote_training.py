@@ -34,12 +34,13 @@ import torch
 from torch import nn
 
 from harness.config.schema import Run
-from harness.errors import UserError
+from harness.errors import ProcessKilled, UserError
 from harness.interface.model_runner import Counters
 from harness.interface.needs import Need
 from harness.interface.ranks import SINGLE_RANK
 from harness.interface.workload import Workload
 from harness.processes import MARK_VARIABLE, PROGRESS_VARIABLE, SOURCE_ROOT
+from harness.records.kills import is_kill
 from harness.seeding import TrialSeeds
 from harness.trial import trainee_process
 from harness.trial.channel import Channel, ChannelClosed
@@ -260,7 +261,7 @@ class RemoteTraining:
         return answer
 
     def _ask(self, request: str, **arguments: Any) -> dict[str, Any]:
-        """The answer to a request. Raises SubmissionFailed and UserError."""
+        """The answer to a request. Raises SubmissionFailed, ProcessKilled and UserError."""
         if self._is_waiting:
             raise SubmissionFailed("the process of the submission was interrupted")
         self._is_waiting = True
@@ -268,7 +269,7 @@ class RemoteTraining:
             self._channel.send({"do": request, **arguments})
             answer = self._channel.receive()
         except ChannelClosed:
-            raise SubmissionFailed(self._describe_end()) from None
+            raise self._end_of_process() from None
         except ValueError as error:
             raise SubmissionFailed(f"the process of the submission sent {error}") from error
         self._is_waiting = False
@@ -364,13 +365,15 @@ class RemoteTraining:
         group = self._process.pid
         return os.getpgid(child.pid) == group or child.environ().get(MARK_VARIABLE) == str(group)
 
-    def _describe_end(self) -> str:
+    def _end_of_process(self) -> SubmissionFailed | ProcessKilled:
+        """What to raise where the process has closed its connection."""
         try:
             code = self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            return "the process of the submission closed its connection to the judge"
+            return SubmissionFailed("the process of the submission closed its connection to the judge")
         cause = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-        return f"the process of the submission ended {cause}"
+        text = f"the process of the submission ended {cause}"
+        return ProcessKilled(text) if is_kill(code) else SubmissionFailed(text)
 
 
 def _is_foreign(class_path: str) -> bool:

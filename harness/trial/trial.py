@@ -22,7 +22,7 @@ import torch.distributed as dist
 from harness.config import hyperparameters
 from harness.config.declared_needs import declared_needs
 from harness.config.schema import Run
-from harness.errors import LeaseLost, UserError, WorkloadError
+from harness.errors import LeaseLost, ProcessKilled, UserError, WorkloadError
 from harness.interface.needs import Need
 from harness.interface.ranks import Ranks
 from harness.interface.workload import Split, Workload
@@ -378,6 +378,8 @@ class _Trial:
         text = traceback.format_exc()
         if isinstance(caught, KeyboardInterrupt):
             return Outcome(Status.STOPPED, INTERRUPTED)
+        if isinstance(caught, ProcessKilled):
+            return Outcome(Status.STOPPED, f"{caught}; the same command continues it")
         if isinstance(caught, SubmissionFailed):
             if caught.out_of_memory is None:
                 return Outcome(Status.FAILED, None, caught.text)

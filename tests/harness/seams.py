@@ -229,6 +229,15 @@ class Deadly(_Sgd):
         super().step(ctx)
 
 
+class Leaving(_Sgd):
+    """Ends its process at the third step, with the status that PACEMARK_TEST_STATUS says."""
+
+    def step(self, ctx: StepContext) -> None:
+        if ctx.step >= 2:
+            os._exit(int(os.environ["PACEMARK_TEST_STATUS"]))
+        super().step(ctx)
+
+
 class Fragile(_Sgd):
     """At the eighth step of rank 1: what PACEMARK_TEST_FAULT says, and nothing if that is not set.
 

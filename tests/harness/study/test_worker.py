@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 from harness import log
 from harness.config.compose import load_run
 from harness.errors import UserError
+from harness.records.kills import KILL_LIMIT, count_kills
 from harness.records.lease import Lease
-from harness.study import ledger
+from harness.study import executors, ledger
 from harness.study.ledger import PlannedTrial
 from harness.study.progress import describe_end
 from harness.study.trial_process import Slot, TrialProcess
@@ -292,3 +294,95 @@ def test_a_process_that_writes_another_record_than_its_own_is_not_started_again(
     with pytest.raises(UserError, match=r"has no record although its process ended well.*machine=NAME"):
         Worker([entry]).work()
     assert elsewhere.path.manifest.exists()
+
+
+def kill_child(worker: Worker, number: signal.Signals, name: str | None = None) -> None:
+    """Send a signal to the process that the worker runs, to that of the trial `name` if it is given."""
+    process = worker._process
+    if process is not None and name in (None, process._name):
+        process._process.send_signal(number)
+
+
+def run_while(worker: Worker, disturb: Callable[[], None]) -> None:
+    """Let the worker work to its end, and call `disturb` again and again meanwhile."""
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    deadline = time.monotonic() + processes.DEADLINE_SECONDS
+    while thread.is_alive() and time.monotonic() < deadline:
+        disturb()
+        time.sleep(0.01)
+    processes.join(thread)
+
+
+@pytest.mark.usefixtures("forked_trials")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_trial_that_is_killed_from_outside_goes_on_to_the_same_bits_and_uses_up_no_retry(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    arguments = ["optimizer=adamw", "ruleset.retries=0", "checkpoint_seconds=0"]
+    (entry,) = study(tmp_path / "records", *arguments)
+    worker = Worker([entry])
+    killed: set[int] = set()
+
+    def disturb() -> None:
+        # Once at every checkpoint, so that more kills fall than the limit allows without one.
+        if entry.path.checkpoint.exists() and (inode := entry.path.checkpoint.stat().st_mtime_ns) not in killed:
+            killed.add(inode)
+            kill_child(worker, number)
+
+    run_while(worker, disturb)
+    content = manifest(entry)
+    assert content["status"] == "exhausted" and not content.get("failures") and content["preemption_count"] >= 1
+    assert sorted(path.name for path in entry.path.folder.iterdir()) == ["eval_measurements.csv", "manifest.json"]
+    (undisturbed,) = study(tmp_path / "undisturbed", *arguments)
+    run_trial(undisturbed.run)
+    assert read_outcome(entry.path.folder) == read_outcome(undisturbed.path.folder)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 2.0])
+def test_a_trial_that_is_killed_while_its_process_starts_is_started_again(tmp_path: Path, seconds: float) -> None:
+    (entry,) = study(tmp_path, "optimizer=sgd", "ruleset.retries=0")
+    worker = Worker([entry])
+    killed: list[int] = []
+
+    def disturb() -> None:
+        if worker._process is not None and not killed:
+            time.sleep(seconds)
+            killed.append(worker._process._process.pid)
+            kill_child(worker, signal.SIGKILL)
+
+    run_while(worker, disturb)
+    assert killed and manifest(entry)["status"] == "exhausted" and "failures" not in manifest(entry)
+
+
+@pytest.mark.usefixtures("forked_trials")
+def test_a_trial_that_is_killed_again_and_again_is_left_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = study(tmp_path, "optimizer=sgd", "ruleset.trials=3", "ruleset.retries=0")
+    victim = entries[0]
+    worker = Worker(entries)
+    run_while(worker, lambda: kill_child(worker, signal.SIGKILL, victim.name))
+    assert not victim.path.manifest.exists() or manifest(victim)["status"] == "running"
+    assert count_kills(victim.path) == KILL_LIMIT
+    assert f"{victim.name}: its process was killed by SIGKILL, {KILL_LIMIT} times" in caplog.text
+    assert all(manifest(entry)["status"] == "exhausted" for entry in entries[1:])
+    # Every worker of the command leaves it, and a new command tries it again.
+    Worker([victim]).work()
+    assert count_kills(victim.path) == KILL_LIMIT
+    executors.execute(entries, print)
+    assert manifest(victim)["status"] == "exhausted" and count_kills(victim.path) == 0
+
+
+@pytest.mark.usefixtures("forked_trials")
+@pytest.mark.parametrize("status", [0, 2, 3])
+def test_a_submission_that_ends_the_process_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("PACEMARK_TEST_STATUS", str(status))
+    path = "optimizer.class_path=tests.harness.seams.Leaving"
+    (entry,) = study(tmp_path, *SEAM, path, "ruleset.retries=1", "judge=none")
+    Worker([entry]).work()
+    content = manifest(entry)
+    assert content["status"] == "failed" and len(content["failures"]) == 1
+    assert f"ended with status {status}" in content["final"]["traceback"]

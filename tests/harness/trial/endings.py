@@ -68,11 +68,39 @@ class Undeclared(_Sgd):
         return super().select(stream)
 
 
-class KillsJudge(_Sgd):
-    """Kills its parent."""
+class Aborts(_Sgd):
+    """Ends as after a violated assertion of a library."""
 
     def step(self, ctx: StepContext) -> None:
         super().step(ctx)
+        if ctx.step >= 4:
+            os.abort()
+
+
+class IsKilled(_Sgd):
+    """Is killed once, at the step that PACEMARK_TEST_STEP says."""
+
+    def __init__(self, setup: Setup, *, lr: float = 0.1) -> None:
+        super().__init__(setup, lr=lr)
+        self._kill_at(0)
+
+    def step(self, ctx: StepContext) -> None:
+        super().step(ctx)
+        self._kill_at(ctx.step)
+
+    def _kill_at(self, step: int) -> None:
+        if step >= int(os.environ["PACEMARK_TEST_STEP"]) and not (_folder() / "killed.txt").exists():
+            _note("killed.txt", str(step))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillsJudge(_Sgd):
+    """Kills its parent, once."""
+
+    def step(self, ctx: StepContext) -> None:
+        super().step(ctx)
+        if (_folder() / "pids.txt").exists():
+            return
         _note("pids.txt", str(os.getpid()))
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
