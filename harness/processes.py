@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 PROGRESS_VARIABLE = "PACEMARK_PROGRESS_PIPE"
@@ -71,6 +73,26 @@ def make_working_folder_importable() -> None:
     former = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     # The root too: a worker on a cluster starts with a bare Python, which finds an installed Pacemark by this alone.
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(SOURCE_ROOT), *former, folder]))
+
+
+@contextlib.contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Within it SIGINT and SIGTERM wait: an exception that a handler raises inside of torch.save becomes another error
+    there, or is lost. Does nothing outside of the main thread, which alone runs handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    if pending:
+        # To itself, so that the former handler is called as it would have been.
+        os.kill(os.getpid(), pending[0])
 
 
 # ---- what torchrun says about this process, in environment variables -----------------------------------------------

@@ -24,6 +24,7 @@ from harness.config.schema import NOT_RECORDED, Run
 from harness.errors import ManifestError, UserError
 from harness.files import check_writable, remove_leftovers, write_atomically
 from harness.hashing import config_hash
+from harness.processes import interrupts_deferred
 from harness.records.differences import differences
 from harness.records.kills import forget_kills
 from harness.records.layout import CHECKPOINT, EVALUATIONS, MANIFEST, RecordPath
@@ -151,7 +152,8 @@ class Record:
         """Write `state` and the rows so far as the checkpoint. Raises LeaseLost and OSError."""
         buffer = io.BytesIO()
         # Into memory, so that the lease is checked after the serialisation, which may take long.
-        torch.save(state | {"rows": self.rows}, buffer)
+        with interrupts_deferred():
+            torch.save(state | {"rows": self.rows}, buffer)
         self._check_lease()
         write_atomically(self.path.checkpoint, buffer.getbuffer())
         self._note_written(self.path.checkpoint)
