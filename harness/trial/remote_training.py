@@ -396,7 +396,9 @@ class ForkedTrainee:
     def wait(self, timeout: float) -> int:
         """As Popen's: the exit status, negative for a signal. Raises subprocess.TimeoutExpired."""
         try:
-            return int(self._process.wait(timeout))
+            status = self._process.wait(timeout)
+            # None: it has been waited for already, among the processes that were ended together.
+            return 0 if status is None else int(status)
         except psutil.TimeoutExpired:
             raise subprocess.TimeoutExpired("the process of the submission", timeout) from None
 

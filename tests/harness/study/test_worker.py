@@ -332,7 +332,8 @@ def test_a_trial_that_is_killed_from_outside_goes_on_to_the_same_bits_and_uses_u
 
     run_while(worker, disturb)
     content = manifest(entry)
-    assert content["status"] == "exhausted" and not content.get("failures") and content["preemption_count"] >= 1
+    assert content["status"] == "exhausted", content["final"]
+    assert not content.get("failures") and content["preemption_count"] >= 1
     assert sorted(path.name for path in entry.path.folder.iterdir()) == ["eval_measurements.csv", "manifest.json"]
     (undisturbed,) = study(tmp_path / "undisturbed", *arguments)
     run_trial(undisturbed.run)
