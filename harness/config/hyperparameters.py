@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import torch
 from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, create_model
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, shorten
 from harness.interface.submission import Submission, Wrapper
 
 # ---- classes -------------------------------------------------------------------------------------------------------
@@ -30,13 +30,13 @@ def import_class(path: str, key: str) -> type[Any]:
     key: the config key that `path` is the value of, which a UserError names if there is no such class.
     """
     module_name, _, name = path.rpartition(".")
-    if not module_name:
+    if not module_name or path.startswith("."):
         raise UserError(f"{key}={path}: write the full import path, like torch.optim.Adagrad")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"{key}={path}: cannot import {module_name} ({error}); is its package installed?") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A user's module can fail in any way when it runs.
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{key}={path}: importing {module_name} fails ({reason}); debug=true shows where") from error
@@ -96,7 +96,8 @@ def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[
     counts = Counter(name for cls in classes for name in signature_hyperparameters(cls))
     together = " within ".join(cls.__name__ for cls in classes)
     messages = [
-        f"optimizer.hyperparameters.{name}={value}: {together} has no such hyperparameter; {did_you_mean(name, counts)}"
+        f"optimizer.hyperparameters.{name}={shorten(value)}: {together} has no such hyperparameter; "
+        f"{did_you_mean(name, counts)}"
         for name, value in values.items()
         if name not in counts
     ]
@@ -127,7 +128,7 @@ def _value_problems(cls: type[Any], values: dict[str, Any]) -> list[str]:
         _hyperparameter_model(cls).model_validate(own_values)  # type: ignore[arg-type]
     except ValidationError as error:
         details = [(str(detail["loc"][0]), _text(detail)) for detail in error.errors()]
-        return [f"optimizer.hyperparameters.{name}={own_values[name]}: {text}" for name, text in details]
+        return [f"optimizer.hyperparameters.{name}={shorten(own_values[name])}: {text}" for name, text in details]
     return []
 
 
@@ -146,7 +147,7 @@ def _construction_problems(cls: type[torch.optim.Optimizer], arguments: dict[str
         cls([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
     # Any exception: every library has its own way to refuse a value.
     except Exception as error:
-        listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        listed = ", ".join(f"{name}={shorten(value)}" for name, value in arguments.items())
         return [f"optimizer.hyperparameters ({listed}): {cls.__name__} refuses them: {error}"]
     return []
 
