@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class PacemarkError(Exception):
@@ -81,3 +82,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.0)
         return f"the nearest of {len(known)} are {', '.join(nearest)}"
     return f"known are {', '.join(known)}" if known else "there are none"
+
+
+def shorten(value: Any) -> str:
+    """A value for a message: of a long one, the beginning."""
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
+import math
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +28,12 @@ from harness.config import choices
 from harness.config.choices import BASE_VARIANT, EXPERIMENT_GROUP, GROUPS, SCALE_GROUP, VARIANT_GROUP
 from harness.config.experiments import quote, read_experiment
 from harness.config.schema import INTERNAL_KEYS, Ruleset, Run
-from harness.errors import UserError
+from harness.errors import UserError, shorten
+
+_DEEPEST = 20
+"""Brackets within each other in one argument."""
+_MOST_COMBINATIONS = 10_000
+"""Of a sweep; each takes a part of a second to be checked."""
 
 
 def expand_sweep(arguments: list[str]) -> list[list[str]]:
@@ -36,6 +44,8 @@ def expand_sweep(arguments: list[str]) -> list[list[str]]:
         lines = [str(override.input_line)]
         if override.is_sweep_override():
             lines = [f"{override.key_or_group}={value}" for value in _sweep_values(override)]
+        if len(lines) * len(combinations) > _MOST_COMBINATIONS:
+            raise UserError(f"{override.input_line}: more than {_MOST_COMBINATIONS} combinations; give fewer values")
         combinations = [[*combination, line] for combination in combinations for line in lines]
     return combinations
 
@@ -141,12 +151,19 @@ def _parse(arguments: list[str]) -> list[Override]:
     for argument in arguments:
         try:
             override = parser.parse_override(argument)
-        except HydraException:
-            messages.append(f"{argument}: cannot be read; write key=value, and quote what has spaces or commas")
+        # Any exception: the parser lets through what Python says of a number of 5,000 digits, or of a deep nesting.
+        except Exception:
+            shown = shorten(argument)
+            messages.append(f"{shown}: cannot be read; write key=value, and quote what has spaces or commas")
+            continue
+        if max(0, *itertools.accumulate((c in "[{") - (c in "]}") for c in argument)) > _DEEPEST:
+            messages.append(f"{shorten(argument)}: nested more than {_DEEPEST} deep; write a flatter value")
             continue
         if override.is_delete():
             messages.append(f"{argument}: a key cannot be removed; set it to another value, for example to null")
         key = override.key_or_group
+        if override.package is not None:
+            messages.append(f"{argument}: there are no packages (`@`) here; write {key}=VALUE")
         if key.startswith(("hydra.", "hydra/")):
             messages.append(f"{argument}: Hydra's own settings are not used here; {_instead_of(key)}")
         overrides.append(override)
@@ -192,12 +209,26 @@ def _refuse_sweeps(overrides: list[Override]) -> None:
             )
 
 
+def _iterate(override: Override) -> Iterator[Any]:
+    """The values of a sweep, one after the other."""
+    value = override.value()
+    # Hydra shuffles and sorts a list of all values, so that a range is looked at first.
+    if isinstance(value, RangeSweep):
+        start, stop, step = float(value.start or 0), float(value.stop or 0), float(value.step)
+        if not (step and math.isfinite(step) and abs((stop - start) / step) <= _MOST_COMBINATIONS):
+            raise ValueError(f"more than {_MOST_COMBINATIONS} values")
+    return override.sweep_string_iterator()
+
+
 def _sweep_values(override: Override) -> list[str]:
     value = override.value()
     if not isinstance(value, Glob):
         try:
-            return [str(value) for value in override.sweep_string_iterator()]
-        except HydraException:
+            # One more than are allowed: a range can be endless.
+            return [str(value) for value in itertools.islice(_iterate(override), _MOST_COMBINATIONS + 1)]
+        except (HydraException, ValueError, TypeError, ArithmeticError) as error:
+            if not isinstance(error, HydraException):
+                raise UserError(f"{override.input_line}: cannot be run in full ({error}); list the values") from None
             raise UserError(
                 f"{override.input_line}: an interval cannot be run in full; give values, as in "
                 f"{override.key_or_group}=0.1,0.2, or tune in the submission's search space with ruleset=external"
@@ -229,12 +260,12 @@ def _compose(overrides: list[Override]) -> tuple[dict[str, Any], dict[str, Any]]
     composed = _compose_groups(shipped_groups)
     _apply(composed, of_ruleset)
     # A copy, since `_apply` changes `composed` in place.
-    shipped = _as_dict(composed)
+    shipped = _as_dict(composed, overrides)
     if groups != shipped_groups:
         composed = _compose_groups(groups)
         _apply(composed, of_ruleset)
     _apply(composed, [o for o in values if o not in of_ruleset])
-    return shipped, _as_dict(composed)
+    return shipped, _as_dict(composed, overrides)
 
 
 def _compose_groups(groups: list[Override]) -> DictConfig:
@@ -283,12 +314,21 @@ def _apply(config: DictConfig, overrides: list[Override]) -> None:
             raise UserError(f"{override.input_line}: cannot be set ({str(error).splitlines()[0]})") from error
 
 
-def _as_dict(config: DictConfig) -> dict[str, Any]:
+def _as_dict(config: DictConfig, overrides: Sequence[Override] = ()) -> dict[str, Any]:
+    """The configuration with its interpolations resolved. overrides: of the command line, one of which an error names.
+    Raises UserError."""
     try:
         # Missing values (???) pass here, since the validation says how to give them.
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        # With an interpolation of its own, or in the place of a mapping that the configuration refers to.
+        blamed = [o.input_line for o in overrides if "${" in str(o.input_line)]
+        blamed = blamed or [o.input_line for o in overrides if "." in o.key_or_group and o.key_or_group in reason]
+        blamed = blamed or [f"{error.full_key or 'config'}: an interpolation"]
+        raise UserError(f"{line}: does not resolve ({reason}); give the value itself" for line in blamed) from error
+    except RecursionError as error:
+        raise UserError("the configuration is nested too deeply, or refers to itself; give the values") from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 import torch
 from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, create_model
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, shorten
 from harness.interface.any_optimizer import filled_arguments
 from harness.interface.submission import Submission, Wrapper
 
@@ -32,13 +32,13 @@ def import_class(path: str, key: str) -> type[Any]:
     key: the config key that `path` is the value of, which a UserError names if there is no such class.
     """
     module_name, _, name = path.rpartition(".")
-    if not module_name:
+    if not module_name or path.startswith("."):
         raise UserError(f"{key}={path}: write the full import path, like torch.optim.Adagrad")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"{key}={path}: cannot import {module_name} ({error}); is its package installed?") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A user's module can fail in any way when it runs.
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{key}={path}: importing {module_name} fails ({reason}); debug=true shows where") from error
@@ -114,7 +114,8 @@ def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[
     counts = Counter(name for cls in classes for name in signature_hyperparameters(cls))
     together = " within ".join(cls.__name__ for cls in classes)
     messages = [
-        f"optimizer.hyperparameters.{name}={value}: {together} has no such hyperparameter; {did_you_mean(name, counts)}"
+        f"optimizer.hyperparameters.{name}={shorten(value)}: {together} has no such hyperparameter; "
+        f"{did_you_mean(name, counts)}"
         for name, value in values.items()
         if name not in counts
     ]
@@ -164,7 +165,7 @@ def _value_problems(cls: type[Any], values: dict[str, Any]) -> list[str]:
             for name, text in guessed.items()
             if name not in problems and _refuses(cls, {name: own_values[name]})
         }
-    return [f"optimizer.hyperparameters.{name}={own_values[name]}: {text}" for name, text in problems.items()]
+    return [f"optimizer.hyperparameters.{name}={shorten(own_values[name])}: {text}" for name, text in problems.items()]
 
 
 def _faults(cls: type[Any], values: dict[str, Any], *, ranges_of_names: bool) -> dict[str, str]:
@@ -194,7 +195,7 @@ def _construction_problems(cls: type[torch.optim.Optimizer], arguments: dict[str
         # What it refuses without any hyperparameters is no fault of theirs (`harness.config.probe` finds the cause).
         if not arguments or _refuses_defaults(cls):  # type: ignore[arg-type]
             return []
-        listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        listed = ", ".join(f"{name}={shorten(value)}" for name, value in arguments.items())
         message = f"optimizer.hyperparameters ({listed}): {cls.__name__} refuses them: {error}"
         # "SGD without momentum is not supported"
         for name in signature_hyperparameters(cls):

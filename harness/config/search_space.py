@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, shorten
 from harness.hashing import stable_hash
 
 Kind = Literal["linear", "log", "one_minus_log", "integer", "choices"]
@@ -155,7 +155,11 @@ def _parse_ranges(raw: dict[str, Any], key: str) -> tuple[Dimension, ...]:
 
 
 def _unknown_keys(mapping: dict[str, Any], key: str) -> list[str]:
-    return [
+    of_class = mapping.get("hyperparameters", {})
+    problems = []
+    if not isinstance(of_class, dict):
+        problems.append(f"{key}.hyperparameters={shorten(of_class)}: must be a mapping like {{lr: ...}}")
+    return problems + [
         f"{key}.{name}: unknown key; {did_you_mean(str(name), RECIPE_KEYS)}"
         for name in mapping
         if name not in RECIPE_KEYS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -10,11 +12,11 @@ from pydantic import BaseModel, ValidationError
 from harness.config import hyperparameters, probe, search_space
 from harness.config.choices import BASE_VARIANT, target_not_measured
 from harness.config.schema import FOREIGN_KEYS, INTERNAL_KEYS, PATTERN_MEANINGS, SCHEDULE_KEYS, Optimizer, Recipe, Run
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, shorten
 from harness.interface.roles import Role
 from harness.interface.schedules import Schedule
 from harness.interface.submission import Submission
-from harness.interface.workload import WorkloadSpec
+from harness.interface.workload import Workload, WorkloadSpec
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -26,10 +28,76 @@ def validate_run(values: dict[str, Any]) -> Run:
     run = validate(Run, values, messages)
     _check_workload(values, messages)
     _check_submission(values.get("optimizer"), run, messages)
+    _check_numbers(values, messages)
+    if run is not None and not messages:
+        _check_sizes(run, messages)
     if messages:
         raise UserError(messages)
     assert run is not None
     return run
+
+
+_LARGEST_INTEGER = 10**12
+"""Above it a number is a slip of the finger: no count of steps, examples or features comes near."""
+_LARGEST = {"threads": 4096, "executor.workers": 10_000, "executor.minutes": 10**7, "ruleset.budget_factor": 10**6}
+_MOST_TRIALS = 100_000
+"""Of one command."""
+_LONGEST_NAME = 255
+"""Of a file, in every file system that matters."""
+
+
+def _check_numbers(values: dict[str, Any], messages: list[str]) -> None:
+    """Add a line for each number that is not finite or absurdly large. The submission checks its hyperparameters."""
+    for key, number in _numbers(values):
+        if key.startswith(("optimizer.hyperparameters.", "optimizer.search_space.", "executor.options.")):
+            continue
+        largest = _LARGEST.get(key, _LARGEST_INTEGER)
+        if not math.isfinite(number):
+            line = f"{key}={number}: must be finite; give a number"
+        elif abs(number) > largest and (isinstance(number, int) or key in _LARGEST):
+            line = f"{key}={number}: must be at most {largest}; lower it"
+        else:
+            continue
+        # Where the schema has refused the same value already.
+        if not any(message.startswith(f"{key}=") for message in messages):
+            messages.append(line)
+
+
+def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number in a configuration, with its key."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _numbers(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list):
+        for i, value in enumerate(values):
+            yield from _numbers(value, f"{key}[{i}]")
+    elif isinstance(values, int | float) and not isinstance(values, bool):
+        yield key, values
+
+
+def _check_sizes(run: Run, messages: list[str]) -> None:
+    """Add a line for each combination of keys that asks for too much, and for names that no file can have."""
+    rules, steps = run.ruleset, run.workload["max_steps"]
+    if rules.studies * rules.trials > _MOST_TRIALS:
+        messages.append(
+            f"ruleset.studies={rules.studies}, ruleset.trials={rules.trials}: a command has at most {_MOST_TRIALS} "
+            "trials; lower one"
+        )
+    if run.seed + rules.studies > 2**31:
+        messages.append(f"seed={run.seed}: the seeds of {rules.studies} studies must lie below 2**31; lower it")
+    if rules.budget_factor * steps > _LARGEST_INTEGER:
+        messages.append(
+            f"ruleset.budget_factor={rules.budget_factor}: {steps} steps times it are more than {_LARGEST_INTEGER}; "
+            "lower it"
+        )
+    texts = {"label": run.label, "machine": run.machine, "optimizer.name": run.optimizer.name}
+    texts |= {"workload.name": run.spec.name, "records": run.records.name, "scale.name": run.scale.name}
+    messages += [
+        f"{key}={shorten(text)}: {len(text)} characters; a name of a folder has at most {_LONGEST_NAME - 55}"
+        for key, text in texts.items()
+        # With room for what is put before and after it.
+        if text is not None and len(text.encode()) > _LONGEST_NAME - 55
+    ]
 
 
 def runs_on_incomplete_data(run: Run) -> bool:
@@ -40,8 +108,13 @@ def runs_on_incomplete_data(run: Run) -> bool:
 
 def validate(schema: type[Model], values: dict[str, Any], messages: list[str], prefix: str = "") -> Model | None:
     """`values` as `schema`; None if they do not fit, with a line for each problem added to `messages`."""
+    # A value of the command line can take the place of the whole mapping.
+    if not isinstance(values, dict):
+        key = prefix.rstrip(".")
+        messages.append(f"{key}={shorten(values)}: must be a mapping; set a key below it, as in {key}.KEY=VALUE")
+        return None
     try:
-        return schema(**values)
+        return schema(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
         messages += _lines(error, schema, prefix, values)
         return None
@@ -50,9 +123,12 @@ def validate(schema: type[Model], values: dict[str, Any], messages: list[str], p
 def _check_workload(values: dict[str, Any], messages: list[str]) -> None:
     """Add a line for each problem of the workload, its model and its data; a target that is not measured is one."""
     workload = values["workload"]
+    if not isinstance(workload, dict) or not isinstance(values["scale"], dict):
+        return  # the schema of the run has said so
     if workload.get("target") in (None, "???"):
         scale = values["scale"].get("name")
-        messages.append(target_not_measured(workload.get("name"), scale, workload.get("variant", BASE_VARIANT)))
+        variant = workload.get("variant", BASE_VARIANT)
+        messages.append(target_not_measured(str(workload.get("name")), str(scale), variant))
         # Any number, so that the rest is checked all the same.
         workload = workload | {"target": 0.0}
     validate(WorkloadSpec, workload, messages, "workload.")
@@ -60,6 +136,12 @@ def _check_workload(values: dict[str, Any], messages: list[str]) -> None:
         cls = hyperparameters.import_class(str(workload.get("class_path")), "workload.class_path")
     except UserError as error:
         messages += error.messages
+        return
+    if not (issubclass(cls, Workload) and hasattr(cls, "Model") and hasattr(cls, "Data")):
+        messages.append(
+            f"workload.class_path={workload['class_path']}: this is no workload; give a class that inherits from "
+            "harness.interface.Workload and has the schemas Model and Data"
+        )
         return
     validate(cls.Model, workload.get("model", {}), messages, "workload.model.")
     validate(cls.Data, workload.get("data", {}), messages, "workload.data.")
@@ -170,17 +252,17 @@ def _lines(error: ValidationError, schema: type[BaseModel], prefix: str, values:
             known = [name for name in owner.model_fields if name not in INTERNAL_KEYS] if owner is not None else []
             elsewhere = _key_elsewhere(values, location[-1])
             remedy = f"did you mean `{elsewhere}`?" if elsewhere else did_you_mean(location[-1], known)
-            lines.append(f"{key}={detail['input']}: unknown key; {remedy}")
+            lines.append(f"{key}={shorten(detail['input'])}: unknown key; {remedy}")
         elif detail["type"] == "missing":
             lines.append(f"{key} is missing; add {key}=VALUE")
         # The exception itself, since pydantic's text begins with `Value error, `. An error of a whole model has no key.
         elif detail["type"] == "value_error":
             lines.append(f"{key.rstrip('.') or 'config'}: {detail['ctx']['error']}")
         elif detail["type"] == "string_pattern_mismatch" and detail["ctx"]["pattern"] in PATTERN_MEANINGS:
-            lines.append(f"{key}={detail['input']}: {PATTERN_MEANINGS[detail['ctx']['pattern']]}")
+            lines.append(f"{key}={shorten(detail['input'])}: {PATTERN_MEANINGS[detail['ctx']['pattern']]}")
         else:
             text = detail["msg"].replace("Input should", "must").replace("String should", "must")
-            lines.append(f"{key}={detail['input']}: {text}")
+            lines.append(f"{key}={shorten(detail['input'])}: {text}")
     return lines
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -72,6 +73,9 @@ class FinalFigures(BaseModel):
     def of_metric(self, key: str) -> float | None:
         """A figure that has the metric in its name, such as `best_validation/loss`; None if there is none."""
         value = (self.model_extra or {}).get(key)
+        # JSON has whole numbers that are too large for a float.
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            return None
         return float(value) if isinstance(value, int | float) else None
 
 
@@ -161,7 +165,7 @@ class Manifest(BaseModel):
     format: Literal["pacemark-record"]
     format_version: Literal[1]
     status: Status
-    preemption_count: int = Field(default=0, ge=0)
+    preemption_count: int = Field(default=0, ge=0, le=10**9)
     """How often the trial was interrupted and continued."""
     failures: list[str | None] = []
     """Tracebacks of former tries of a trial that crashed and was tried again."""

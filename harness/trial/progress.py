@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn
 
 from harness import log
-from harness.records.manifest import Manifest
+from harness.records.manifest import FinalFigures, Manifest
 from harness.records.status import Status
 from harness.trial.figures import Row
 from harness.trial.record import Record
@@ -102,8 +102,9 @@ def print_summary(console: Console, record: Record) -> None:
 
 def _summary_lines(manifest: Manifest) -> list[tuple[str, str]]:
     """(name, text) of each line, as markup of rich."""
-    final, status, metric = manifest.final, manifest.status, manifest.metric
-    assert final is not None
+    # Of a damaged record, which need not have what a finished trial has.
+    final = manifest.final if manifest.final is not None else FinalFigures()
+    status, metric = manifest.status, manifest.metric
     reason = f" ({escape(final.stop_reason)})" if final.stop_reason else ""
     lines = [("status", f"[{_COLOURS[status]}]{status}[/]{reason}")]
     if final.time_to_target is not None and final.steps_to_target is not None:
@@ -127,7 +128,9 @@ def _summary_lines(manifest: Manifest) -> list[tuple[str, str]]:
             lines.append(("disturbed", text))
     if manifest.modified:
         lines.append(("modified", "[yellow]not comparable: " + escape(", ".join(manifest.modified)) + "[/]"))
-    if final.traceback:
+    if manifest.final is None:
+        lines.append(("error", "the manifest has no final figures; overwrite=true runs the trial again"))
+    if final.traceback and final.traceback.strip():
         last_line = final.traceback.strip().splitlines()[-1]
         lines.append(("error", escape(last_line) + " (traceback in the manifest)"))
     return lines

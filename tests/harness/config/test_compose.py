@@ -63,6 +63,27 @@ def test_every_problem_is_reported_at_once() -> None:
              "optimizer.hyperparameters.etas=[2,3]"],
             ["Rprop refuses them"],
         ),
+        ([*BASE, "workload.model=x"], ["workload.model=x: must be a mapping"]),
+        ([*BASE, "workload.data=null"], ["workload.data=None: must be a mapping"]),
+        ([*BASE, "workload.class_path=subprocess.Popen"], ["subprocess.Popen: this is no workload"]),
+        ([*BASE, "optimizer.class_path=..x.Y"], ["optimizer.class_path=..x.Y: write the full import path"]),
+        ([*BASE, "ruleset.budget_factor=inf"], ["ruleset.budget_factor=inf: must be finite"]),
+        ([*BASE, "ruleset.budget_factor=1e300"], ["ruleset.budget_factor=1e+300: must be at most"]),
+        ([*BASE, "workload.target=nan"], ["workload.target=nan: must be finite"]),
+        ([*BASE, "workload.target=inf"], ["workload.target=inf: must be finite"]),
+        ([*BASE, "workload.max_steps=99999999999999999999"], ["max_steps=99999999999999999999: must be at most"]),
+        ([*BASE, "workload.max_steps=1e20"], ["workload.max_steps=1e+20: "]),
+        ([*BASE, "threads=100000"], ["threads=100000: must be at most 4096"]),
+        ([*BASE, "executor.workers=1000000"], ["executor.workers=1000000: must be at most 10000"]),
+        ([*BASE, "ruleset.studies=100000", "ruleset.trials=100000"], ["a command has at most 100000 trials"]),
+        ([*BASE, "seed=2147483647", "ruleset.studies=3"], ["seed=2147483647: the seeds of 3 studies"]),
+        ([*BASE, "checkpoint_seconds=inf"], ["checkpoint_seconds=inf: must be finite"]),
+        ([*BASE, "optimizer.clip_norm=inf"], ["optimizer.clip_norm=inf: must be finite"]),
+        ([*BASE, "data=${nothere}"], ["data=${nothere}: does not resolve", "give the value itself"]),
+        ([*BASE, "data=${oc.env:NOPE}"], ["data=${oc.env:NOPE}: does not resolve"]),
+        ([*BASE, "optimizer.recipe=3"], ["optimizer.recipe=3: does not resolve"]),
+        ([*BASE, "key@x=1"], ["key@x=1: there are no packages (`@`) here; write key=VALUE"]),
+        ([*BASE, f"label={'x' * 300}"], ["300 characters; a name of a folder has at most"]),
     ],
 )  # fmt: skip
 def test_each_problem_names_key_and_remedy(arguments: list[str], expected: list[str]) -> None:
@@ -173,3 +194,18 @@ def test_help_does_not_load_torch() -> None:
     assert done.returncode == 0, done.stderr
     for word in ("gpt2", "lion", "cosine", "wandb"):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ("seed=interval(0,1)", "an interval cannot be run in full"),
+        ("seed=range(0,1e400)", "more than 10000 values"),
+        ("seed=range(0,1000000000)", "more than 10000 values"),
+        ("seed=shuffle(range(0,1000000000))", "more than 10000 values"),
+        ("seed=range(0,3,0)", "more than 10000 values"),
+    ],
+)
+def test_a_sweep_without_end_is_refused(argument: str, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        expand_sweep([*BASE, argument])
