@@ -168,14 +168,15 @@ class Assembly:
             )
         return optimizers
 
-    def _main_names(self, roles: dict[str, Role]) -> set[str]:
-        """The names of the parameters that the fallback does not get."""
+    def _main_names(self, roles: dict[str, Role]) -> list[str]:
+        """The names of the parameters that the fallback does not get, in the model's order: a checkpoint has the
+        parameters by their numbers, and sums over them depend on it."""
         if self.fallback is None:
-            return set(roles)
+            return list(roles)
         if not self.fallback_parameters:
-            return {name for name, role in roles.items() if role is Role.HIDDEN_MATRIX}
+            return [name for name, role in roles.items() if role is Role.HIDDEN_MATRIX]
         keys = [*self.fallback_parameters, REST]
-        return set(claim_parameters(keys, roles, "optimizer.fallback.parameters")[REST])
+        return claim_parameters(keys, roles, "optimizer.fallback.parameters")[REST]
 
     def _build_main(self, setup: Setup, roles: dict[str, Role]) -> torch.optim.Optimizer:
         decaying = self.base.cls if self.base is not None else self.main.cls

@@ -13,7 +13,7 @@ from harness.config.hyperparameters import check_hyperparameters
 from harness.config.probe import examine
 from harness.errors import UserError
 from harness.interface import Need
-from harness.interface.any_optimizer import claim_parameters
+from harness.interface.any_optimizer import AnyOptimizer, claim_parameters
 from harness.interface.roles import Role
 from harness.interface.submission import plain_tensors
 from harness.trial import conformance
@@ -219,6 +219,17 @@ def test_the_tensors_within_a_tensor_are_counted() -> None:
     wrapped.codes, wrapped.scale = codes, scale
     pieces = plain_tensors(wrapped)
     assert pieces[0] is codes and pieces[1] is scale
+
+
+@pytest.mark.parametrize("options", ["", ADAMW, f"{OTHER} optimizer.fallback.parameters=[norm,bias,embedding]"])
+def test_parameters_are_in_the_order_of_the_model(options: str) -> None:
+    # Not in that of a set, which is another one in every process: a checkpoint has the parameters by their numbers.
+    submission = conformance.make_subject("any", *arguments("torch.optim.SGD", options)).build().submission
+    assert isinstance(submission, AnyOptimizer)
+    numbers = {id(p): number for number, p in enumerate(submission.setup.parameters)}
+    for optimizer in submission.optimizers:
+        claimed = [numbers[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        assert claimed == sorted(claimed) and claimed
 
 
 def test_an_unused_option_leaves_the_identity_as_it_was() -> None:
