@@ -79,7 +79,7 @@ def load_run(arguments: list[str]) -> Run:
     if rules is None or run.ruleset.budget_factor != rules.budget_factor:
         modified = (*modified, "ruleset.budget_factor")
     # After the comparison: the budget of the ruleset is no modification of the workload.
-    workload = run.workload | {"max_steps": max(1, round(run.ruleset.budget_factor * run.workload["max_steps"]))}
+    workload = run.workload | {"max_steps": max(1, round(run.ruleset.budget_factor * run.spec.max_steps))}
     if selected["variant"] != BASE_VARIANT:
         workload["target_provenance"] = _provenance_of_variant(selected)
     run = _name_after_class(run, shipped)

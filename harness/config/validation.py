@@ -77,7 +77,7 @@ def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
 
 def _check_sizes(run: Run, messages: list[str]) -> None:
     """Add a line for each combination of keys that asks for too much, and for names that no file can have."""
-    rules, steps = run.ruleset, run.workload["max_steps"]
+    rules, steps = run.ruleset, run.spec.max_steps
     if rules.studies * rules.trials > _MOST_TRIALS:
         messages.append(
             f"ruleset.studies={rules.studies}, ruleset.trials={rules.trials}: a command has at most {_MOST_TRIALS} "
