@@ -132,8 +132,10 @@ def _check_workload(values: dict[str, Any], messages: list[str]) -> None:
         # Any number, so that the rest is checked all the same.
         workload = workload | {"target": 0.0}
     validate(WorkloadSpec, workload, messages, "workload.")
+    if not isinstance(workload.get("class_path"), str):
+        return  # likewise
     try:
-        cls = hyperparameters.import_class(str(workload.get("class_path")), "workload.class_path")
+        cls = hyperparameters.import_class(workload["class_path"], "workload.class_path")
     except UserError as error:
         messages += error.messages
         return
