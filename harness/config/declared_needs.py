@@ -8,8 +8,8 @@ from harness.config.hyperparameters import import_algorithm, import_wrapper
 from harness.config.probe import examine
 from harness.config.schema import Run
 from harness.errors import UserError
-from harness.interface.any_optimizer import requires_closure, takes_model
 from harness.interface.needs import Need
+from harness.interface.optimizer_signature import requires_closure, takes_model
 from harness.interface.submission import OptimizerSubmission, Submission, Wrapper
 
 

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, create_model
 
 from harness.errors import UserError, did_you_mean, shorten
-from harness.interface.any_optimizer import filled_arguments
+from harness.interface.optimizer_signature import filled_arguments
 from harness.interface.submission import Submission, Wrapper
 
 # ---- classes -------------------------------------------------------------------------------------------------------

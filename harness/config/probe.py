@@ -15,43 +15,29 @@ import io
 import json
 import math
 import pickle
-import random
 import re
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.config import hyperparameters
 from harness.config.assembly import assemble
+from harness.config.class_source import flags, selecting_keys, signature_names, source_of
+from harness.config.probe_problem import Problem, ProblemContext, are_equal, lay_out
 from harness.config.schema import FallbackOptimizer, Optimizer, OptimizerPart, Run
-from harness.interface.any_optimizer import (
-    REST,
-    AnyOptimizer,
-    Assembly,
-    Part,
-    claim_parameters,
-    filled_arguments,
-    requires_base,
-    requires_closure,
-    takes_model,
-)
+from harness.config.undisturbed import undisturbed
+from harness.interface.any_optimizer import REST, AnyOptimizer, Assembly, Part, claim_parameters
 from harness.interface.needs import Need
-from harness.interface.roles import Role, parameter_roles
-from harness.interface.schedules import Schedule
-from harness.interface.submission import Setup, Submission
+from harness.interface.optimizer_signature import filled_arguments, requires_base, requires_closure, takes_model
+from harness.interface.roles import Role
+from harness.interface.submission import Submission
 
 _SIX_LINES = "write a submission of six lines (docs/any_optimizer.md)"
 """What remains where no option helps."""
-LARGEST = 64
-"""Dimensions of parameters above it are cut to little more: quantised state begins at 4,096 elements."""
 STEPS = 4
 """Steps of the probe, the first half of them before its state is saved."""
 _LONG = 12
@@ -94,101 +80,6 @@ _examined: dict[tuple[str, type[Any]], Examination] = {}
 _MOST_EXAMINED = 256
 
 
-# ---- the problem ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What is trained: parameters like those of a workload's model."""
-
-    parameters: dict[str, tuple[tuple[int, ...], Role]]
-    """Shape and role by name."""
-    schedule: Schedule
-    max_steps: int
-    workload: str
-
-    def build(self, options: Optimizer, assembly: Assembly, needs: frozenset[Need]) -> AnyOptimizer:
-        """The submission on new parameters, the same ones every time."""
-        generator = torch.Generator().manual_seed(0)
-        model = nn.Module()
-        for name, (shape, _) in self.parameters.items():
-            owner, _, leaf = name.rpartition(".")
-            # Apart from 0, since some rules are relative to the norm of a parameter.
-            value = torch.randn(shape, generator=generator) * 0.5 + 0.1
-            _submodule(model, owner).register_parameter(leaf, nn.Parameter(value))
-        roles = {name: role for name, (_, role) in self.parameters.items()}
-        setup = Setup(
-            named_parameters=dict(model.named_parameters()),
-            nominal_batch=1,
-            schedule=self.schedule,
-            generator=generator,
-            device_generator=generator,
-            clip_norm=options.clip_norm,
-            no_decay=frozenset(Role(role) for role in options.no_decay),
-            needs=needs,
-            _roles=roles,
-            _max_steps=self.max_steps,
-            _model=model,
-        )
-        return AnyOptimizer(setup, assembly)
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module:
-    for part in filter(None, path.split(".")):
-        if part not in model._modules:
-            model.add_module(part, nn.Module())
-        model = model._modules[part]  # type: ignore[assignment]
-    return model
-
-
-def _lay_out(run: Run) -> dict[str, tuple[tuple[int, ...], Role]]:
-    """Clipped shapes and roles of the trainable parameters of the workload's model."""
-    workload = hyperparameters.import_class(run.workload["class_path"], "workload.class_path")(run.spec)
-    # Without memory: a model of billions of parameters is laid out in milliseconds.
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = workload.build_model()
-    roles = parameter_roles(model, workload.role_patterns())
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    large = sorted({size for parameter in trained.values() for size in parameter.shape if size > LARGEST})
-    # Different sizes stay different: some classes take only square matrices.
-    clipped = {size: LARGEST + 16 * number for number, size in enumerate(large, 1)}
-    return {
-        name: (tuple(clipped.get(size, size) for size in parameter.shape), roles[name])
-        for name, parameter in trained.items()
-    }
-
-
-class _Context:
-    """Stands in for a step's context: a smooth loss of the parameters, with noise that depends on the step."""
-
-    def __init__(self, parameters: list[nn.Parameter], step: float) -> None:
-        self.parameters, self.step = parameters, step
-        self.first_loss: Tensor | None = None
-        self.moved_within = False
-
-    def backward(self) -> Tensor:
-        for parameter in self.parameters:
-            parameter.grad = None
-        before = [parameter.detach().clone() for parameter in self.parameters]
-        loss = self._loss()
-        loss.backward()
-        # A hook that updates within the pass would see a part of the gradient where a step has several micro-batches.
-        self.moved_within = self.moved_within or not _equal(before, self.parameters)
-        return loss.detach()
-
-    def loss_and_gradients(self, *, create_graph: bool = False) -> tuple[Tensor, list[Tensor]]:
-        loss = self._loss()
-        return loss.detach(), list(torch.autograd.grad(loss, self.parameters, create_graph=create_graph))
-
-    def _loss(self) -> Tensor:
-        noise = torch.Generator().manual_seed(int(self.step))
-        targets = [torch.randn(p.shape, generator=noise) for p in self.parameters]
-        squares = [(p - target).square().sum() for p, target in zip(self.parameters, targets, strict=True)]
-        quartics = [p.pow(4).sum() for p in self.parameters]
-        # Sums, so that the gradient of an element is far above any epsilon, whatever the size of its parameter.
-        return 0.1 * torch.stack(squares).sum() + 0.01 * torch.stack(quartics).sum()
-
-
 # ---- the attempt ---------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +106,7 @@ def _needs(options: Optimizer) -> frozenset[Need]:
     return frozenset({*options.needs, Need.RE_EVALUATE, Need.LAYERS})
 
 
-def _attempt(options: Optimizer, problem: _Problem) -> _Attempt:
+def _attempt(options: Optimizer, problem: Problem) -> _Attempt:
     """Train a few steps, and again with an interruption. Raises whatever the class raises."""
     needs = _needs(options)
     assembly, first_is_needed = assemble(options), False
@@ -259,7 +150,7 @@ def _attempt(options: Optimizer, problem: _Problem) -> _Attempt:
     )
 
 
-def _with_gradient_where_needed(options: Optimizer, assembly: Assembly, problem: _Problem) -> tuple[Assembly, bool]:
+def _with_gradient_where_needed(options: Optimizer, assembly: Assembly, problem: Problem) -> tuple[Assembly, bool]:
     """The assembly with a gradient before `step`, if that makes a difference: its closure alone is not enough then."""
     needs = _needs(options)
     from_gradient = assemble(options, gradient_first=True)
@@ -274,11 +165,11 @@ def _with_gradient_where_needed(options: Optimizer, assembly: Assembly, problem:
     return (from_gradient, True) if differs else (assembly, False)
 
 
-def _step(submission: AnyOptimizer, problem: _Problem, step: int) -> bool:
+def _step(submission: AnyOptimizer, problem: Problem, step: int) -> bool:
     """One step; whether a parameter moved within a backward pass."""
     for parameter in submission.setup.parameters:
         parameter.grad = None
-    ctx = _Context(submission.setup.parameters, step % problem.max_steps)
+    ctx = ProblemContext(submission.setup.parameters, step % problem.max_steps)
     submission.step(ctx)  # type: ignore[arg-type]
     return ctx.moved_within
 
@@ -303,16 +194,11 @@ def _weights(submission: AnyOptimizer) -> list[Tensor]:
 
 
 def _same_bits(first: AnyOptimizer, second: AnyOptimizer) -> bool:
-    return _equal(first.setup.parameters, second.setup.parameters)
-
-
-def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    # A rate that diverges makes NaN, which is different from itself.
-    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True))
+    return are_equal(first.setup.parameters, second.setup.parameters)
 
 
 def _examine_on_model(run: Run, cls: type[torch.optim.Optimizer]) -> Examination:
-    options, laid_out = run.optimizer, _lay_out(run)
+    options, laid_out = run.optimizer, lay_out(run)
     roles = {name: role for name, (_, role) in laid_out.items()}
     keys = {"optimizer.param_groups": list(options.param_groups)}
     if options.fallback is not None and options.fallback.parameters:
@@ -335,15 +221,15 @@ def _examine_on_model(run: Run, cls: type[torch.optim.Optimizer]) -> Examination
         counts[kind] += 1
         if counts[kind] <= _OF_A_KIND:
             parameters[name] = (shape, role)
-    problem = _Problem(parameters, run.schedule, run.workload["max_steps"], run.workload.get("name", ""))
+    problem = Problem(parameters, run.schedule, run.workload["max_steps"], run.workload.get("name", ""))
     return _examine(options, problem, cls)
 
 
 # ---- what it means -------------------------------------------------------------------------------------------------
 
 
-def _examine(options: Optimizer, problem: _Problem, cls: type[torch.optim.Optimizer]) -> Examination:
-    with _undisturbed() as compilation:
+def _examine(options: Optimizer, problem: Problem, cls: type[torch.optim.Optimizer]) -> Examination:
+    with undisturbed() as compilation:
         try:
             attempt = _attempt(options, problem)
         except Exception as error:
@@ -372,7 +258,7 @@ def _examine(options: Optimizer, problem: _Problem, cls: type[torch.optim.Optimi
     return Examination(tuple(problems), tuple(remarks), compilation.seen, attempt.gradient_first)
 
 
-def _explain(error: Exception, options: Optimizer, problem: _Problem, cls: type[torch.optim.Optimizer]) -> str:
+def _explain(error: Exception, options: Optimizer, problem: Problem, cls: type[torch.optim.Optimizer]) -> str:
     """One sentence: what went wrong, and the option that helps."""
     path = options.class_path
     # A key of ours that does not fit the model has said what to do.
@@ -398,10 +284,10 @@ def _first_line(error: Exception) -> str:
 
 _SGD = OptimizerPart(class_path="torch.optim.SGD", hyperparameters={"lr": 0.1})
 _ADAMW = FallbackOptimizer(class_path="torch.optim.AdamW", hyperparameters={"lr": 1e-3})
-_Remedy = tuple[str, Optimizer, _Problem]
+_Remedy = tuple[str, Optimizer, Problem]
 
 
-def _remedies(options: Optimizer, problem: _Problem, cls: type[torch.optim.Optimizer]) -> Iterator[_Remedy]:
+def _remedies(options: Optimizer, problem: Problem, cls: type[torch.optim.Optimizer]) -> Iterator[_Remedy]:
     """Options that may help, the likely ones first, alone and then in pairs."""
     singles = list(_single_remedies(options, cls))
     for text, change in singles:
@@ -411,7 +297,7 @@ def _remedies(options: Optimizer, problem: _Problem, cls: type[torch.optim.Optim
             yield f"{text} {other_text}", *other(*change(options, problem))
 
 
-_Change = Callable[[Optimizer, _Problem], tuple[Optimizer, _Problem]]
+_Change = Callable[[Optimizer, Problem], tuple[Optimizer, Problem]]
 
 
 def _single_remedies(options: Optimizer, cls: type[torch.optim.Optimizer]) -> Iterator[tuple[str, _Change]]:
@@ -434,7 +320,7 @@ def _single_remedies(options: Optimizer, cls: type[torch.optim.Optimizer]) -> It
         if not takes_model(cls):
             yield "optimizer.takes=model", setting(takes="model")
     if not options.param_groups:
-        for flag in _flags(cls):
+        for flag in flags(cls):
             groups: dict[str, dict[str, Any]] = {Role.HIDDEN_MATRIX: {flag: True}, "rest": {flag: False}}
             text = f"optimizer.param_groups='{{hidden_matrix: {{{flag}: true}}, rest: {{{flag}: false}}}}'"
             yield text, setting(param_groups=groups)
@@ -450,9 +336,9 @@ def _single_remedies(options: Optimizer, cls: type[torch.optim.Optimizer]) -> It
         )
 
 
-def _constant(problem: _Problem) -> _Problem:
+def _constant(problem: Problem) -> Problem:
     schedule = problem.schedule.model_copy(update={"shape": "constant", "warmup_fraction": 0.0, "table": ()})
-    return _Problem(problem.parameters, schedule, problem.max_steps, problem.workload)
+    return Problem(problem.parameters, schedule, problem.max_steps, problem.workload)
 
 
 # ---- what would train as something else ----------------------------------------------------------------------------
@@ -462,9 +348,9 @@ _GENERIC_KEYS = {"params", "param_names", "step", "foreach", "fused", "capturabl
 
 
 def _silent_faults(
-    options: Optimizer, problem: _Problem, cls: type[torch.optim.Optimizer], attempt: _Attempt
+    options: Optimizer, problem: Problem, cls: type[torch.optim.Optimizer], attempt: _Attempt
 ) -> Iterator[str]:
-    source = _source(cls)
+    source = source_of(cls)
     if attempt.moved_within:
         yield (
             f"optimizer.class_path={options.class_path}: {cls.__name__} updates parameters within the backward pass, "
@@ -477,7 +363,7 @@ def _silent_faults(
                 f"{cls.__name__} is another method; {_SIX_LINES}"
             )
     # Whoever sets groups has decided; `optimizer.param_groups={rest: {}}` leaves all keys out on purpose.
-    unset = _selecting_keys(cls, source) - attempt.group_keys - _GENERIC_KEYS - _signature_names(cls)
+    unset = selecting_keys(cls, source) - attempt.group_keys - _GENERIC_KEYS - signature_names(cls)
     is_adam = cls.__name__.lower() in ("adam", "adamw") or not hyperparameters.checks_itself(cls)
     if unset and not options.param_groups and not is_adam and _runs_as_adam(options, problem, attempt):
         required = set(re.findall(r"\bgroup\[['\"](\w+)['\"]\]", source)) - attempt.group_keys - _GENERIC_KEYS
@@ -489,7 +375,7 @@ def _silent_faults(
         )
 
 
-def _runs_as_adam(options: Optimizer, problem: _Problem, attempt: _Attempt) -> bool:
+def _runs_as_adam(options: Optimizer, problem: Problem, attempt: _Attempt) -> bool:
     """Whether it made the steps of Adam, with or without decoupled weight decay."""
     group = attempt.groups[0]
     arguments: dict[str, Any] = {key: group[key] for key in ("betas", "eps", "weight_decay") if key in group}
@@ -522,112 +408,6 @@ def _default_rate(options: Optimizer) -> float:
     cls = hyperparameters.import_algorithm(options.class_path)
     default = inspect.signature(cls.__init__).parameters["lr"].default
     return float(default) if isinstance(default, int | float) else 1e-3
-
-
-def _source(cls: type[Any]) -> str:
-    """The source of the class and of its bases outside of torch; empty where there is none."""
-    texts = []
-    for base in cls.__mro__:
-        if base is not object and not base.__module__.startswith(("torch.", "abc")):
-            try:
-                texts.append(inspect.getsource(base))
-            except (OSError, TypeError):
-                continue
-    return "\n".join(texts)
-
-
-def _optional_keys(source: str) -> set[str]:
-    """Keys of parameter groups that the source asks for and can do without."""
-    asked = re.findall(r"['\"](\w+)['\"] (?:not )?in (?:param_)?group\b", source)
-    return {*asked, *re.findall(r"\bgroup\.get\(\s*['\"](\w+)['\"]", source)}
-
-
-def _selecting_keys(cls: type[Any], source: str) -> set[str]:
-    """Those of them that select what the class is named for: its documentation speaks of them, or it asks whether a
-    group has them."""
-    tested = set(re.findall(r"['\"](\w+)['\"] (?:not )?in (?:param_)?group\b", source))
-    documented = set(re.findall(r"\w+", cls.__doc__ or ""))
-    return {key for key in _optional_keys(source) if key in documented or key in tested}
-
-
-def _flags(cls: type[Any]) -> list[str]:
-    """Keys of parameter groups that look like a switch between two rules."""
-    keys = _optional_keys(_source(cls)) | set(re.findall(r"\bgroup\[['\"](\w+)['\"]\]", _source(cls)))
-    return sorted(key for key in keys if key.startswith(("use_", "is_")) and key not in _signature_names(cls))
-
-
-def _signature_names(cls: type[Any]) -> set[str]:
-    return set(inspect.signature(cls.__init__).parameters)
-
-
-# ---- leaving no trace ----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Compilation:
-    seen: bool = False
-
-
-@contextmanager
-def _undisturbed() -> Iterator[_Compilation]:
-    """Random numbers come back as they were, warnings are not shown, and compiled code runs uncompiled; whether there
-    is any."""
-    compilation = _Compilation()
-    # The generator that numpy's functions share, which a library may draw from.
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        stack.enter_context(_uncompiled(compilation))
-        try:
-            yield compilation
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-
-
-@contextmanager
-def _uncompiled(compilation: _Compilation) -> Iterator[None]:
-    """Within it compiled code runs uncompiled, and `compilation` hears of it."""
-    compile_ = torch.compile
-    with ExitStack() as stack:
-        # Importing the compiler takes seconds, and most libraries do not compile.
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(_calls_uncompiled(compilation))
-
-        def compile_later(*args: Any, **kwargs: Any) -> Any:
-            if "torch._dynamo" not in sys.modules:
-                stack.enter_context(_calls_uncompiled(compilation))
-            return compile_(*args, **kwargs)
-
-        torch.compile = compile_later
-        try:
-            yield
-        finally:
-            torch.compile = compile_
-
-
-@contextmanager
-def _calls_uncompiled(compilation: _Compilation) -> Iterator[None]:
-    from torch._dynamo import eval_frame
-
-    original = eval_frame._callback_from_stance
-
-    def noticing(callback: Any) -> Any:
-        # None and False switch compilation off.
-        compilation.seen |= callback is not None and callback is not False
-        return original(callback)
-
-    # A function of torch itself, which runs before every call of compiled code.
-    eval_frame._callback_from_stance = noticing
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        eval_frame._callback_from_stance = original
 
 
 def base_problem(cls: type[Any], options: Optimizer) -> list[str]:

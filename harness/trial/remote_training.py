@@ -47,7 +47,7 @@ from harness.trial.channel import Channel, ChannelClosed
 from harness.trial.clock import Clock, Disturbance
 from harness.trial.hardware import PeakMemory
 from harness.trial.liveness import progress_descriptor, show_progress
-from harness.trial.training import UNCOMPILED_NEEDS, Training, build_model, precision_context
+from harness.trial.training import Training, TrainingFacts, build_model
 from harness.trial.weights import hash_weights
 from harness.trial.witness import EvidenceCounters, describe_structure
 
@@ -95,7 +95,7 @@ class _Model:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-class RemoteTraining:
+class RemoteTraining(TrainingFacts):
     """A training in a process of its own, as `Training` with one rank. Must be closed."""
 
     ranks = SINGLE_RANK
@@ -142,26 +142,6 @@ class RemoteTraining:
     def is_built(self) -> bool:
         """Whether `build` has come to its end."""
         return self.built_weights_sha256 is not None
-
-    @property
-    def nominal_step(self) -> float:
-        """As `Training.nominal_step`."""
-        step = self.runner.counters.examples / self.spec.nominal_batch
-        return int(step) if step == int(step) else step
-
-    @property
-    def compiles_model(self) -> bool:
-        """As `Training.compiles_model`."""
-        return self.run.compile and not self.needs & UNCOMPILED_NEEDS
-
-    @property
-    def parameter_count(self) -> int:
-        """Trainable parameters of the model."""
-        return sum(parameter.numel() for parameter in self.runner.parameters)
-
-    def precision_context(self) -> contextlib.AbstractContextManager[object]:
-        """As `Training.precision_context`."""
-        return precision_context(self.run, self.needs, self.device)
 
     def build(self, *, charge_compile: bool = True) -> None:
         """As `Training.build`. The judge builds a model of its own, by its own code, to evaluate with."""

@@ -30,7 +30,7 @@ from harness.interface.ranks import SINGLE_RANK, Ranks
 from harness.interface.roles import Role, parameter_roles
 from harness.interface.step import StepContext
 from harness.interface.submission import Setup, Submission
-from harness.interface.workload import Workload
+from harness.interface.workload import Workload, WorkloadSpec
 from harness.seeding import TrialSeeds
 from harness.trial.batch_norm import recompute_statistics
 from harness.trial.clock import Clock, Disturbance
@@ -52,7 +52,38 @@ VARYING_SIZES = frozenset({Need.SELECTION, Need.MICRO_BATCH_GRADIENTS})
 """Needs under which micro-batches may have other sizes than the workload's."""
 
 
-class Training:
+class TrainingFacts:
+    """What follows from a run and its model, whichever process trains it."""
+
+    run: Run
+    spec: WorkloadSpec
+    device: torch.device
+    needs: frozenset[Need]
+    runner: Any
+    """A ModelRunner, or what stands in for it: `counters` and `parameters`."""
+
+    @property
+    def nominal_step(self) -> float:
+        """Nominal steps done: examples over the nominal batch, an int where it is whole."""
+        step = self.runner.counters.examples / self.spec.nominal_batch
+        return int(step) if step == int(step) else step
+
+    @property
+    def compiles_model(self) -> bool:
+        """Whether the model is compiled: if the run says so and no need forbids it."""
+        return self.run.compile and not self.needs & UNCOMPILED_NEEDS
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable parameters of the model."""
+        return sum(parameter.numel() for parameter in self.runner.parameters)
+
+    def precision_context(self) -> AbstractContextManager[object]:
+        """Entered around every pass of the model."""
+        return precision_context(self.run, self.needs, self.device)
+
+
+class Training(TrainingFacts):
     """The state of one training run: model, submission, position in the example stream, clock."""
 
     def __init__(self, run: Run, workload: Workload, device: torch.device, ranks: Ranks = SINGLE_RANK) -> None:
@@ -85,17 +116,6 @@ class Training:
     def is_built(self) -> bool:
         """Whether `build` has come to its end."""
         return hasattr(self, "submission")
-
-    @property
-    def nominal_step(self) -> float:
-        """Nominal steps done: examples over the nominal batch, an int where it is whole."""
-        step = self.runner.counters.examples / self.spec.nominal_batch
-        return int(step) if step == int(step) else step
-
-    @property
-    def compiles_model(self) -> bool:
-        """Whether the model is compiled: if the run says so and no need forbids it."""
-        return self.run.compile and not self.needs & UNCOMPILED_NEEDS
 
     # ---- building --------------------------------------------------------------------------------------------------
 
@@ -348,11 +368,6 @@ class Training:
         """A line for each module of the model, without hooks."""
         return describe_structure(self.runner.model, ignores_hooks=True)
 
-    @property
-    def parameter_count(self) -> int:
-        """Trainable parameters of the model."""
-        return sum(parameter.numel() for parameter in self.runner.parameters)
-
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -391,10 +406,6 @@ class Training:
         self.disturbance.seconds_per_step = state["seconds_per_step"]
         self.witness.counters = EvidenceCounters(**state["evidence"])
         self.witness.forget_pause()
-
-    def precision_context(self) -> AbstractContextManager[object]:
-        """Entered around every pass of the model."""
-        return precision_context(self.run, self.needs, self.device)
 
 
 def build_model(workload: Workload, seeds: TrialSeeds, device: torch.device) -> nn.Module:

@@ -35,6 +35,7 @@ def read_log(content: bytes) -> Iterator[bytes]:
 
 def read_wandb(folder: Path) -> tuple[dict[str, Any], dict[int, dict[str, float]], dict[str, Any]]:
     """Config, rows by step and summary of an offline run."""
+    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.glob("*.wandb")
@@ -42,8 +43,15 @@ def read_wandb(folder: Path) -> tuple[dict[str, Any], dict[int, dict[str, float]
     def records() -> list[Any]:
         return [wandb_internal_pb2.Record.FromString(content) for content in read_log(path.read_bytes())]
 
+    def is_whole() -> bool:
+        try:
+            return any(record.HasField("exit") for record in records())
+        # A record of which a part is there.
+        except DecodeError:
+            return False
+
     # W&B's own process may still write when `finish` has returned; the record of the exit comes last.
-    wait_until(lambda: any(record.HasField("exit") for record in records()))
+    wait_until(is_whole)
     config: dict[str, Any] = {}
     rows: dict[int, dict[str, float]] = {}
     summary: dict[str, Any] = {}
