@@ -105,7 +105,7 @@ def find_trials(root: Path, problems: list[Problem]) -> list[TrialFolder]:
         archive = root.resolve()
         return _find_packed_trials(archive, len(str(archive.parent)) + 1, problems)
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; give a folder of records, an archive, or a table ending in .csv")
+        raise UserError(f"{root} is neither a folder of records nor an archive (.tar.xz); give one of the two")
     trials: list[TrialFolder] = []
     archives: list[Path] = []
     pending = [str(root.resolve())]
