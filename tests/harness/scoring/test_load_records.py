@@ -225,7 +225,7 @@ def test_a_variant_is_held_out_where_its_workload_has_records(tmp_path: Path) ->
 
 
 def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="absent is neither a folder of records nor an archive"):
         load_records([tmp_path / "absent"], LM)
     with pytest.raises(UserError, match="no trial to score"):
         load_records([tmp_path], LM)
