@@ -9,7 +9,7 @@ from pytorch_optimizer import MARS as LibraryMARS
 from torch import Tensor, nn
 
 from submissions.mars import KINDS, Mars, MarsExact, MarsRule
-from submissions.matrices import orthogonalise
+from submissions.polar import orthogonalise
 from tests.submissions.parity import (
     assert_parity,
     both_decays,
