@@ -28,7 +28,8 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup, StepContext
-from submissions.matrices import group_by_shape, orthogonalise
+from submissions.matrices import group_by_shape
+from submissions.polar import orthogonalise
 from submissions.rule import Bucket, Rule, Tensors, adam_direction, average_
 
 KINDS = ("adamw", "lion", "shampoo")

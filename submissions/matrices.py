@@ -147,30 +147,6 @@ def to_tall(matrix: Tensor) -> tuple[Tensor, bool]:
     return (matrix.mT if transposed else matrix), transposed
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """Approximate U Vᵀ for matrices [n, rows, columns] with the singular value decompositions U S Vᵀ.
-
-    Five Newton-Schulz steps (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) bring the singular values
-    near 1. Float32 is converted to bfloat16 for them, as its authors do.
-    """
-    x = matrix.bfloat16() if matrix.dtype == torch.float32 else matrix
-    # A batch saves calls, which matters for small matrices; for large ones single products are faster.
-    one_by_one = x[0].numel() >= 2**16
-    return (torch.stack([_newton_schulz(m) for m in x]) if one_by_one else _newton_schulz(x)).to(matrix)
-
-
-def _newton_schulz(matrix: Tensor) -> Tensor:
-    """Five Newton-Schulz steps on [rows, columns] or [n, rows, columns]."""
-    # The short side as rows, which makes the Gram matrix small.
-    x, transposed = to_tall(matrix)
-    x = x.mT / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-    product = torch.addmm if x.ndim == 2 else torch.baddbmm
-    for _ in range(5):
-        gram = x @ x.mT
-        x = product(x, product(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x if transposed else x.mT
-
-
 def leading_right_singular_vectors(matrix: Tensor, rank: int) -> Tensor:
     """The right singular vectors [n, columns, rank] of the largest singular values of matrices [n, rows, columns].
 

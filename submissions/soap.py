@@ -76,21 +76,21 @@ class SOAPRule(MatrixRule):
             for side, basis in bases.items():
                 basis.copy_(eigendecomposition(covariances[side])[1])
             return torch.zeros_like(gradient)
-        rotated = _rotate(gradient, bases)
+        rotated = rotate(gradient, bases)
         m.lerp_(rotated, 1 - beta1)
         v.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
         denominator = (v / (1 - beta2**t)).sqrt_().add_(bucket["eps"]).mul_(1 - beta1**t)
-        direction = _rotate(m / denominator, bases, inverse=True)
+        direction = rotate(m / denominator, bases, inverse=True)
         if t % bucket["precondition_frequency"] == 0:
             # The momentum is rotated out of the old basis and into the new one; v is only permuted.
-            momentum = _rotate(m, bases, inverse=True)
+            momentum = rotate(m, bases, inverse=True)
             for side, basis in bases.items():
-                _refresh_basis(basis, covariances[side], v, side)
-            m.copy_(_rotate(momentum, bases))
+                refresh_basis(basis, covariances[side], v, side)
+            m.copy_(rotate(momentum, bases))
         return direction
 
 
-def _rotate(matrix: Tensor, bases: dict[int, Tensor], inverse: bool = False) -> Tensor:
+def rotate(matrix: Tensor, bases: dict[int, Tensor], inverse: bool = False) -> Tensor:
     """Q_Lᵀ G Q_R for G = matrix [n, rows, columns], or Q_L G Q_Rᵀ if `inverse`. bases: by side; Q = I if missing."""
     if 0 in bases:
         matrix = (bases[0] if inverse else bases[0].mT) @ matrix
@@ -99,7 +99,7 @@ def _rotate(matrix: Tensor, bases: dict[int, Tensor], inverse: bool = False) -> 
     return matrix
 
 
-def _refresh_basis(basis: Tensor, covariance: Tensor, v: Tensor, side: int) -> None:
+def refresh_basis(basis: Tensor, covariance: Tensor, v: Tensor, side: int) -> None:
     """One step of power iteration on the basis of one side, sorted by its eigenvalues; in place.
 
     v is permuted together with the directions that its rows (side 0) or columns (side 1) belong to.

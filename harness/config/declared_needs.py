@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.config.hyperparameters import import_algorithm, import_wrapper
+from harness.config.hyperparameters import import_algorithm, import_wrapper, select_arguments
 from harness.config.probe import examine
 from harness.config.schema import Run
 from harness.errors import UserError
@@ -61,4 +61,14 @@ def host_waits(run: Run) -> tuple[str, ...]:
     (`harness.interface.Submission.host_waits`)."""
     options = run.optimizer
     classes = [import_algorithm(options.class_path), *map(import_wrapper, options.wrappers)]
-    return tuple(filter(None, (getattr(cls, "host_waits", "") for cls in classes)))
+    return tuple(
+        filter(
+            None,
+            (
+                cls.describe_host_waits(select_arguments(cls, options.hyperparameters))
+                if issubclass(cls, Submission)
+                else getattr(cls, "host_waits", "")
+                for cls in classes
+            ),
+        )
+    )

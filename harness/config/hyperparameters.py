@@ -132,6 +132,8 @@ def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[
             for name, parameter in signature_hyperparameters(cls).items()
             if name not in values and parameter.default is inspect.Parameter.empty
         ]
+    if not messages:
+        messages += [message for cls in classes for message in _combination_problems(cls, select_arguments(cls, values))]
     # Only where all else is right: otherwise the class refuses the same values again, in its own words. A Submission
     # cannot be tried this way, since it is built on a trial's setup.
     if not messages and set(_filled(classes[0])) == {"parameters"}:
@@ -183,6 +185,16 @@ def _text(detail: Any) -> str:
     if detail["type"] == "bool_type":
         return "must be true or false"
     return str(detail["msg"]).replace("Input should", "must")
+
+
+def _combination_problems(cls: type[Any], arguments: dict[str, Any]) -> list[str]:
+    """What a submission says of hyperparameters that do not go together."""
+    if issubclass(cls, Submission):
+        try:
+            cls.check_hyperparameters(arguments)
+        except ValueError as error:
+            return [f"optimizer.hyperparameters: {cls.__name__} refuses them: {error}"]
+    return []
 
 
 def _construction_problems(cls: type[torch.optim.Optimizer], arguments: dict[str, Any]) -> list[str]:

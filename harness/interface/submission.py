@@ -14,7 +14,7 @@ does not name, and values outside the ranges that it annotates. A `Wrapper` goes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -135,6 +135,18 @@ class Submission:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+
+    @classmethod
+    def check_hyperparameters(cls, values: Mapping[str, Any]) -> None:
+        """Raise ValueError where hyperparameters do not go together. Called before data are loaded.
+
+        values: the hyperparameters that are given, by name; each by itself is in its range.
+        """
+
+    @classmethod
+    def describe_host_waits(cls, values: Mapping[str, Any]) -> str:
+        """`host_waits` with the hyperparameters `values`, for a class whose waits depend on them."""
+        return cls.host_waits
 
     def select(self, stream: ExampleStream) -> Selection:
         """The examples of the next step; by default the next nominal batch. Overriding it needs Need.SELECTION.
