@@ -107,5 +107,5 @@ def _map_exactly(matrix: Tensor, power: float) -> Tensor:
     spectrum = torch.where(present, s / s[:, :1].clamp_min(torch.finfo(s.dtype).tiny), 1.0) ** power * present
     if power:
         norm = torch.linalg.vector_norm(spectrum, dim=1, keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
-        spectrum = spectrum * (present.sum(1, keepdim=True) ** 0.5 / norm)
+        spectrum = spectrum * (present.sum(1, keepdim=True, dtype=s.dtype) ** 0.5 / norm)
     return (u * spectrum.unsqueeze(1)) @ vh

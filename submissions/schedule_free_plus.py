@@ -107,14 +107,14 @@ class ScheduleFreePlusRule(Rule):
         if not buckets:
             return
         first = buckets[0]
-        device = first.theta[0].device
-        norm, ahead = torch.zeros((), device=device), torch.zeros((), device=device)
+        zero = first.theta[0].new_zeros(())
+        norm, ahead = zero, zero
         for bucket in buckets:
             norm = norm + torch.stack(torch._foreach_norm(bucket.g, 1)).sum()
             # z - x = (z - y) / b.
             ahead = ahead + inner_product(bucket.g, torch._foreach_sub(bucket.state("fast"), bucket.theta))
         beta, t = first["polyak_beta"], first["steps"]
-        average = self.shared("gradient_norm", lambda: torch.zeros((), device=device))
+        average = self.shared("gradient_norm", lambda: zero.clone())
         average.lerp_(norm * math.sqrt(math.pi / 2), 1 - beta)
         # b ⟨g, z - x⟩ = ⟨g, z - y⟩.
         gap = (self.loss - first["lower_bound"] + ahead).clamp_min(0)

@@ -2,8 +2,8 @@
 arXiv:2506.07254. The sign of the momentum in Shampoo's eigenbasis. For a matrix with gradient G [m, n]:
 
     M ← β1 M + (1 - β1) G,   L ← β2 L + (1 - β2) G Gᵀ,   R ← β2 R + (1 - β2) Gᵀ G
-    every f steps: Q_L, Q_R the eigenvectors of L, R
     W ← W - η (2 / (m + n) Q_L sign(Q_Lᵀ M Q_R) Q_Rᵀ + λ W)
+    after the first step and every f steps: Q_L, Q_R ← the eigenvectors of L, R (at first the identity)
 
 An average of the weights is evaluated: configs/optimizer/splus.yaml wraps the rule in one. AdamW trains all parameters
 but hidden matrices and convolutions; the paper has the sign of the momentum for them. State per matrix: mn + 2m² + 2n²
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor
 from typing_extensions import override
@@ -55,7 +56,8 @@ class SPlusRule(MatrixRule):
 
     @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        squares = {f"{name}_{side}": zero_square(theta, side) for name in ("covariance", "basis") for side in (0, 1)}
+        squares = {f"covariance_{side}": zero_square(theta, side) for side in (0, 1)}
+        squares |= {f"basis_{side}": torch.eye(theta.shape[side]).to(theta) for side in (0, 1)}
         return super().initial_state(theta, g, group) | squares
 
     @override
@@ -63,10 +65,10 @@ class SPlusRule(MatrixRule):
         beta1, beta2 = bucket["betas"]
         momentum = stack_state(bucket, "momentum").lerp_(gradient, 1 - beta1)
         bases = {side: stack_state(bucket, f"basis_{side}") for side in (0, 1)}
+        direction = rotate(rotate(momentum, bases).sign_(), bases, inverse=True) * (2 / sum(gradient.shape[1:]))
         for side, basis in bases.items():
             covariance = stack_state(bucket, f"covariance_{side}")
             average_covariance_(covariance, gradient, side, beta2)
-            if (bucket.t - 1) % bucket["precondition_frequency"] == 0:
+            if bucket.t == 1 or bucket.t % bucket["precondition_frequency"] == 0:
                 basis.copy_(eigendecomposition(covariance)[1])
-        signs = rotate(momentum, bases).sign_()
-        return rotate(signs, bases, inverse=True) * (2 / sum(gradient.shape[1:]))
+        return direction
