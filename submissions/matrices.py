@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from harness.interface import Need, OptimizerSubmission, Role, Setup, StepContext
+from harness.interface import MATRIX_ROLES, Need, OptimizerSubmission, Setup, StepContext
 from submissions.rule import Bucket, Rule, Tensors
-
-MATRIX_ROLES = frozenset({Role.HIDDEN_MATRIX, Role.CONVOLUTION})
 
 
 class MatrixRule(Rule):

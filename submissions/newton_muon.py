@@ -21,8 +21,8 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from typing_extensions import override
 
-from harness.interface import Need, Setup, StepContext
-from submissions.matrices import MATRIX_ROLES, MatrixSubmission
+from harness.interface import MATRIX_ROLES, Need, Setup, StepContext
+from submissions.matrices import MatrixSubmission
 from submissions.rule import upcast
 from submissions.spectral import SpectralRule
 

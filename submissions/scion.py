@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
-from harness.interface import Need, OptimizerSubmission, Role, Setup
-from submissions.matrices import MATRIX_ROLES, group_by_shape
+from harness.interface import MATRIX_ROLES, Need, OptimizerSubmission, Role, Setup
+from submissions.matrices import group_by_shape
 from submissions.polar import map_spectrum
 from submissions.rule import Bucket, Rule, Tensors, average_
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 import torch
 from pydantic import NonNegativeFloat
 
-from harness.interface import Need, OptimizerSubmission, Setup
-from submissions.matrices import MATRIX_ROLES
+from harness.interface import MATRIX_ROLES, Need, OptimizerSubmission, Setup
 
 
 class SplitAdamW(OptimizerSubmission):

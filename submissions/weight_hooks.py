@@ -29,8 +29,8 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from typing_extensions import override
 
-from harness.interface import Need, OptimizerSubmission, Role, Setup, StepContext, Submission, Wrapper
-from submissions.matrices import MATRIX_ROLES, as_matrix
+from harness.interface import MATRIX_ROLES, Need, OptimizerSubmission, Role, Setup, StepContext, Submission, Wrapper
+from submissions.matrices import as_matrix
 
 TINY = 1e-30
 

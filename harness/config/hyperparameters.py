@@ -133,7 +133,9 @@ def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[
             if name not in values and parameter.default is inspect.Parameter.empty
         ]
     if not messages:
-        messages += [message for cls in classes for message in _combination_problems(cls, select_arguments(cls, values))]
+        messages += [
+            message for cls in classes for message in _combination_problems(cls, select_arguments(cls, values))
+        ]
     # Only where all else is right: otherwise the class refuses the same values again, in its own words. A Submission
     # cannot be tried this way, since it is built on a trial's setup.
     if not messages and set(_filled(classes[0])) == {"parameters"}:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.interface.on_device import sample_classes as sample_classes
     from harness.interface.on_device import to_device as to_device
     from harness.interface.ranks import Ranks as Ranks
+    from harness.interface.roles import MATRIX_ROLES as MATRIX_ROLES
     from harness.interface.roles import Role as Role
     from harness.interface.schedules import Schedule as Schedule
     from harness.interface.step import StepContext as StepContext
@@ -37,7 +38,7 @@ _MODULE_OF = {
     **dict.fromkeys(("ExampleStream", "Selection"), "harness.interface.data_order"),
     "Need": "harness.interface.needs",
     "Ranks": "harness.interface.ranks",
-    "Role": "harness.interface.roles",
+    **dict.fromkeys(("MATRIX_ROLES", "Role"), "harness.interface.roles"),
     "Schedule": "harness.interface.schedules",
     **dict.fromkeys(("StepContext", "WrappedContext", "swapped"), "harness.interface.step"),
     **dict.fromkeys(("OptimizerSubmission", "Setup", "Submission", "Wrapper"), "harness.interface.submission"),

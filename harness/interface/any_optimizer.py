@@ -236,6 +236,8 @@ class AnyOptimizer(OptimizerSubmission):
             [{key: group[key] for key in group if is_rate(key) and _is_number(group[key])} for group in o.param_groups]
             for o in self._all_optimizers
         ]
+        self._groups_parts = [[setup.schedule_part(group) for group in o.param_groups] for o in self._all_optimizers]
+        self._decays = [[group.get("weight_decay") for group in o.param_groups] for o in self._all_optimizers]
         self._made_with = [[dict(group) for group in o.param_groups] for o in self._all_optimizers]
 
     @property
@@ -275,11 +277,15 @@ class AnyOptimizer(OptimizerSubmission):
 
     @override
     def apply_schedule(self, ctx: StepContext) -> None:
-        factor = self.setup.learning_rate_factor(ctx.step)
-        for optimizer, rates in zip(self._all_optimizers, self._rates, strict=True):
-            for group, initial in zip(optimizer.param_groups, rates, strict=True):
+        factors = self.setup.learning_rate_factors(ctx.step)
+        for optimizer, rates, decays, parts in zip(
+            self._all_optimizers, self._rates, self._decays, self._groups_parts, strict=True
+        ):
+            for group, initial, decay, part in zip(optimizer.param_groups, rates, decays, parts, strict=True):
                 for key, rate in initial.items():
-                    group[key] = rate * factor
+                    group[key] = rate * factors[part]
+                if decay is not None and _is_number(decay) and self.setup.schedule.scale_weight_decay:
+                    group["weight_decay"] = decay * factors[part]
 
     @override
     def _gradient(self, ctx: StepContext) -> Tensor:

@@ -30,6 +30,8 @@ class Role(StrEnum):
     """Any other parameter."""
 
 
+MATRIX_ROLES = frozenset({Role.HIDDEN_MATRIX, Role.CONVOLUTION})
+"""The parameters that rules for matrices take."""
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 

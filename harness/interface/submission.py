@@ -26,8 +26,8 @@ from typing_extensions import override
 from harness.interface.data_order import ExampleStream, Selection
 from harness.interface.needs import Need, require
 from harness.interface.ranks import SINGLE_RANK, Ranks
-from harness.interface.roles import Role
-from harness.interface.schedules import Schedule
+from harness.interface.roles import MATRIX_ROLES, Role
+from harness.interface.schedules import Part, Schedule
 from harness.interface.step import StepContext
 
 
@@ -105,20 +105,60 @@ class Setup:
         self._require(Need.COMMUNICATION, "the other ranks")
         return self._ranks
 
-    def learning_rate_factor(self, step: float) -> float:
+    def learning_rate_factor(self, step: float, part: Part = "matrices") -> float:
         """The schedule's factor on the learning rate for the update made after `step` nominal steps, from 0 to 1 (a
-        table of factors may exceed 1)."""
-        return self.schedule.factor(step, self._max_steps)
+        table of factors may exceed 1).
+
+        part: of the parameters whose factor it is; see `schedule_part`.
+        """
+        return self.schedule.factor(step, self._max_steps, part)
+
+    def learning_rate_factors(self, step: float) -> dict[Part, float]:
+        """`learning_rate_factor` of both parts of the parameters."""
+        matrices = self.learning_rate_factor(step)
+        apart = self.schedule.rest_decay_fraction is not None
+        return {"matrices": matrices, "rest": self.learning_rate_factor(step, "rest") if apart else matrices}
+
+    def schedule_part(self, group: Mapping[str, Any]) -> Part:
+        """The part of the parameters that a parameter group belongs to, for a schedule that treats the two apart.
+
+        Raises ValueError where a group has parameters of both.
+        """
+        if self.schedule.rest_decay_fraction is None:
+            return "matrices"
+        # By addresses, since an optimizer may hold a parameter as a view of it.
+        parts = {
+            "matrices" if self._roles[name] in MATRIX_ROLES else "rest"
+            for address in {parameter.data_ptr() for parameter in group["params"] if parameter.numel()}
+            for name, parameter in self.named_parameters.items()
+            if parameter.data_ptr() == address
+        }
+        if len(parts) > 1:
+            raise ValueError(
+                f"schedule.rest_decay_fraction={self.schedule.rest_decay_fraction}: a parameter group has hidden "
+                "matrices and other parameters, which cannot follow two schedules; make groups of setup.decay_groups(), "
+                "or leave schedule.rest_decay_fraction out"
+            )
+        return "matrices" if parts == {"matrices"} else "rest"
 
     def decay_groups(self, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer, of the parameters `names` (default: all): one with the submission's
-        weight decay, and one without for the roles in `no_decay`. Empty groups are left out."""
+        weight decay, and one without for the roles in `no_decay`. Empty groups are left out. Where the schedule treats
+        hidden matrices and the rest apart, so do the groups."""
         names = list(self.named_parameters) if names is None else list(names)
         # _roles and not roles: exempting roles is an option of the recipe and takes no Need.
-        decayed = [self.named_parameters[name] for name in names if self._roles[name] not in self.no_decay]
-        exempt = [self.named_parameters[name] for name in names if self._roles[name] in self.no_decay]
-        groups: list[dict[str, Any]] = [{"params": decayed}] if decayed else []
-        return groups + ([{"params": exempt, "weight_decay": 0.0}] if exempt else [])
+        if self.schedule.rest_decay_fraction is not None:
+            matrices = [name for name in names if self._roles[name] in MATRIX_ROLES]
+            parts = [matrices, [name for name in names if self._roles[name] not in MATRIX_ROLES]]
+        else:
+            parts = [names]
+        groups: list[dict[str, Any]] = []
+        for part in parts:
+            decayed = [self.named_parameters[name] for name in part if self._roles[name] not in self.no_decay]
+            exempt = [self.named_parameters[name] for name in part if self._roles[name] in self.no_decay]
+            groups += [{"params": decayed}] if decayed else []
+            groups += [{"params": exempt, "weight_decay": 0.0}] if exempt else []
+        return groups
 
     def _require(self, need: Need, asked: str) -> None:
         require(need, self.needs, asked, "the submission")
@@ -209,6 +249,10 @@ class OptimizerSubmission(Submission):
         self._check_each_parameter_is_claimed_once()
         # Before a resume loads the groups: their lr is then one that the schedule has scaled already.
         self._initial_rates = [[group.get("lr") for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self._initial_decays = [
+            [group.get("weight_decay") for group in optimizer.param_groups] for optimizer in self.optimizers
+        ]
+        self._parts = [[setup.schedule_part(group) for group in o.param_groups] for o in self.optimizers]
         scheduled = setup.schedule.shape != "constant" or setup.schedule.warmup_fraction > 0
         if scheduled and any(lr is None for lrs in self._initial_rates for lr in lrs):
             names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
@@ -245,12 +289,17 @@ class OptimizerSubmission(Submission):
             optimizer.step()
 
     def apply_schedule(self, ctx: StepContext) -> None:
-        """Set the learning rate of every parameter group to its initial one times the schedule's factor."""
-        factor = self.setup.learning_rate_factor(ctx.step)
-        for optimizer, initial in zip(self.optimizers, self._initial_rates, strict=True):
-            for group, lr in zip(optimizer.param_groups, initial, strict=True):
+        """Set the learning rate of every parameter group to its initial one times the schedule's factor, and its weight
+        decay where the schedule says so."""
+        factors = self.setup.learning_rate_factors(ctx.step)
+        for optimizer, initial, decays, parts in zip(
+            self.optimizers, self._initial_rates, self._initial_decays, self._parts, strict=True
+        ):
+            for group, lr, decay, part in zip(optimizer.param_groups, initial, decays, parts, strict=True):
                 if lr is not None:
-                    group["lr"] = lr * factor
+                    group["lr"] = lr * factors[part]
+                if decay is not None and self.setup.schedule.scale_weight_decay:
+                    group["weight_decay"] = decay * factors[part]
 
     def clip_gradients(self) -> None:
         """Clip the global norm of ``.grad`` to `Setup.clip_norm`, if that is given."""

@@ -45,7 +45,7 @@ KEYS = [
     )),
     *(f"schedule.{key}" for key in (
         "shape", "warmup_fraction", "horizon_fraction", "decay_fraction", "step_count", "step_factor", "cycles",
-        "cycle_factor", "table", "final_fraction",
+        "cycle_factor", "table", "final_fraction", "tail", "power", "rest_decay_fraction", "scale_weight_decay",
     )),
     *(f"ruleset.{key}" for key in ("name", "studies", "trials", "points", "budget_factor", "judge", "retries")),
     *(f"executor.{key}" for key in ("name", "workers", "options", "minutes", "stall_minutes")),
