@@ -136,8 +136,8 @@ class Setup:
         if len(parts) > 1:
             raise ValueError(
                 f"schedule.rest_decay_fraction={self.schedule.rest_decay_fraction}: a parameter group has hidden "
-                "matrices and other parameters, which cannot follow two schedules; make groups of setup.decay_groups(), "
-                "or leave schedule.rest_decay_fraction out"
+                "matrices and other parameters, which cannot follow two schedules; make the groups of "
+                "setup.decay_groups(), or leave schedule.rest_decay_fraction out"
             )
         return "matrices" if parts == {"matrices"} else "rest"
 
