@@ -108,7 +108,7 @@ class GaLoreRule(MatrixRule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         rows, columns = to_tall(theta)[0].shape
         rank = min(group["rank"], columns)
-        return {"basis": theta.new_zeros(columns, rank)} | _zero_moments(theta, rows, rank)
+        return {"basis": theta.new_zeros(columns, rank)} | zero_moments(theta, rows, rank)
 
     @override
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class GaLoreRule(MatrixRule):
         if (bucket.t - 1) % bucket["refresh_every"] == 0:
             # The moments are kept although they belong to the old basis, as in the paper.
             basis.copy_(leading_right_singular_vectors(g, basis.shape[2]))
-        return _expand(bucket["scale"] * _adam_in_subspace(bucket, g @ basis, bucket.t), basis, transposed)
+        return expand(bucket["scale"] * adam_in_subspace(bucket, g @ basis, bucket.t), basis, transposed)
 
 
 class FrugalRule(MatrixRule):
@@ -135,7 +135,7 @@ class FrugalRule(MatrixRule):
         rows, columns = theta.shape
         count = min(columns, max(1, round(group["density"] * columns)))
         selected = torch.zeros(count, dtype=torch.int64, device=theta.device)
-        return {"columns": selected} | _zero_moments(theta, rows, count)
+        return {"columns": selected} | zero_moments(theta, rows, count)
 
     @override
     def batch_direction(self, bucket: Bucket, gradient: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class FrugalRule(MatrixRule):
                 stack_state(bucket, name).zero_()
         index = selected.unsqueeze(1).expand(-1, rows, -1)
         # The moments were reset, so their bias correction counts from the refresh.
-        update = _adam_in_subspace(bucket, gradient.gather(2, index), steps_since_refresh + 1)
+        update = adam_in_subspace(bucket, gradient.gather(2, index), steps_since_refresh + 1)
         return (bucket["sign_scale"] * gradient.sign()).scatter_(2, index, update)
 
 
@@ -161,7 +161,7 @@ class DCTAdamWRule(MatrixRule):
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         rows, columns = to_tall(theta)[0].shape
         rank = min(group["rank"], columns)
-        state = {"columns": torch.arange(rank, device=theta.device)} | _zero_moments(theta, rows, rank)
+        state = {"columns": torch.arange(rank, device=theta.device)} | zero_moments(theta, rows, rank)
         return state | ({"error": theta.new_zeros(rows, columns)} if group["error_feedback"] else {})
 
     @override
@@ -185,20 +185,20 @@ class DCTAdamWRule(MatrixRule):
         basis = dct[:, selected].movedim(1, 0)
         if bucket["error_feedback"]:
             stack_state(bucket, "error").copy_(g - projected @ basis.mT)
-        return _expand(_adam_in_subspace(bucket, projected, bucket.t), basis, transposed)
+        return expand(adam_in_subspace(bucket, projected, bucket.t), basis, transposed)
 
 
-def _zero_moments(theta: Tensor, rows: int, columns: int) -> dict[str, Tensor]:
+def zero_moments(theta: Tensor, rows: int, columns: int) -> dict[str, Tensor]:
     """Adam's two moments as zeros [rows, columns]."""
     return {name: theta.new_zeros(rows, columns) for name in ("momentum", "second_moment")}
 
 
-def _expand(direction: Tensor, basis: Tensor, transposed: bool) -> Tensor:
+def expand(direction: Tensor, basis: Tensor, transposed: bool) -> Tensor:
     """direction basisᵀ in the shape of the gradient, which `to_tall` may have transposed."""
     return basis @ direction.mT if transposed else direction @ basis.mT
 
 
-def _adam_in_subspace(bucket: Bucket, g: Tensor, t: int) -> Tensor:
+def adam_in_subspace(bucket: Bucket, g: Tensor, t: int) -> Tensor:
     """Adam's direction for projected gradients g [n, rows, rank], after t steps of its moments."""
     momentum, second_moment = stack_state(bucket, "momentum"), stack_state(bucket, "second_moment")
     return adam_direction([momentum], [second_moment], [g], bucket["betas"], bucket["eps"], t)[0]
