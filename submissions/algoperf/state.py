@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.interface.optimizer_state import Groups, load_optimizer, note_groups, optimizer_tensors, save_optimizer
+from harness.interface.optimizer_state import Groups, load_optimizer, note_groups, save_optimizer
 from harness.interface.plain_state import KIND, Packer
 from harness.interface.submission import collect_tensors
 
@@ -98,12 +98,7 @@ class StatePacker(Packer):
 
     def tensors(self, state: Any) -> list[Tensor]:
         """Every tensor that `state` holds, those of its optimizers too."""
-        of_optimizers = [t for p, o in self._optimizers.items() for t in optimizer_tensors(o, self._groups[p])]
-        others = [v for _, v in _walk(state, "") if not isinstance(v, torch.optim.Optimizer | dict | list | tuple)]
-        packed = [
-            v if isinstance(v, Tensor) else v.state_dict() for v in others if isinstance(v, Tensor) or _has_state(v)
-        ]
-        return of_optimizers + [t for t in collect_tensors(packed) if not isinstance(t, nn.Parameter)]
+        return collect_tensors(self.pack(state))
 
     def _is_of_library(self, cls: type[Any]) -> bool:
         is_plain = not issubclass(cls, torch.optim.Optimizer | nn.Module | type) and not hasattr(cls, "__slots__")
