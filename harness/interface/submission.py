@@ -195,6 +195,8 @@ class FileSubmission(Submission):
     """Hyperparameters have any name."""
     remarks: ClassVar[tuple[str, ...]] = ()
     """What the record of a trial should say of the file."""
+    modules: ClassVar[frozenset[str]] = frozenset()
+    """Names in sys.modules of the file and of the modules beside it that it has loaded."""
 
     @classmethod
     def load(cls, path: str, options: Any, device: torch.device | None = None) -> type[FileSubmission]:

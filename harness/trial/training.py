@@ -93,6 +93,8 @@ class Training(TrainingFacts):
         self._loaded_before = frozenset(sys.modules)
         self._callables_before = snapshot()
         self.cls = hyperparameters.import_submission(run.optimizer, device)
+        # An earlier check of the same file may have loaded modules of these names.
+        self._loaded_before -= getattr(self.cls, "modules", frozenset())
         self.wrappers = [hyperparameters.import_wrapper(path) for path in run.optimizer.wrappers]
         self.needs = declared_needs(run)
         self.remarks = [*examine(run).remarks, *getattr(self.cls, "remarks", ())]

@@ -27,11 +27,13 @@ from harness.interface.own_step import OwnStep
 from harness.interface.submission import FileSubmission
 from submissions.algoperf import random_utils
 from submissions.algoperf.facade import InputQueue, NotHere, WorkloadFacade, wrap_model
+from submissions.algoperf.package import loaded_modules
 from submissions.algoperf.source import (
     compiles,
     convert_search_space,
     load_module,
     missing_hyperparameters,
+    passes,
     read_source,
     reads,
 )
@@ -79,9 +81,14 @@ class AlgoPerf(FileSubmission):
         remarks = []
         if reads(tree, "eval_results"):
             remarks.append("eval_results stays empty: a submission learns nothing of its evaluations")
-        if any(given.get(name) for name in ("dropout_rate", "aux_dropout_rate")):
-            remarks.append("dropout_rate of the hyperparameters has no effect: the dropout is the workload's")
-        attributes = {"module": module, "batch_size": options.batch_size, "remarks": tuple(remarks)}
+        if any(given.get(name) for name in ("dropout_rate", "aux_dropout_rate")) or passes(tree, "dropout_rate"):
+            remarks.append("dropout_rate has no effect: the dropout is the workload's, and the same for all")
+        attributes = {
+            "module": module,
+            "modules": frozenset(loaded_modules()),
+            "batch_size": options.batch_size,
+            "remarks": tuple(remarks),
+        }
         # The module of the class is the file's, by which its sources are found.
         return type(cls.__name__, (cls,), attributes | {"__module__": module.__name__})
 
@@ -159,6 +166,7 @@ class AlgoPerf(FileSubmission):
                 raise
             # The rest of the budget passes with the weights as they are.
             self._is_complete = True
+        self._workload.begin(None)
         self._number = ctx.number + 1
         if ctx.first_loss is not None and self.setup.runner.ranks.size > 1:
             ctx.first_loss = ctx.first_loss.clone()

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import UserError
 from harness.interface import Role, Setup
+from harness.interface import Workload as OurWorkload
 from harness.interface.own_step import DrawnBatch, OwnStep
 from submissions.algoperf import spec as own_spec
 from submissions.algoperf.parameter_types import parameter_types
@@ -76,8 +77,7 @@ class WorkloadFacade(own_spec.Workload):
     def __init__(self, setup: Setup, spec: Any, model: nn.Module, batch_size: int) -> None:
         """spec: AlgoPerf's module of this name, as the submission imports it. model: what `wrap_model` returned."""
         self._setup, self._spec, self._model = setup, spec, model
-        self._workload = setup.runner.workload
-        self._facts = self._workload.spec
+        self._facts = setup.runner.workload.spec
         self._step: OwnStep | None = None
         self._types = parameter_types(setup.runner.model, setup.roles, spec.ParameterType)
         self.metrics_logger = None
@@ -90,9 +90,13 @@ class WorkloadFacade(own_spec.Workload):
             "have); take what the submission needs of it from elsewhere"
         )
 
-    def begin(self, step: OwnStep) -> None:
-        """Run the passes of this step from now on."""
+    def begin(self, step: OwnStep | None) -> None:
+        """Run the passes of this step from now on; None between two steps."""
         self._step = step
+
+    @property
+    def _workload(self) -> OurWorkload:
+        return self._setup.runner.workload
 
     # ---- figures -------------------------------------------------------------------------------------------------
 
@@ -173,13 +177,10 @@ class WorkloadFacade(own_spec.Workload):
                 "workload.model_fn: `params` is not the model that the submission was given; pass that one, with other "
                 "values in its parameters where it is to be evaluated at them"
             )
-        own = float(self._facts.model.get("dropout") or 0.0)
-        if dropout_rate is not None and dropout_rate != own:
-            raise UserError(
-                f"workload.model_fn(dropout_rate={dropout_rate}): the dropout of workload={self._facts.name} is its "
-                f"own, {own}, and the same for all submissions; leave dropout_rate out"
-            )
-        assert self._step is not None
+        # The dropout is the workload's, and the record has a remark that says so.
+        del rng, dropout_rate
+        if self._step is None:
+            raise UserError("workload.model_fn: there are passes within update_params and data_selection alone")
         batch = augmented_and_preprocessed_input_batch
         training = mode.name == "TRAIN"
         if not training and update_batch_norm:
@@ -213,8 +214,7 @@ class WorkloadFacade(own_spec.Workload):
         if mask_batch is not None:
             losses, count = losses * mask_batch, mask_batch.sum()
         summed = losses.sum()
-        assert self._step is not None
-        if self._step.first_loss is None:
+        if self._step is not None and self._step.first_loss is None:
             self._step.first_loss = summed.detach() / count
         return {"summed": summed, "n_valid_examples": count, "per_example": losses}
 

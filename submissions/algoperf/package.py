@@ -66,7 +66,7 @@ def imported_names(tree: ast.Module) -> list[str]:
 
 def jax_import(tree: ast.Module) -> str | None:
     """The library of JAX that a file imports; None for a file of PyTorch."""
-    return next((name for name in imported_names(tree) if name.partition(".")[0] in _JAX), None)
+    return next((top for name in imported_names(tree) if (top := name.partition(".")[0]) in _JAX), None)
 
 
 def run_file(path: Path, tree: ast.Module) -> ModuleType:
@@ -96,6 +96,11 @@ def run_file(path: Path, tree: ast.Module) -> ModuleType:
         _loaded.update(finder.made)
         _loaded.add(name)
     return module
+
+
+def loaded_modules() -> set[str]:
+    """The names in sys.modules that the last file brought: its own, and those of the modules beside it."""
+    return set(_loaded)
 
 
 def _forget_last() -> None:

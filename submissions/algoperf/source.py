@@ -103,6 +103,12 @@ def reads(tree: ast.Module, argument: str) -> bool:
     )
 
 
+def passes(tree: ast.Module, argument: str) -> bool:
+    """Whether a call in the file passes an argument by this name to `model_fn`."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute))
+    return any(call.func.attr == "model_fn" and any(k.arg == argument for k in call.keywords) for call in calls)  # type: ignore[attr-defined]
+
+
 def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
     names = (*REQUIRED, *OPTIONAL)
     yield from (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names)
