@@ -80,16 +80,16 @@ def run_file(path: Path, tree: ast.Module) -> ModuleType:
         # Last, so that no module beside it takes the place of another one.
         sys.path.append(folder)
     name = "algoperf_submission_" + re.sub(r"\W", "_", path.parent.name)
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
     before = set(sys.modules)
     finder = _OwnName(path.parent, imported_names(tree))
     sys.meta_path.append(finder)
     # Classes of it are looked up by the name of their module.
     sys.modules[name] = module
     try:
-        found.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
     finally:
         sys.meta_path.remove(finder)
         _loaded.update(n for n in sys.modules.keys() - before if _is_beside(sys.modules[n], folder))
@@ -124,7 +124,7 @@ class _OwnName(importlib.abc.MetaPathFinder):
 
     def __init__(self, folder: Path, imported: Sequence[str]) -> None:
         self.made: set[str] = set()
-        """The names that it has found."""
+        """The names that it was asked for and gave."""
         self._places: dict[str, list[str]] = {}
         for name in imported:
             parts = name.split(".")
@@ -140,6 +140,6 @@ class _OwnName(importlib.abc.MetaPathFinder):
         if fullname not in self._places:
             return None
         self.made.add(fullname)
-        found = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
-        found.submodule_search_locations = self._places[fullname]
-        return found
+        module_spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+        module_spec.submodule_search_locations = self._places[fullname]
+        return module_spec

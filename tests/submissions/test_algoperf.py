@@ -355,8 +355,8 @@ def test_remarks_of_the_record(write: Callable[..., str], trial: Trial) -> None:
     passes = ("update_batch_norm=True,", "update_batch_norm=True, dropout_rate=0.5,")
     both = trial(write(reads, passes), given(), optimizer="algoperf")
     assert both.status is Status.EXHAUSTED
-    said = [remark.partition(":")[0] for remark in both.manifest.remarks]
-    assert said == ["eval_results stays empty", "dropout_rate has no effect"]
+    remarks = [remark.partition(":")[0] for remark in both.manifest.remarks]
+    assert remarks == ["eval_results stays empty", "dropout_rate has no effect"]
     assert read_outcome(both.folder).weights == read_outcome(trial(PATH, optimizer="algoperf").folder).weights
     by_runner = trial(PATH, "optimizer.hyperparameters.dropout_rate=0.1", optimizer="algoperf")
-    assert [remark.partition(":")[0] for remark in by_runner.manifest.remarks] == said[1:]
+    assert [remark.partition(":")[0] for remark in by_runner.manifest.remarks] == remarks[1:]
