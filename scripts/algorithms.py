@@ -17,7 +17,7 @@ import torch
 from harness.board.algorithm_table import describe_algorithm, format_algorithms, read_times
 from harness.board.generated_docs import update_document
 from harness.command_line import run_script
-from harness.config.choices import list_choices
+from harness.config.choices import TEMPLATES, list_choices
 from harness.trial.state_size import count_state
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     times = read_times(options.times)
     # `any` is no submission: its class is given on the command line.
-    names = [name for name in list_choices("optimizer") if name != "any"]
+    names = [name for name in list_choices("optimizer") if name not in TEMPLATES]
     algorithms = [describe_algorithm(run, state) for run, state in count_state(names)]
     tables = format_algorithms(algorithms, times)
     return update_document(ROOT / "docs" / "algorithms.md", tables, "python scripts/algorithms.py", check=options.check)

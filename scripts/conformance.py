@@ -14,7 +14,7 @@ import sys
 from rich.table import Table
 
 from harness.command_line import run_script
-from harness.config.choices import list_choices
+from harness.config.choices import TEMPLATES, list_choices
 from harness.display import make_console
 from harness.trial.conformance import CHECKS, make_subject, run_checks
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     words = parser.parse_args(arguments).words
     settings = [word for word in words if "=" in word]
     names = [word for word in words if "=" not in word]
-    names = names or [name for name in list_choices("optimizer") if name != "any"]
+    names = names or [name for name in list_choices("optimizer") if name not in TEMPLATES]
     # All of them first, so that bad input is reported before minutes of checks.
     subjects = {name: make_subject(name, *settings) for name in names}
     table = Table(box=None, pad_edge=False)

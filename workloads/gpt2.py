@@ -160,6 +160,7 @@ class GPT2(Workload):
 
     Model = GPT2Options
     Data = TextData
+    loss_type = "softmax_cross_entropy"
 
     @override
     def load(self, source: str, device: torch.device) -> None:

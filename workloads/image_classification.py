@@ -71,6 +71,7 @@ class ImageClassification(Workload):
     """Image classification on any of the data sets. A subclass defines the model."""
 
     Data = ImageData
+    loss_type = "softmax_cross_entropy"
     _images: DeviceImages | StreamedImages
 
     @override

@@ -19,6 +19,8 @@ CONFIG_DIR_VARIABLE = "PACEMARK_CONFIG_DIR"
 """Holds the user's own folders of configs, which --config-dir adds to; separated as in PATH."""
 GROUPS = ("workload", "scale", "optimizer", "schedule", "ruleset", "executor", "tracker")
 """The config groups that a command chooses from."""
+TEMPLATES = ("any", "algoperf")
+"""Optimizers that a command completes, by a class or by a file; by themselves they are no submission."""
 EXPERIMENT_GROUP = "experiment"
 """The group of presets, of which `+experiment=NAME` takes one."""
 SCALE_GROUP, VARIANT_GROUP = "workload/scale", "workload/variant"

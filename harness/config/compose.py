@@ -68,8 +68,9 @@ def load_run(arguments: list[str]) -> Run:
         raise UserError(messages)
     # Imported here, since it brings torch, which --help need not wait for.
     from harness.config import validation
+    from harness.config.submission_files import read_submission_file
 
-    shipped_values, values = _compose(overrides)
+    shipped_values, values = map(read_submission_file, _compose(overrides))
     run = validation.validate_run(values)
     shipped = Run(**shipped_values)
     modified = _differing_keys(shipped.workload, run.workload)
@@ -358,9 +359,14 @@ def _provenance_of_variant(selected: dict[str, str]) -> Any:
 
 
 def _name_after_class(run: Run, shipped: Run) -> Run:
-    """Where the command line gives a class and no name (`optimizer=any`): the name of the class."""
+    """Where the command line gives a class or a file and no name (`optimizer=any`): the name of the class, or of the
+    file's folder after that of the template."""
     optimizer = run.optimizer
-    if optimizer.class_path == shipped.optimizer.class_path or optimizer.name != shipped.optimizer.name:
+    as_shipped = optimizer.class_path == shipped.optimizer.class_path and optimizer.path == shipped.optimizer.path
+    if as_shipped or optimizer.name != shipped.optimizer.name:
         return run
-    name = re.sub(r"[^a-z0-9]+", "-", optimizer.class_path.rpartition(".")[2].lower()).strip("-")
+    text = optimizer.class_path.rpartition(".")[2]
+    if optimizer.path is not None:
+        text = f"{optimizer.name}-{Path(optimizer.path).resolve().parent.name}"
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return run.model_copy(update={"optimizer": optimizer.model_copy(update={"name": name})})

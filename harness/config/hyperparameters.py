@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, cr
 
 from harness.errors import UserError, did_you_mean, shorten
 from harness.interface.optimizer_signature import filled_arguments
-from harness.interface.submission import Submission, Wrapper
+from harness.interface.submission import FileSubmission, Submission, Wrapper
 
 # ---- classes -------------------------------------------------------------------------------------------------------
 
@@ -60,6 +60,19 @@ def import_algorithm(path: str) -> type[Submission] | type[torch.optim.Optimizer
     return cls
 
 
+def import_submission(
+    options: Any, device: torch.device | None = None
+) -> type[Submission] | type[torch.optim.Optimizer]:
+    """The class of a configuration (`harness.config.schema.Optimizer`): of a file, where `class_path` stands for files.
+    device: of the trial. Raises UserError."""
+    cls = import_algorithm(options.class_path)
+    if not issubclass(cls, FileSubmission):
+        return cls
+    if options.path is None:
+        raise UserError("optimizer.path is not given; add optimizer.path=FOLDER/submission.py")
+    return cls.load(options.path, options, device)
+
+
 def import_optimizer(path: str, key: str) -> type[torch.optim.Optimizer]:
     """The class at `path`; raises UserError, naming `key`, if it is no torch.optim.Optimizer."""
     cls = import_class(path, key)
@@ -93,9 +106,14 @@ def checks_itself(cls: type[Any]) -> bool:
 
 def select_arguments(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     """Those of `values` that the class names, as its arguments: an algorithm and its wrappers share one mapping."""
-    known = signature_hyperparameters(cls)
+    known = values if is_open(cls) else signature_hyperparameters(cls)
     # YAML has lists where torch wants tuples.
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known}
+
+
+def is_open(cls: type[Any]) -> bool:
+    """Whether the class takes hyperparameters of any name."""
+    return issubclass(cls, FileSubmission) and cls.open_hyperparameters
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -117,7 +135,7 @@ def check_hyperparameters(path: str, values: dict[str, Any], wrappers: Sequence[
         f"optimizer.hyperparameters.{name}={shorten(value)}: {together} has no such hyperparameter; "
         f"{did_you_mean(name, counts)}"
         for name, value in values.items()
-        if name not in counts
+        if name not in counts and not any(map(is_open, classes))
     ]
     messages += [
         f"optimizer.wrappers: {together} share the hyperparameter {name}; they cannot be combined"

@@ -110,6 +110,12 @@ FOREIGN_KEYS = ("takes", "param_groups", "base", "fallback")
 """How a torch.optim.Optimizer of any library is built; identities leave unused ones out."""
 
 
+FILE_KEYS = ("path", "tuning_search_space", "point", "batch_size", "file_sha256")
+"""What belongs to a file of the user's (harness.interface.submission.FileSubmission)."""
+_NOT_OF_FILE = ("path", "tuning_search_space", "point")
+"""Those of them that say where something comes from, and nothing about the algorithm."""
+
+
 class Optimizer(_Strict):
     """A submission as configured."""
 
@@ -144,6 +150,18 @@ class Optimizer(_Strict):
     """The optimizer that it goes around (SAM, Lookahead and the like)."""
     fallback: FallbackOptimizer | None = None
     """The optimizer of the parameters that it cannot update, such as all that are no matrices."""
+    path: str | None = None
+    """The file that holds the algorithm, for a class that stands for files of another interface
+    (optimizer=algoperf)."""
+    tuning_search_space: str | None = None
+    """A file of that interface with what a tuner may try; null: tuning_search_space.json beside `path`, if it is
+    there."""
+    point: int | None = Field(default=None, ge=1)
+    """Which point of a list in that file is the recipe; null: the first."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Examples of a batch that the file draws; null: the workload's nominal batch."""
+    file_sha256: str | None = None
+    """Of the file at `path`; made of the file itself."""
 
     @property
     def effective_hyperparameters(self) -> dict[str, Any]:
@@ -263,8 +281,8 @@ class Run(_Strict):
             irrelevant.add("search_space")
         optimizer = self.optimizer.model_dump(mode="json", exclude=irrelevant)
         optimizer["hyperparameters"] = self.optimizer.effective_hyperparameters
-        for key in ("wrappers", *FOREIGN_KEYS):
-            if not optimizer[key]:
+        for key in ("wrappers", *FOREIGN_KEYS, *FILE_KEYS):
+            if not optimizer[key] or key in _NOT_OF_FILE:
                 del optimizer[key]
         return {"optimizer": optimizer, "schedule": self.schedule.model_dump(mode="json")}
 

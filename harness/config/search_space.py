@@ -100,6 +100,13 @@ class SearchSpace:
             _insert(point, dimension.path, dimension.value(u))
         return point
 
+    def middle(self) -> dict[str, Any]:
+        """The point in the middle of every range."""
+        point: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            _insert(point, dimension.path, dimension.value(0.5))
+        return point
+
     def corners(self) -> Iterator[dict[str, Any]]:
         """Points that together hold every value a check has to see: all points of a list, or both ends and all choices
         of each range."""

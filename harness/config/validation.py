@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from harness.config import hyperparameters, probe, search_space
 from harness.config.choices import BASE_VARIANT, target_not_measured
 from harness.config.schema import FOREIGN_KEYS, INTERNAL_KEYS, PATTERN_MEANINGS, SCHEDULE_KEYS, Optimizer, Recipe, Run
+from harness.config.submission_files import file_problems
 from harness.errors import UserError, did_you_mean, shorten
 from harness.interface.roles import Role
 from harness.interface.schedules import Schedule
@@ -183,6 +184,9 @@ def _foreign_problems(optimizer: Optimizer, run: Run | None, *, complete: bool) 
         cls = hyperparameters.import_algorithm(optimizer.class_path)
     except UserError:
         return []  # the check of the hyperparameters has said so
+    # A file is not run where a hyperparameter is refused already.
+    if messages := file_problems(optimizer, cls) if complete or optimizer.path is None else []:
+        return messages
     if issubclass(cls, Submission):
         return [
             f"optimizer.{key}: {cls.__name__} is a submission, which builds its optimizers itself; leave it out"

@@ -7,19 +7,15 @@ base optimizer that it goes around.
 
 from __future__ import annotations
 
-import enum
 import inspect
-import random
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from harness.interface.needs import Need
@@ -29,15 +25,12 @@ from harness.interface.optimizer_signature import (
     requires_closure,
     takes_loss,
 )
-from harness.interface.plain_state import KIND, Packer
+from harness.interface.optimizer_state import load_optimizer, note_groups, optimizer_tensors, save_optimizer
 from harness.interface.roles import Role
 from harness.interface.step import StepContext
 from harness.interface.submission import (
     OptimizerSubmission,
     Setup,
-    collect_tensors,
-    plain_tensors,
-    restore_tensors,
     switches_weights,
 )
 
@@ -238,7 +231,7 @@ class AnyOptimizer(OptimizerSubmission):
         ]
         self._groups_parts = [[setup.schedule_part(group) for group in o.param_groups] for o in self._all_optimizers]
         self._decays = [[group.get("weight_decay") for group in o.param_groups] for o in self._all_optimizers]
-        self._made_with = [[dict(group) for group in o.param_groups] for o in self._all_optimizers]
+        self._made_with = [note_groups(optimizer) for optimizer in self._all_optimizers]
 
     @property
     def unscheduled_rates(self) -> list[str]:
@@ -314,88 +307,18 @@ class AnyOptimizer(OptimizerSubmission):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Raises ValueError naming what a checkpoint cannot hold."""
-        saved = []
-        for optimizer, groups in zip(self._all_optimizers, self._made_with, strict=True):
-            packer, state = Packer(optimizer), optimizer.state_dict()
-            if "param_groups" in state:
-                pairs = zip(state["param_groups"], groups, strict=True)
-                state = state | {"param_groups": [_without_constants(group, made) for group, made in pairs]}
-            saved.append({"state": packer.pack(state), "attributes": packer.pack(_attributes(optimizer))})
-        return {"optimizers": saved}
+        pairs = zip(self._all_optimizers, self._made_with, strict=True)
+        return {"optimizers": [save_optimizer(optimizer, groups) for optimizer, groups in pairs]}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for optimizer, saved, groups in zip(self._all_optimizers, state["optimizers"], self._made_with, strict=True):
-            packer = Packer(optimizer)
-            # Of before there were attributes.
-            saved = saved if "attributes" in saved else {"state": saved, "attributes": {}}
-            # An optimizer around another one may share its groups and its state, which loading replaces.
-            shared = [
-                (other, name)
-                for other in self._all_optimizers
-                for name in ("param_groups", "state")
-                if name in vars(other) and getattr(other, name) is getattr(optimizer, name)
-            ]
-            packed = dict(saved["state"])
-            if "param_groups" in packed:
-                pairs = zip(packed["param_groups"], groups, strict=True)
-                packed["param_groups"] = [_with_constants(group, made) for group, made in pairs]
-            content = packer.unpack(packed)
-            if type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict:
-                # torch rebuilds whatever it can iterate over, which it cannot do with arrays and bounded deques.
-                optimizer.load_state_dict(packed)
-                _restore(optimizer, content)
-            else:
-                optimizer.load_state_dict(content)
-                if {"state", "param_groups"} <= content.keys():
-                    restore_tensors(optimizer, content)
-            for other, name in shared:
-                setattr(other, name, getattr(optimizer, name))
-            vars(optimizer).update(packer.unpack(saved["attributes"]))
+            load_optimizer(optimizer, saved, groups, self._all_optimizers)
 
     @override
     def state_tensors(self) -> list[Tensor]:
-        tensors = []
-        for optimizer, groups in zip(self._all_optimizers, self._made_with, strict=True):
-            entries = [
-                _without_constants(group, made) for group, made in zip(optimizer.param_groups, groups, strict=True)
-            ]
-            held = [
-                list(dict(optimizer.state).values()),
-                _attributes(optimizer),
-                [_entries(group) for group in entries],
-            ]
-            tensors += collect_tensors(Packer(optimizer).pack(held))
-        return tensors
-
-
-def _restore(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
-    """Put what `content` holds in place of its packed form, which the optimizer has loaded."""
-    for group, saved in zip(optimizer.param_groups, content["param_groups"], strict=True):
-        group.update(_entries(saved))
-    numbers = [number for group in content["param_groups"] for number in group["params"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    keys = dict(zip(numbers, parameters, strict=True))
-    for number, saved in content["state"].items():
-        key = keys.get(number, number)
-        optimizer.state[key] = _settled(optimizer.state[key], saved)
-
-
-def _settled(loaded: Any, saved: Any) -> Any:
-    """`saved`, with the tensors that were loaded unless they were cast or moved."""
-    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
-        is_changed = loaded.dtype != saved.dtype or loaded.device != saved.device
-        # A copy: the optimizer updates its state in place, and `saved` belongs to the caller.
-        return saved.clone() if is_changed else loaded
-    if type(loaded) is dict and type(saved) is dict and loaded.keys() == saved.keys():
-        return {key: _settled(loaded[key], value) for key, value in saved.items()}
-    if type(loaded) in (list, tuple) and type(saved) is type(loaded) and len(saved) == len(loaded):
-        return type(loaded)(map(_settled, loaded, saved))
-    return saved
-
-
-def _entries(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}
+        pairs = zip(self._all_optimizers, self._made_with, strict=True)
+        return [tensor for optimizer, groups in pairs for tensor in optimizer_tensors(optimizer, groups)]
 
 
 def _can_train(optimizer: Any) -> bool:
@@ -420,42 +343,3 @@ def _inner_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch
                 inner.append(value)
                 pending.append(value)
     return inner
-
-
-_OF_TORCH = frozenset({"state", "param_groups", "defaults"})
-_PLAIN = (bool, int, float, str, np.generic, random.Random, torch.Generator)
-
-
-def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a class keeps beside its state: counters, averages. Not what refers to a parameter."""
-    weights = {p.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]}
-
-    def is_plain(value: Any) -> bool:
-        if isinstance(value, Tensor):
-            pieces = [piece for piece in plain_tensors(value) if piece.numel()]
-            is_weight = any(piece.untyped_storage().data_ptr() in weights for piece in pieces)
-            return not isinstance(value, nn.Parameter) and not is_weight
-        if isinstance(value, dict):
-            return all(isinstance(key, str | int) and is_plain(item) for key, item in value.items())
-        if isinstance(value, list | tuple | deque):
-            return all(map(is_plain, value))
-        return value is None or isinstance(value, _PLAIN)
-
-    kept = {name: value for name, value in vars(optimizer).items() if name not in _OF_TORCH and is_plain(value)}
-    # torch's own dictionaries of hooks.
-    return {name: value for name, value in kept.items() if not name.startswith("_optimizer_")}
-
-
-_KEPT = {KIND: "as built"}
-"""Stands for an entry of a parameter group that never changes and cannot be saved, such as a function."""
-
-
-def _without_constants(group: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    def is_constant(key: str, value: Any) -> bool:
-        return made.get(key) is value and (callable(value) or isinstance(value, enum.Enum))
-
-    return {key: _KEPT if is_constant(key, value) else value for key, value in group.items()}
-
-
-def _with_constants(group: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    return {key: made.get(key) if value == _KEPT else value for key, value in group.items()}

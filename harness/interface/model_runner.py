@@ -140,10 +140,18 @@ class ModelRunner:
 
     def load_batch(self, selection: Selection) -> StepBatch:
         """Load those micro-batches of `selection` that this rank runs."""
-        size, micro = len(selection.indices), self.workload.spec.micro_batch
+        return self.split_batch(self.load_examples(selection), len(selection.indices))
+
+    def load_examples(self, selection: Selection) -> Batch:
+        """Load those examples of `selection` that this rank runs, end to end."""
+        local = self.local_slice(len(selection.indices))
+        return self.workload.batch(selection.indices[local], selection.keys[local])
+
+    def split_batch(self, batch: Batch, size: int) -> StepBatch:
+        """The micro-batches of this rank's examples `batch`, of a step that has `size` examples over all ranks."""
+        micro = self.workload.spec.micro_batch
         local = self.local_slice(size)
         count = -(-size // micro)
-        batch = self.workload.batch(selection.indices[local], selection.keys[local])
         pieces = {name: tensor.split(micro) for name, tensor in batch.items()}
         # Micro-batches keep their number in the step, which seeds dropout, whatever rank runs them.
         first = local.start // micro

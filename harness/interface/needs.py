@@ -40,6 +40,10 @@ class Need(StrEnum):
     COMMUNICATION = "communication"
     """Exchange gradients between the ranks itself: compression, local steps. Every gradient is then the mean over this
     rank's examples alone, and `Setup.ranks` gives access to the others."""
+    OWN_PASSES = "own_passes"
+    """Draw its batches and run the passes itself, in steps of its own length: submissions written for another
+    benchmark's interface. Arranged: each step is a `harness.interface.own_step.OwnStep`, and no compilation of the
+    model."""
     OWN_COMPILATION = "own_compilation"
     """Compile its own code with torch.compile. Arranged: an empty private compiler cache, so that every trial pays
     for it once; its seconds get their own column."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from harness.interface.data_order import ExampleStream, Selection
+from harness.interface.model_runner import ModelRunner
 from harness.interface.needs import Need, require
 from harness.interface.ranks import SINGLE_RANK, Ranks
 from harness.interface.roles import MATRIX_ROLES, Role
@@ -58,6 +59,7 @@ class Setup:
     _recalibrate: Callable[[int], None] | None = None
     compile: bool = False
     """Whether the run has `compile=true`: submissions that can compile their update do so, on the clock."""
+    _runner: ModelRunner | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -97,6 +99,13 @@ class Setup:
         """The model, for hooks on its layers. Needs Need.LAYERS."""
         self._require(Need.LAYERS, "the model")
         return self._model
+
+    @property
+    def runner(self) -> ModelRunner:
+        """The model with what its passes need, for a submission that runs them itself. Needs Need.OWN_PASSES."""
+        self._require(Need.OWN_PASSES, "the model's passes")
+        assert self._runner is not None
+        return self._runner
 
     @property
     def ranks(self) -> Ranks:
@@ -225,6 +234,41 @@ class Submission:
         # Tensors without elements have the address 0.
         storages.pop(0, None)
         return sum(storages.values())
+
+
+class FileSubmission(Submission):
+    """A submission whose algorithm is a file of the user's, `optimizer.path`, written for another interface.
+
+    The class itself stands for all such files; `load` makes the one of a file. Its hyperparameters are those that the
+    file asks for, so its signature names none.
+    """
+
+    open_hyperparameters: ClassVar[bool] = True
+    """Hyperparameters have any name."""
+    remarks: ClassVar[tuple[str, ...]] = ()
+    """What the record of a trial should say of the file."""
+    modules: ClassVar[frozenset[str]] = frozenset()
+    """Names in sys.modules of the file and of the modules beside it that it has loaded."""
+
+    @classmethod
+    def load(cls, path: str, options: Any, device: torch.device | None = None) -> type[FileSubmission]:
+        """The subclass of the file at `path`, which is run for that. options: the configuration of the optimizer
+        (`harness.config.schema.Optimizer`). device: of the trial; None where the file is only checked.
+
+        Raises UserError with all that is wrong with the file and with the options for it.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def read_needs(cls, path: str) -> frozenset[Need]:
+        """What the file at `path` needs besides the needs of the class, found without running it. Raises UserError."""
+        return frozenset()
+
+    @classmethod
+    def read_search_space(cls, path: str) -> dict[str, Any]:
+        """The search space in a file of the other interface, in the shape of `optimizer.search_space`. Raises
+        UserError."""
+        raise NotImplementedError
 
 
 class OptimizerSubmission(Submission):

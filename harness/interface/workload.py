@@ -102,6 +102,8 @@ class Workload(ABC):
     """Schema of ``spec.model``; an instance is in `model_options`."""
     Data: ClassVar[type[BaseModel]]
     """Schema of ``spec.data``; an instance is in `data_options`."""
+    loss_type: ClassVar[Literal["softmax_cross_entropy"] | None] = None
+    """What the loss is, of outputs [..., classes], for submissions that ask for it or smooth labels; None: another."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -66,7 +66,7 @@ def _check_configuration(manifest: Manifest) -> Iterator[Remark]:
     if not isinstance(ran, dict) or not isinstance(stated, dict):
         yield refused(f"config.optimizer: missing or no mapping, so nothing tells what was run; {_UNCHANGED}")
         return
-    for key in ("name", "class_path", "wrappers", "closure", *FOREIGN_KEYS):
+    for key in ("name", "class_path", "wrappers", "closure", "batch_size", "file_sha256", *FOREIGN_KEYS):
         if (ran.get(key) or None) != (stated.get(key) or None):
             yield refused(
                 f"config.optimizer.{key}={ran.get(key)}, and the identity has {stated.get(key)}; {_UNCHANGED}"

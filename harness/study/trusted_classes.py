@@ -30,6 +30,8 @@ def check_trusted(configs: Mapping[str, Mapping[str, Any]], folders: Iterable[Pa
             reason = _why_not(path, roots, trust)
             if reason is not None:
                 messages.append(f"{key}={path} of {label}: {reason}")
+        if (file := _file(config)) is not None and (reason := _why_not_file(Path(file), roots, trust)) is not None:
+            messages.append(f"optimizer.path={file} of {label}: {reason}")
     if messages:
         raise UserError(dict.fromkeys(messages))
 
@@ -46,6 +48,22 @@ def _class_paths(config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         for key in ("base", "fallback"):
             if isinstance(part := optimizer.get(key), dict):
                 yield f"optimizer.{key}.class_path", str(part.get("class_path"))
+
+
+def _file(config: Mapping[str, Any]) -> str | None:
+    """The file that holds the algorithm, where a configuration names one."""
+    optimizer = config.get("optimizer")
+    path = optimizer.get("path") if isinstance(optimizer, dict) else None
+    return path if isinstance(path, str) else None
+
+
+def _why_not_file(path: Path, roots: list[Path], trust: bool) -> str | None:
+    """Why a file must not be run; None if it may be."""
+    if any(path.resolve().is_relative_to(root) for root in roots if not SOURCE_ROOT.is_relative_to(root)):
+        return "it lies below the records, and nothing there is ever run; move it, or leave these out"
+    if trust:
+        return None
+    return "a record names it, and it would be run; read it and add --trust, or leave it out with --submissions"
 
 
 def _why_not(path: str, roots: list[Path], trust: bool) -> str | None:

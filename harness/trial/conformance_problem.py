@@ -64,6 +64,7 @@ class Problem(Workload):
 
     Model = _ModelOptions
     Data = _DataOptions
+    loss_type = "softmax_cross_entropy"
 
     @override
     def load(self, source: str, device: torch.device) -> None:

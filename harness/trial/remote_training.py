@@ -26,6 +26,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -115,7 +116,7 @@ class RemoteTraining(TrainingFacts):
         # An answer is outstanding. After an interruption it stays so, and whatever comes next would be the wrong one.
         self._is_waiting = False
         # Its import may have changed what this process evaluates by.
-        self._imported = any(map(_is_foreign, run.optimizer.class_paths))
+        self._imported = any(map(_is_foreign, run.optimizer.class_paths)) or _has_run(run.optimizer.path)
         self._process, self._channel = _start(run)
         self._children_cpu = 0.0
         self._submission_process = psutil.Process(self._process.pid)
@@ -360,6 +361,13 @@ def _is_foreign(class_path: str) -> bool:
     """Whether a class is of neither torch nor Pacemark, and its module is loaded in this process."""
     module = class_path.rpartition(".")[0]
     return module in sys.modules and module.partition(".")[0] not in ("torch", "submissions", "harness")
+
+
+def _has_run(path: str | None) -> bool:
+    """Whether the file at `path` is loaded in this process as a module."""
+    if path is None:
+        return False
+    return any(getattr(module, "__file__", None) == str(Path(path).resolve()) for module in list(sys.modules.values()))
 
 
 AnyTraining = Training | RemoteTraining

@@ -22,15 +22,17 @@ from harness.config.assembly import assemble
 from harness.config.declared_needs import declared_needs
 from harness.config.probe import examine
 from harness.config.schema import Run
+from harness.errors import UserError
 from harness.interface.any_optimizer import AnyOptimizer
-from harness.interface.data_order import ExampleStream, plain_selection
+from harness.interface.data_order import ExampleStream, Selection, plain_selection
 from harness.interface.model_runner import Counters, ModelRunner
 from harness.interface.needs import Need
+from harness.interface.own_step import OwnStep
 from harness.interface.ranks import SINGLE_RANK, Ranks
 from harness.interface.roles import Role, parameter_roles
 from harness.interface.step import StepContext
 from harness.interface.submission import Setup, Submission
-from harness.interface.workload import Workload, WorkloadSpec
+from harness.interface.workload import Batch, Workload, WorkloadSpec
 from harness.seeding import TrialSeeds
 from harness.trial.batch_norm import recompute_statistics
 from harness.trial.clock import Clock, Disturbance
@@ -46,7 +48,7 @@ from harness.trial.witness import EvidenceCounters, Witness, describe_structure
 logger = logging.getLogger(__name__)
 
 # A compiled model has no second derivatives, and a hook set after compilation would never fire.
-UNCOMPILED_NEEDS = frozenset({Need.SECOND_DERIVATIVES, Need.LAYERS})
+UNCOMPILED_NEEDS = frozenset({Need.SECOND_DERIVATIVES, Need.LAYERS, Need.OWN_PASSES})
 """Needs under which the model is not compiled."""
 VARYING_SIZES = frozenset({Need.SELECTION, Need.MICRO_BATCH_GRADIENTS})
 """Needs under which micro-batches may have other sizes than the workload's."""
@@ -90,10 +92,12 @@ class Training(TrainingFacts):
         self.run, self.workload, self.device, self.ranks = run, workload, device, ranks
         self._loaded_before = frozenset(sys.modules)
         self._callables_before = snapshot()
-        self.cls = hyperparameters.import_algorithm(run.optimizer.class_path)
+        self.cls = hyperparameters.import_submission(run.optimizer, device)
+        # An earlier check of the same file may have loaded modules of these names.
+        self._loaded_before -= getattr(self.cls, "modules", frozenset())
         self.wrappers = [hyperparameters.import_wrapper(path) for path in run.optimizer.wrappers]
         self.needs = declared_needs(run)
-        self.remarks = list(examine(run).remarks)
+        self.remarks = [*examine(run).remarks, *getattr(self.cls, "remarks", ())]
         """What a reader of the record should know of the submission."""
         self.spec = workload.spec
         self.seeds = TrialSeeds(run.seed, run.trial)
@@ -187,6 +191,7 @@ class Training(TrainingFacts):
             _ranks=self.ranks,
             _recalibrate=self._recalibrate,
             compile=self.run.compile,
+            _runner=self.runner,
         )
 
     def _build_submission(self, setup: Setup) -> Submission:
@@ -282,6 +287,8 @@ class Training(TrainingFacts):
 
     def _step(self) -> Tensor | None:
         """One step; its first loss. The batch is freed on return, before the next one needs the room."""
+        if Need.OWN_PASSES in self.needs:
+            return self._own_step()
         counters = self.runner.counters
         with self.clock.data_wait():
             selection = plain_selection(self.submission.select(self.stream))
@@ -298,10 +305,31 @@ class Training(TrainingFacts):
         show_progress()
         return ctx.first_loss
 
+    def _own_step(self) -> Tensor | None:
+        """As `_step`, of a submission that draws its batches itself."""
+        step = OwnStep(self.runner, self.stream, self.nominal_step, self._load_drawn)
+        self.submission.step(step)  # type: ignore[arg-type]
+        # It would go on for ever.
+        if not step.examples:
+            raise UserError(f"optimizer={self.run.optimizer.name}: a step drew no examples; let each draw a batch")
+        self.runner.counters.update_steps += 1
+        show_progress()
+        return step.first_loss
+
+    def _load_drawn(self, selection: Selection) -> Batch:
+        """This rank's examples of what the stream has just given."""
+        with self.clock.data_wait():
+            self._announce(len(selection.indices))
+            return self.runner.load_examples(selection)
+
     def _prefetch(self) -> None:
         """Announce the next batches to the workload, unless the submission chooses them itself."""
-        if self.workload.lookahead and Need.SELECTION not in self.needs:
-            size = self.spec.nominal_batch
+        if Need.SELECTION not in self.needs:
+            self._announce(self.spec.nominal_batch)
+
+    def _announce(self, size: int) -> None:
+        """Announce the next batches of `size` examples to the workload."""
+        if self.workload.lookahead:
             local = self.runner.local_slice(size)
             for position in range(self.stream.position, self.stream.position + self.workload.lookahead * size, size):
                 selection = self.stream.peek(position, size)
@@ -347,7 +375,8 @@ class Training(TrainingFacts):
     def collect_evidence(self) -> dict[str, Any]:
         """What is known of the submission: fields of `harness.records.manifest.Evidence`, and `texts`, its source files
         by module."""
-        classes = [hyperparameters.import_class(path, "optimizer") for path in self.run.optimizer.class_paths]
+        paths = self.run.optimizer.class_paths
+        classes = [self.cls, *(hyperparameters.import_class(path, "optimizer") for path in paths[1:])]
         sources = submission_sources(classes, self._loaded_before)
         # Copied first: reading the sources opens files too.
         notes = self.witness.notes.copy()

@@ -99,3 +99,16 @@ def test_a_comparison_in_seconds_asks_for_trust(folder: Path) -> None:
     with pytest.raises(UserError, match="lies below the records"):
         compare.main(["mine", "adamw", "--records", str(root), "--ruleset", "external", "--time", "--trust"])
     assert not (folder / "evil" / "code.ran").exists()
+
+
+def test_a_file_that_a_record_names_needs_trust(folder: Path, tmp_path: Path) -> None:
+    def of_file(path: Path) -> dict[str, Any]:
+        given = config("submissions.algoperf.adaptor.AlgoPerf")
+        return given | {"optimizer": given["optimizer"] | {"path": str(path)}}
+
+    elsewhere = of_file(tmp_path / "elsewhere" / "submission.py")
+    with pytest.raises(UserError, match="it would be run; read it and add --trust"):
+        check_trusted({"x": elsewhere}, [folder], trust=False)
+    check_trusted({"x": elsewhere}, [folder], trust=True)
+    with pytest.raises(UserError, match="lies below the records"):
+        check_trusted({"x": of_file(folder / "submission.py")}, [folder], trust=True)

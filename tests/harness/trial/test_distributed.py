@@ -130,6 +130,21 @@ def test_compressed_gradients_train_too(folders: dict[int, Path]) -> None:
     assert manifest["needs"] == ["communication"]
 
 
+def test_a_submission_of_algoperf_is_wrapped_and_the_curve_is_the_same(tmp_path: Path) -> None:
+    """Its gradients are averaged by DistributedDataParallel, with sums of the loss over the processes."""
+    path = ROOT / "tests" / "data" / "algoperf" / "adamw" / "submission.py"
+    options = ["workload.micro_batch=2", "optimizer=algoperf", f"optimizer.path={path}"]
+    trials = {"gpt2": [*TINY_GPT2, *options]}
+    (tmp_path / "trials.json").write_text(json.dumps(trials))
+    rank_program.run_all(trials, tmp_path / "one")
+    statuses, errors = launch(2, rank_program.__name__, str(tmp_path / "two"), str(tmp_path / "trials.json"))
+    assert statuses == [0, 0], errors
+    (alone, _), (shared, manifest) = read(tmp_path / "one"), read(tmp_path / "two")
+    assert len(alone) == len(shared) > 1 and manifest["machine"]["ranks"] == 2
+    for a, b in zip(alone, shared, strict=True):
+        assert b == pytest.approx(a, rel=2e-5)
+
+
 def test_a_lost_rank_ends_the_trial_as_failed_and_the_same_command_continues_to_the_same_bits(
     folders: dict[int, Path], tmp_path: Path
 ) -> None:

@@ -1,0 +1,1 @@
+"""Submissions written for AlgoPerf's interface (github.com/mlcommons/algorithmic-efficiency), unchanged."""
