@@ -1,8 +1,8 @@
 """Full-rank steps whose lengths come from Adam in a subspace of each matrix's gradient G [m, n], m ≥ n (transposed
 otherwise). With a projection P [n, r] that is renewed every T steps, and R = G P:
 
-APOLLO: Zhu et al. 2025, "APOLLO: SGD-like Memory, AdamW-level Performance", MLSys 2025, arXiv:2412.05270, Algorithm 1. P
-is random, N(0, 1/r); s is one factor per row, or with `per_tensor` (APOLLO-Mini, r = 1) one per matrix:
+APOLLO: Zhu et al. 2025, "APOLLO: SGD-like Memory, AdamW-level Performance", MLSys 2025, arXiv:2412.05270, Algorithm 1.
+P is random, N(0, 1/r); s is one factor per row, or with `per_tensor` (APOLLO-Mini, r = 1) one per matrix:
 
     s = ‖Adam(R)‖ / ‖R‖,   U = α s G
 

@@ -9,9 +9,9 @@ gradient G [m, n], m ≥ n (transposed otherwise), with U [n, r] orthonormal and
     B = norm(polar(M - M U⁺ U⁺ᵀ))
     W ← W - η (norm(A + γ √m B) + λ W),    norm(X) = √n X / ‖X‖
 
-polar is Muon's five steps. U starts at the leading right singular vectors of the first gradient. The length of a step does
-not depend on the gradient's; √n makes it that of a polar factor. AdamW trains embeddings, head, norms and biases. State
-per matrix: mn + mr + nr + r² numbers. Defaults: β = (0.95, 0.95), r = 64, γ = 0.1, ε = 1e-8.
+polar is Muon's five steps. U starts at the leading right singular vectors of the first gradient. The length of a step
+does not depend on the gradient's; √n makes it that of a polar factor. AdamW trains embeddings, head, norms and biases.
+State per matrix: mn + mr + nr + r² numbers. Defaults: β = (0.95, 0.95), r = 64, γ = 0.1, ε = 1e-8.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ G [m, n], m ≥ n (transposed otherwise), with P [n, r] orthonormal, moments m, 
     E⁺ = A - g P⁺ᵀ + β1/(1 - β1) (m Pᵀ - m̃ P⁺ᵀ)
     W ← W - η (m̂⁺ / (√v̂⁺ + ε) P⁺ᵀ + λ W)
 
-P starts at the leading right singular vectors of the first gradient, and is used as it is in the first step. AdamW trains
-embeddings, head, norms and biases. State per matrix: nr + 2mr numbers, and mn for E. Defaults: the authors' code (ρ =
-0.908, β = (0.908, 0.99), ε = 1e-8); r = 256 in the paper.
+P starts at the leading right singular vectors of the first gradient, and is used as it is in the first step. AdamW
+trains embeddings, head, norms and biases. State per matrix: nr + 2mr numbers, and mn for E. Defaults: the authors' code
+(ρ = 0.908, β = (0.908, 0.99), ε = 1e-8); r = 256 in the paper.
 """
 
 from __future__ import annotations

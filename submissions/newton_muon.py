@@ -16,12 +16,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from typing_extensions import override
 
 from harness.interface import MATRIX_ROLES, Need, Setup, StepContext
+from submissions.layer_inputs import has_patches, patches
 from submissions.matrices import MatrixSubmission
 from submissions.rule import upcast
 from submissions.spectral import SpectralRule
@@ -65,7 +65,7 @@ class NewtonMuon(MatrixSubmission):
         self.inverses: dict[str, Tensor] = {}
         self._sums: dict[str, tuple[Tensor, int]] = {}
         for layer in setup.model.modules():
-            if not _has_patches(layer):
+            if not has_patches(layer):
                 continue
             weight: Any = layer.weight
             name = names.get(weight)
@@ -107,7 +107,7 @@ class NewtonMuon(MatrixSubmission):
     def _collect(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """The forward hook of a layer: add its inputs' products to the sums of the step."""
         if self._collecting and output.requires_grad:
-            z = _patches(upcast(inputs[0].detach()), layer)
+            z = patches(upcast(inputs[0].detach()), layer)
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + z.mT @ z, count + len(z)
 
@@ -135,17 +135,3 @@ class NewtonMuon(MatrixSubmission):
     @override
     def state_tensors(self) -> list[Tensor]:
         return [*super().state_tensors(), *self.moments.values(), *self.inverses.values()]
-
-
-def _has_patches(layer: nn.Module) -> bool:
-    """Whether a layer multiplies rows of its weight by patches of its inputs."""
-    if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and not isinstance(layer.padding, str)
-    return isinstance(layer, nn.Linear)
-
-
-def _patches(inputs: Tensor, layer: nn.Module) -> Tensor:
-    """What the rows of a layer's weight are multiplied by, [positions, columns]."""
-    if isinstance(layer, nn.Conv2d):
-        inputs = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT  # type: ignore[arg-type]
-    return inputs.reshape(-1, inputs.shape[-1])

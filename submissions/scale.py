@@ -4,9 +4,9 @@ descent with columns of norm 1, and momentum for the last layer alone:
     M = G, but for the head M ← β M + (1 - β) G
     W ← W - η (C(M) + λ W),    C(M)[:, j] = M[:, j] / ‖M[:, j]‖
 
-for every weight of two or more dimensions, embeddings too; filters [out, in, h, w] count as matrices [out, in·h·w]. Adam
-trains the vectors, as in the paper. State: the head's momentum, and Adam's two moments of the vectors. Defaults: β = 0.9,
-η = 1e-3, Adam's η the same.
+for every weight of two or more dimensions, embeddings too; filters [out, in, h, w] count as matrices [out, in·h·w].
+Adam trains the vectors, as in the paper. State: the head's momentum, and Adam's two moments of the vectors. Defaults:
+β = 0.9, η = 1e-3, Adam's η the same.
 """
 
 from __future__ import annotations

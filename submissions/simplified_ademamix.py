@@ -5,8 +5,8 @@ Accelerated SGD Variants", arXiv:2502.02431. AdEMAMix with one momentum, a sum, 
     θ ← θ - η ((m + α g) / (√v̂ + ε) + λ θ)
 
 m grows to 1/(1 - β1) gradients, so η is smaller than Adam's by about that factor. β1 may rise over the first steps from
-`beta1_start`, so that its half-life grows linearly. State: m and v. Defaults: β = (0.99, 0.95), α = 0 (the paper: about 0
-for small batches, 100 for large ones), ε = 1e-8.
+`beta1_start`, so that its half-life grows linearly. State: m and v. Defaults: β = (0.99, 0.95), α = 0 (the paper: about
+0 for small batches, 100 for large ones), ε = 1e-8.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ micro-batches. With the gradients g_d of the micro-batches and their mean ḡ:
 
     r = ḡ² / (1/k Σ_d g_d² - ḡ²),   r ← r / mean(r) within each tensor,   r ← clip(r, γ, 1)
     VR-SGD: SGD with momentum on r ⊙ ḡ
-    VR-Adam: p ← β3 p + (1 - β3) r,   Adam on p / (1 - β3^t) ⊙ ḡ
+    VR-LARS: LARS on r ⊙ ḡ                                                         (submissions/lars.py)
+    VR-Adam, VR-LAMB: p ← β3 p + (1 - β3) r,   Adam or LAMB on p / (1 - β3^t) ⊙ ḡ  (submissions/lamb.py)
 
 The micro-batches are the workload's. Where it has fewer than `pieces`, the batch is cut into that many, and BatchNorm
 statistics are those of the smaller micro-batches. Weight decay is decoupled for VR-Adam (torch's AdamW) and part of the
-gradient for VR-SGD. State: the base optimizer's, and p for VR-Adam. Defaults: γ = 0.1, β3 = 0.9. The paper's k is the
-number of workers; the default k = 8 is ours. mean(r) is over a tensor, which the paper calls a layer.
+gradient for VR-SGD. State: the base optimizer's, and p for VR-Adam and VR-LAMB. Defaults: γ = 0.1, β3 = 0.9. The
+paper's k is the number of workers; the default k = 8 is ours. mean(r) is over a tensor, which the paper calls a layer.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Interval
+from pydantic import PositiveFloat
 from torch import Tensor
 from typing_extensions import override
 
 from harness.interface import Need, OptimizerSubmission, Setup, StepContext
+from submissions.lamb import Lamb
+from submissions.lars import LARS
 from submissions.rule import upcast
 
 MicroBatchCount = Annotated[int, Ge(2)]
@@ -73,24 +77,29 @@ class VRSGD(_VRGDSubmission):
         super().__init__(setup, sgd, pieces, gamma)
 
 
-class VRAdam(_VRGDSubmission):
-    """VR-Adam: AdamW on the moving average of r times ḡ; hyperparameters as of `VRSGD`."""
+class VRLARS(_VRGDSubmission):
+    """VR-LARS: LARS on r ⊙ ḡ. trust: τ of LARS; the others as of `VRSGD`."""
 
     def __init__(
         self,
         setup: Setup,
         *,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float = 0.9,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        trust: PositiveFloat = 1e-3,
+        weight_decay: float = 5e-4,
         pieces: MicroBatchCount = 8,
         gamma: LowerBound = 0.1,
     ) -> None:
-        groups = setup.decay_groups()
-        adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
-        super().__init__(setup, adamw, pieces, gamma)
+        lars = LARS(setup.decay_groups(), lr=lr, momentum=momentum, trust=trust, weight_decay=weight_decay)
+        super().__init__(setup, lars, pieces, gamma)
+
+
+class _SmoothedSubmission(_VRGDSubmission):
+    """An optimizer on the moving average of r times ḡ."""
+
+    def __init__(self, setup: Setup, base: torch.optim.Optimizer, pieces: int, gamma: float, beta3: float) -> None:
+        super().__init__(setup, base, pieces, gamma)
         # p is kept here and not in the base optimizer, which would give it the parameter's dtype.
         self.beta3, self.steps = beta3, 0
         self.ratio = [torch.zeros_like(upcast(parameter)) for parameter in setup.parameters]
@@ -113,6 +122,45 @@ class VRAdam(_VRGDSubmission):
     @override
     def state_tensors(self) -> list[Tensor]:
         return super().state_tensors() + self.ratio
+
+
+class VRAdam(_SmoothedSubmission):
+    """VR-Adam: AdamW on the moving average of r times ḡ; hyperparameters as of `VRSGD`."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        pieces: MicroBatchCount = 8,
+        gamma: LowerBound = 0.1,
+    ) -> None:
+        groups = setup.decay_groups()
+        adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        super().__init__(setup, adamw, pieces, gamma, beta3)
+
+
+class VRLamb(_SmoothedSubmission):
+    """VR-LAMB: LAMB on the moving average of r times ḡ; hyperparameters as of `VRSGD`."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        pieces: MicroBatchCount = 8,
+        gamma: LowerBound = 0.1,
+    ) -> None:
+        lamb = Lamb(setup.decay_groups(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(setup, lamb, pieces, gamma, beta3)
 
 
 def mean_and_mean_square(micro_batch_gradients: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
