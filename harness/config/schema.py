@@ -130,6 +130,8 @@ class Optimizer(_Strict):
     """The paper's defaults."""
     recipe: Recipe = Recipe()
     """Over the defaults."""
+    recipe_provenance: dict[str, Any] = {}
+    """What chose the recipe (scripts/tune_recipes.py); empty for one that somebody chose."""
     hyperparameters: dict[str, Any] = {}
     """What the user sets, over the recipe and over the points of the search space."""
     search_space: dict[str, Any] | None = None
@@ -275,7 +277,7 @@ class Run(_Strict):
 
     def algorithm(self) -> dict[str, Any]:
         """The submission alone: the `optimizer`, as it takes effect, and the `schedule`. A part of the identity."""
-        irrelevant = {"paper_defaults", "recipe", "description", "paper"}
+        irrelevant = {"paper_defaults", "recipe", "recipe_provenance", "description", "paper"}
         # A trial at the recipe draws nothing from it.
         if self.ruleset.points == "recipe":
             irrelevant.add("search_space")
