@@ -99,6 +99,8 @@ _RULES: dict[str, dict[str, Make]] = {
     | {"timm": _rule("timm.optim.adafactor.Adafactor")}
     | {"torch": _rule("torch.optim.Adafactor", foreach=False)}
     | {"torch foreach": _rule("torch.optim.Adafactor", foreach=True)},
+    "adago": _pytorch_optimizer("AdaGO", {"use_muon": True}),
+    "adamuon": _pytorch_optimizer("AdaMuon", {"use_muon": True}),
     "adamp": _pytorch_optimizer("AdamP") | {"timm": _rule("timm.optim.adamp.AdamP")},
     "adamw_sn": _pytorch_optimizer("AdamWSN", {"sn": True}),
     "adan": _pytorch_optimizer("Adan") | _timm("adan.Adan") | {"adan-pytorch": _rule("adan_pytorch.Adan")},
@@ -106,14 +108,18 @@ _RULES: dict[str, dict[str, Make]] = {
     "adopt": _pytorch_optimizer("ADOPT")
     | _timm("adopt.Adopt", decoupled=True, clip_exp=0.25)
     | {"heavyball": _rule("heavyball.ADOPT")},
+    "apollo": _pytorch_optimizer("APOLLO", _GALORE | {"update_proj_gap": 200, "scale_type": "channel"}),
     "cautious_adamw": {"timm": _rule("timm.optim.adamw.AdamWLegacy", caution=True)},
     "cautious_lion": _timm("lion.Lion", caution=True),
+    "conda": _pytorch_optimizer("Conda", {"update_proj_gap": 100, "scale": 1.0, "projection_type": "std"}),
     "diffgrad": _pytorch_optimizer("DiffGrad"),
     "dog": {"dog-optimizer": _rule("dog.DoG", reps_rel=1e-6)},
+    "fira": _pytorch_optimizer("Fira", _GALORE | {"update_proj_gap": 200}),
     "galore": _pytorch_optimizer("GaLore", _GALORE),
     "grams": _pytorch_optimizer("Grams"),
     "gravity": _pytorch_optimizer("Gravity"),
     "lamb": _pytorch_optimizer("Lamb") | {"timm": _rule("timm.optim.lamb.Lamb", max_grad_norm=None)},
+    "lars": _pytorch_optimizer("LARS") | {"timm": _rule("timm.optim.lars.Lars", lr=1.0, momentum=0.9)},
     "ldog": {"dog-optimizer": _rule("dog.LDoG", reps_rel=1e-6)},
     "lion": _pytorch_optimizer("Lion") | _timm("lion.Lion") | {"lion-pytorch": _rule("lion_pytorch.Lion")},
     "mars_adamw": _pytorch_optimizer("MARS") | {"timm": _rule("timm.optim.mars.Mars")},
@@ -124,11 +130,13 @@ _RULES: dict[str, dict[str, Make]] = {
     | {"torch": _rule("torch.optim.Muon")}
     | {"timm": _rule("timm.optim.muon.Muon", nesterov=True)}
     | {"heavyball": _rule("heavyball.Muon")},
+    "normuon": _pytorch_optimizer("NorMuon", {"use_muon": True}),
     "novograd": _pytorch_optimizer("NovoGrad") | {"timm": _rule("timm.optim.nvnovograd.NvNovoGrad")},
     "prodigy": _pytorch_optimizer("Prodigy") | {"prodigyopt": _rule("prodigyopt.Prodigy")},
     "psgd_kron": _pytorch_optimizer("Kron")
     | {"timm": _rule("timm.optim.kron.Kron")}
     | {"heavyball": _rule("heavyball.PSGDKron")},
+    "qhm": _pytorch_optimizer("QHM"),
     "schedule_free_adamw": _pytorch_optimizer("ScheduleFreeAdamW")
     | {"schedulefree": _rule("schedulefree.AdamWScheduleFree", foreach=False)}
     | {"schedulefree foreach": _rule("schedulefree.AdamWScheduleFree", foreach=True)}
@@ -136,11 +144,15 @@ _RULES: dict[str, dict[str, Make]] = {
     "schedule_free_sgd": _pytorch_optimizer("ScheduleFreeSGD")
     | {"schedulefree": _rule("schedulefree.SGDScheduleFree", foreach=False)}
     | {"schedulefree foreach": _rule("schedulefree.SGDScheduleFree", foreach=True)},
+    "scion": _pytorch_optimizer("SCION"),
     "sgd_sai": _pytorch_optimizer("SGDSaI"),
     "sgdp": _pytorch_optimizer("SGDP", momentum=0.9)
     | {"timm": _rule("timm.optim.sgdp.SGDP", lr=0.1, momentum=0.9, nesterov=True)},
     "sgdw": _pytorch_optimizer("SGDW", momentum=0.9) | _timm("sgdw.SGDW", momentum=0.9),
     "shampoo": _pytorch_optimizer("Shampoo", preconditioning_compute_steps=10),
+    "signum": _pytorch_optimizer("SignSGD", momentum=0.9),
+    "simplified_ademamix": _pytorch_optimizer("SimplifiedAdEMAMix"),
+    "splus": _pytorch_optimizer("SPlus", inverse_steps=20),
     "soap": _pytorch_optimizer("SOAP", precondition_frequency=10)
     | {"heavyball": _rule("heavyball.SOAP", precondition_frequency=10)},
 }

@@ -65,7 +65,7 @@ def host_waits(run: Run) -> tuple[str, ...]:
         filter(
             None,
             (
-                cls.describe_host_waits(select_arguments(cls, options.hyperparameters))
+                cls.describe_host_waits(select_arguments(cls, options.effective_hyperparameters))
                 if issubclass(cls, Submission)
                 else getattr(cls, "host_waits", "")
                 for cls in classes
