@@ -187,6 +187,21 @@ def make_gradients(model: nn.Module) -> list[list[Tensor]]:
     return [[torch.randn(p.shape, generator=generator) * 1e-2 for p in model.parameters()] for _ in range(3)]
 
 
+def copy_model(model: nn.Module) -> nn.Module:
+    """A copy without hooks, which hold the training that set them."""
+    hooks = [
+        (module, attribute, getattr(module, attribute))
+        for module in model.modules()
+        for attribute in ("_forward_hooks", "_forward_pre_hooks")
+    ]
+    for module, attribute, registered in hooks:
+        setattr(module, attribute, type(registered)())
+    copied = copy.deepcopy(model)
+    for module, attribute, registered in hooks:
+        setattr(module, attribute, registered)
+    return copied
+
+
 def make_training(name: str, set_: str) -> Training:
     """A training with the submission `name` and the parameters of a set."""
     settings = ["optimizer.clip_norm=null", *SETS[set_], *START_IMMEDIATELY.get(name, [])]
@@ -216,9 +231,7 @@ def make_contestants(name: str, set_: str, *, compiled: bool) -> dict[str, Conte
     gradients = make_gradients(model)
     all_names = {name for name, _ in model.named_parameters()}
     contestants: dict[str, Contestant] = {}
-    contestants["AdamW"] = Theirs(
-        copy.deepcopy(model), gradients, lambda p: torch.optim.AdamW(p, fused=True), all_names
-    )
+    contestants["AdamW"] = Theirs(copy_model(model), gradients, lambda p: torch.optim.AdamW(p, fused=True), all_names)
     names = all_names
     if issubclass(training.cls, MatrixSubmission):
         roles = training.submission.setup._roles
@@ -227,7 +240,7 @@ def make_contestants(name: str, set_: str, *, compiled: bool) -> dict[str, Conte
     groups = optimizers[0].param_groups if optimizers else []
     decay = max((group.get("weight_decay", 0.0) for group in groups), default=0.0)
     for library, make in rules_of(name).items():
-        contestants[library] = Theirs(copy.deepcopy(model), gradients, make, names, decay)
+        contestants[library] = Theirs(copy_model(model), gradients, make, names, decay)
     contestants = {"ours": Ours(training, gradients)} | contestants
     if compiled:
         training = make_training(name, set_)
