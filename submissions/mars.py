@@ -5,11 +5,12 @@ arXiv:2411.10438, Algorithms 1 to 4. The gradient is corrected by its change sin
     MARS-AdamW: AdamW's update with c in place of g
     MARS-Lion: m ← β1 m + (1 - β1) c,   θ ← θ - η (sign(m) + λ θ)
     MARS-Shampoo: the same m; in place of its sign the orthogonal factor U Vᵀ of m = U S Vᵀ, by Newton-Schulz,
-                  times √max(1, rows / columns); filters [out, ...] count as matrices [out, the rest]
+                  times √max(1, rows / columns)
 
 MarsExact computes g_{t-1} as the gradient of the present batch at the previous weights, which costs one more forward
 and backward per step. Mars approximates it by the gradient of the previous batch, which it keeps. The first step has no
-correction, since θ_0 = θ_1. AdamW trains tensors of fewer than two dimensions, as in the authors' code.
+correction, since θ_0 = θ_1. AdamW trains all tensors that do not have two dimensions, as in the authors' code:
+convolutions too, while embeddings and heads are MARS's.
 
 `clip_norm` scales g_t but not g_{t-1}, so do not use it with MarsExact; c is clipped anyway. State: m (and v for
 MARS-AdamW), and the previous gradient or, if exact, the previous weights. Defaults: the authors' code (γ = 0.025,
@@ -52,7 +53,7 @@ class Mars(OptimizerSubmission):
         adamw_betas: tuple[float, float] = (0.9, 0.95),
         adamw_weight_decay: float = 0.1,
     ) -> None:
-        matrices = [name for name, parameter in setup.named_parameters.items() if parameter.ndim >= 2]
+        matrices = [name for name, parameter in setup.named_parameters.items() if parameter.ndim == 2]
         rest = [name for name in setup.named_parameters if name not in matrices]
         optimizers: list[torch.optim.Optimizer] = []
         if matrices:

@@ -2,7 +2,9 @@
 arXiv:2107.03356, section 3.2 (the dynamic variant). Natural gradient with the empirical Fisher matrix of the last m
 gradients g_i, each of all parameters as one vector of d numbers:
 
-    F = λ I + (1/m) Σ_i g_i g_iᵀ,   b ← μ b + F⁻¹ g,   θ ← θ - η (b + wd θ)
+    g ← g + wd θ,   F = λ I + (1/m) Σ_i g_i g_iᵀ,   b ← μ b + (1 - μ) F⁻¹ g,   θ ← θ - η b
+
+Momentum is an average and weight decay is part of the gradient, as in the authors' code.
 
 F is never formed. With the gradients as the rows of G [m, d], Woodbury's identity gives
 
@@ -24,7 +26,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
-from submissions.rule import Bucket, Rule, Tensors
+from submissions.rule import Bucket, Rule, Tensors, average_
 
 
 class MFAC(Rule):
@@ -62,7 +64,9 @@ class MFAC(Rule):
                 state["window"][row] = 0
         products = []
         for bucket in buckets:
-            for g, window in zip(bucket.g, bucket.state("window"), strict=True):
+            # The decay enters the window with the gradient.
+            bucket.scratch["decayed"] = torch._foreach_add(bucket.g, bucket.theta, alpha=bucket["weight_decay"])
+            for g, window in zip(bucket.scratch["decayed"], bucket.state("window"), strict=True):
                 window[row] = g.reshape(-1)
                 # Summed in float64: the system is nearly singular, since λ is small.
                 products.append((window @ g.reshape(-1)).double())
@@ -80,13 +84,17 @@ class MFAC(Rule):
         # Gᵀ (m λ I + G Gᵀ)⁻¹ G g.
         projections = [
             (bucket.scratch["weights"] @ window).view(g.shape)
-            for window, g in zip(bucket.state("window"), bucket.g, strict=True)
+            for window, g in zip(bucket.state("window"), bucket.scratch["decayed"], strict=True)
         ]
-        direction = torch._foreach_sub(bucket.g, projections)
+        direction = torch._foreach_sub(bucket.scratch["decayed"], projections)
         torch._foreach_div_(direction, bucket["damping"])
         if not bucket["momentum"]:
             return direction
         momentum = bucket.state("momentum")
-        torch._foreach_mul_(momentum, bucket["momentum"])
-        torch._foreach_add_(momentum, direction)
+        average_(momentum, direction, bucket["momentum"])
         return momentum
+
+    @override
+    def apply(self, bucket: Bucket, direction: Tensors) -> None:
+        # Weight decay is in the direction already.
+        torch._foreach_add_(bucket.theta, direction, alpha=-bucket["lr"])

@@ -10,7 +10,7 @@ noise V ~ N(0, I), and A = Q_L M Q_Rᵀ, B = Q_L⁻ᵀ V Q_R⁻¹:
 A lower bound replaces the spectral norm, as in the released code. The factors are updated at every step for 500 steps,
 then less and less often, down to every 33rd step. Every hundredth update balances their scales; the released code does
 so at random. A side longer than `max_size_triangular` gets a diagonal factor. AdamW trains all parameters but hidden
-matrices and convolutions. State per matrix: mn + m² + n² numbers. Defaults: the released Kron's (lr 1e-3, momentum 0.9,
+matrices and convolutions. State per matrix: mn + m² + n² numbers. Defaults: the released Kron's (lr 3e-4, momentum 0.9,
 μ = 0.1).
 """
 
@@ -49,7 +49,7 @@ class PSGDKron(MatrixSubmission):
         self,
         setup: Setup,
         *,
-        lr: float = 1e-3,
+        lr: float = 3e-4,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         precondition_lr: float = 0.1,

@@ -223,6 +223,11 @@ class Submission:
         if state:
             raise ValueError(f"{type(self).__name__} saved a state but does not define load_state_dict")
 
+    def record_summary(self) -> dict[str, Any]:
+        """Facts about the training for the record, as numbers, texts and None by name: what happened that no column
+        shows, such as when a method switched to another. Asked for once, at the end."""
+        return {}
+
     def state_tensors(self) -> list[Tensor]:
         """Every tensor held between steps, to count the bytes; by default those of `state_dict`."""
         return collect_tensors(self.state_dict())
@@ -382,6 +387,13 @@ class OptimizerSubmission(Submission):
             restore_tensors(optimizer, saved)
 
     @override
+    def record_summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = {}
+        for optimizer in self.optimizers:
+            summary |= getattr(optimizer, "record_summary", dict)()
+        return summary
+
+    @override
     def state_tensors(self) -> list[Tensor]:
         return [tensor for optimizer in self.optimizers for tensor in collect_tensors(dict(optimizer.state))]
 
@@ -441,6 +453,10 @@ class Wrapper(Submission):
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.inner.load_state_dict(state["inner"])
+
+    @override
+    def record_summary(self) -> dict[str, Any]:
+        return self.inner.record_summary()
 
     @override
     def state_tensors(self) -> list[Tensor]:

@@ -69,6 +69,8 @@ class FinalFigures(BaseModel):
     disturbed: bool | None = None
     """Whether the machine was visibly busy with something else."""
     weights_sha256: str | None = None
+    submission_summary: dict[str, Any] | None = None
+    """What the submission has to say of its training, such as whether it switched from one method to another."""
 
     def of_metric(self, key: str) -> float | None:
         """A figure that has the metric in its name, such as `best_validation/loss`; None if there is none."""

@@ -130,6 +130,8 @@ def final_values(
     # Otherwise the weights are of no whole step, and the device may never answer.
     if outcome.status.is_finished and not outcome.status.is_crash:
         final["weights_sha256"] = training.weights_sha256()
+        if summary := training.record_summary():
+            final["submission_summary"] = summary
     # The index is set before the row is appended, which an exception may have prevented.
     if reached_row is not None and reached_row < len(rows):
         final |= _at_target(rows, reached_row, spec.metric)

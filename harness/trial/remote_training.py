@@ -180,6 +180,10 @@ class RemoteTraining(TrainingFacts):
         """As `Training.state_bytes`."""
         return int(self._ask("state_bytes")["bytes"])
 
+    def record_summary(self) -> dict[str, Any]:
+        """As `Training.record_summary`."""
+        return dict(self._ask("record_summary")["summary"])
+
     def weights_sha256(self) -> str:
         """As `Training.weights_sha256`."""
         return str(self._ask("weights_sha256")["sha256"])

@@ -168,6 +168,9 @@ class Trainee:
         self._training.leave_evaluation(self._weights)
         return {}
 
+    def _do_record_summary(self) -> dict[str, Any]:
+        return {"summary": self._training.record_summary()}
+
     def _do_state_bytes(self) -> dict[str, Any]:
         return {"bytes": self._training.state_bytes()}
 

@@ -368,6 +368,10 @@ class Training(TrainingFacts):
         """Bytes that the submission holds between steps."""
         return self.submission.state_bytes()
 
+    def record_summary(self) -> dict[str, Any]:
+        """What the submission has to say of the training, for the record (`Submission.record_summary`)."""
+        return self.submission.record_summary()
+
     def weights_sha256(self) -> str:
         """Hash of the trained weights."""
         return hash_weights(self.runner.model)

@@ -20,6 +20,8 @@ from tests.submissions.parity import (
 )
 
 SHAPES = ((4, 6), (6, 4), (4, 6), (2, 3, 3, 3), (0, 3))
+MATRICES = tuple(shape for shape in SHAPES if len(shape) == 2)
+"""The tensors that the submissions give to the rule, which takes any."""
 LR, GAMMA, BETAS = 0.01, 0.2, (0.9, 0.95)
 # Shampoo's step is in bfloat16 where the weights are float32, so it is compared in float64.
 DTYPES = {
@@ -99,7 +101,7 @@ def test_mars_exact(kind: str, decay: float, dtype: torch.dtype) -> None:
         submission_optimizer(MarsExact, needs=MarsExact.needs, **mars_hyperparameters(kind, decay)),
         lambda p: ExactReference(p, kind, decay, dtype),  # type: ignore[arg-type, return-value]
         dtype,
-        shapes=SHAPES,
+        shapes=MATRICES,
     )
 
 
@@ -126,12 +128,14 @@ def test_shampoos_step_in_bfloat16_is_close() -> None:
         torch.testing.assert_close(factor.double(), expected, rtol=0, atol=0.08)
 
 
-def test_vectors_are_trained_by_adamw() -> None:
-    matrix, vector = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
-    submission = Mars(make_setup({"matrix": matrix, "vector": vector}), adamw_lr=0.5)
+def test_vectors_and_filters_are_trained_by_adamw() -> None:
+    """As in the authors' code, whose condition is a tensor of two dimensions."""
+    matrix, vector, filters = (nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (3,), (2, 3, 3, 3)))
+    submission = Mars(make_setup({"matrix": matrix, "vector": vector, "filters": filters}), adamw_lr=0.5)
     rule, adamw = submission.optimizers
     assert isinstance(rule, MarsRule) and rule.param_groups[0]["params"] == [matrix]
     assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]["lr"] == 0.5
+    assert all(p is q for p, q in zip(adamw.param_groups[0]["params"], (vector, filters), strict=True))
 
 
 def test_an_unknown_kind_is_refused() -> None:

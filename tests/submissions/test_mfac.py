@@ -21,13 +21,13 @@ class Reference:
         self.buffer: Tensor | float = 0.0
 
     def step(self) -> None:
-        g = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
+        g = torch.cat([(p.grad + self.decay * p.detach()).flatten() for p in self.parameters if p.grad is not None])
         self.past = [*self.past, g][-WINDOW:]
         fisher = DAMPING * torch.eye(len(g), dtype=g.dtype) + sum(torch.outer(x, x) for x in self.past) / WINDOW
-        self.buffer = self.momentum * self.buffer + torch.linalg.solve(fisher, g)
+        self.buffer = self.momentum * self.buffer + (1 - self.momentum) * torch.linalg.solve(fisher, g)
         assert isinstance(self.buffer, Tensor)
         for p, direction in zip(self.parameters, self.buffer.split([p.numel() for p in self.parameters]), strict=True):
-            p.data = p.detach() - LR * (direction.view(p.shape) + self.decay * p.detach())
+            p.data = p.detach() - LR * direction.view(p.shape)
 
 
 @both_decays

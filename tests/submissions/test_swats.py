@@ -13,8 +13,9 @@ from tests.submissions.parity import assert_parity, both_decays
 class Reference:
     """Algorithm 1 on all parameters as one vector, with the paper's names; pytorch_optimizer switches per tensor."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float, tolerance: float) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float, tolerance: float, criterion: str) -> None:
         self.parameters, self.decay, self.tolerance = list(parameters), decay, tolerance
+        self.criterion = criterion
         w = self.flat()
         self.m, self.a, self.v = torch.zeros_like(w), torch.zeros_like(w), torch.zeros_like(w)
         self.k, self.lam, self.rate = 0, 0.0, None
@@ -36,25 +37,44 @@ class Reference:
             new = new + p
             gamma = float(p @ p / -(p @ g))
             self.lam = 0.99 * self.lam + 0.01 * gamma
-            if self.k > 1 and abs(self.lam / (1 - 0.99**self.k) - gamma) < self.tolerance:
-                self.rate = self.lam / (1 - 0.99**self.k)
+            corrected = self.lam / (1 - 0.99**self.k)
+            allowed = self.tolerance * (corrected if self.criterion == "relative" else 1)
+            if self.k > 1 and abs(corrected - gamma) < allowed:
+                self.rate = corrected
         pieces = new.split([p.numel() for p in self.parameters])
         for p, piece in zip(self.parameters, pieces, strict=True):
             p.data = piece.reshape(p.shape)
 
 
 @both_decays
-@pytest.mark.parametrize(("tolerance", "switches"), [(1e-9, False), (2e-3, True)])
+@pytest.mark.parametrize(
+    ("criterion", "tolerance", "switches"),
+    [("absolute", 1e-9, False), ("absolute", 2e-3, True), ("relative", 1e-6, False), ("relative", 0.05, True)],
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_swats(decay: float, tolerance: float, switches: bool, dtype: torch.dtype) -> None:
+def test_swats(decay: float, criterion: str, tolerance: float, switches: bool, dtype: torch.dtype) -> None:
     rules: list[Swats] = []
 
     def ours(p: Sequence[nn.Parameter]) -> Swats:
-        rules.append(Swats(p, lr=0.01, betas=(0.9, 0.99), weight_decay=decay, tolerance=tolerance))
+        options = {"tolerance": tolerance, "criterion": criterion}
+        rules.append(Swats(p, lr=0.01, betas=(0.9, 0.99), weight_decay=decay, **options))  # type: ignore[arg-type]
         return rules[0]
 
-    assert_parity(ours, lambda p: Reference(p, decay, tolerance), dtype)  # type: ignore[arg-type, return-value]
+    assert_parity(ours, lambda p: Reference(p, decay, tolerance, criterion), dtype)  # type: ignore[arg-type, return-value]
     assert (rules[0].param_groups[0]["sgd_rate"] is not None) == switches
+    assert (rules[0].record_summary()["switched_after"] is not None) == switches
+
+
+def test_a_learning_rate_of_zero_switches_nothing() -> None:
+    """Equal gradients make every γ equal, so that any other rate does at its second step."""
+    for rate, switched_after in ((0.01, 2), (0.0, None)):
+        p = nn.Parameter(torch.ones(4))
+        rule = Swats([p], lr=0.01, criterion="absolute", tolerance=1e-3)
+        rule.param_groups[0]["lr"] = rate
+        for _ in range(4):
+            p.grad = torch.ones(4)
+            rule.step()
+        assert rule.record_summary() == {"switched_after": switched_after}
 
 
 @pytest.mark.parametrize("phase", ["adam", "sgd"])
