@@ -8,8 +8,7 @@ Deep Models", arXiv:2208.06677, Algorithm 1. With the change of the gradient δ 
 
 As in the authors' code β are decay rates (1 - β of the paper), and m̂, v̂, n̂ are bias-corrected; the paper's algorithm
 starts m and n at the first gradient instead. There are no restarts. Four state tensors per parameter. Defaults:
-β = (0.98, 0.92, 0.99), ε = 1e-8, λ = 0.02 (the paper's for ViTs; the
-authors' code has 0).
+β = (0.98, 0.92, 0.99), ε = 1e-8, λ = 0.02 (the paper's for ViTs; the authors' code has 0).
 """
 
 from __future__ import annotations
