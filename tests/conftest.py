@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ from hypothesis import settings
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# Tests that run at the same time do not look at each other's cores.
+os.environ["PACEMARK_MACHINE_FOLDER"] = tempfile.mkdtemp(prefix="pacemark-tests-")
+atexit.register(shutil.rmtree, os.environ["PACEMARK_MACHINE_FOLDER"], ignore_errors=True)
 # Inductor otherwise compiles programs to ask what the processor can do, which it reads as well.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 

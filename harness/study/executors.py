@@ -25,6 +25,7 @@ from harness.processes import SOURCE_ROOT
 from harness.records.kills import forget_kills
 from harness.study.ledger import PlannedTrial
 from harness.study.machine import list_visible_gpus
+from harness.study.reservations import Reservation, reservation
 from harness.study.trial_process import Slot
 from harness.study.worker import Worker, work
 
@@ -60,10 +61,14 @@ def execute(trials: Sequence[PlannedTrial], report: Report) -> None:
 def _local(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -> None:
     """A thread for each worker; every trial runs in a process of its own."""
     number = min(executor.workers, len(trials))
-    slots = assign_slots(trials[0].study, number, report)
-    logger.debug("slots of the workers: %s", slots)
-    workers = [Worker(trials, slot) for slot in slots]
-    with ThreadPoolExecutor(number) as pool:
+    with reservation() as reserved:
+        slots = assign_slots(trials[0].study, number, report, reserved)
+        logger.debug("slots of the workers: %s", slots)
+        _work_in_threads([Worker(trials, slot) for slot in slots], report)
+
+
+def _work_in_threads(workers: Sequence[Worker], report: Report) -> None:
+    with ThreadPoolExecutor(len(workers)) as pool:
         running = [pool.submit(worker.work) for worker in workers]
         try:
             # FIRST_EXCEPTION: an error that the user has to correct would meet every worker.
@@ -83,16 +88,22 @@ def _local(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -
             future.result()
 
 
-def assign_slots(run: Run, number: int, report: Report) -> list[Slot]:
+def assign_slots(run: Run, number: int, report: Report, reserved: Reservation | None = None) -> list[Slot]:
     """Cores or a GPU of its own for each of `number` workers, so that they do not disturb each other's timings.
 
-    Where there are too few, workers share GPUs, or no worker is bound to cores; this is reported.
+    reserved: locks them, so that other pools of this machine take others; None: nobody else is looked at. Where there
+    are too few, workers share GPUs, or no worker is bound to cores; this is reported.
     """
     gpus = list_visible_gpus() if run.device in ("auto", "cuda") else []
     if gpus:
         if number > len(gpus):
             report(f"executor.workers={number} share {len(gpus)} GPU{'s' * (len(gpus) > 1)}: {_DISTURBED}")
-        return [Slot(gpu=gpus[i % len(gpus)]) for i in range(number)]
+        wanted = min(number, len(gpus))
+        free = gpus[:wanted] if reserved is None else reserved.take("gpu", gpus, wanted)
+        if len(free) < wanted:
+            report(f"other trials run on {len(gpus) - len(free)} of {len(gpus)} GPUs of this machine: {_DISTURBED}")
+            free += [gpu for gpu in gpus if gpu not in free][: wanted - len(free)]
+        return [Slot(gpu=free[i % wanted]) for i in range(number)]
     # One GPU that the user names, for all workers.
     if run.device.startswith("cuda"):
         if number > 1:
@@ -106,6 +117,15 @@ def assign_slots(run: Run, number: int, report: Report) -> list[Slot]:
     if number * run.threads > len(cores):
         report(f"executor.workers={number} with threads={run.threads} share {len(cores)} cores: {_DISTURBED}")
         return [Slot()] * number
+    wanted = number * run.threads
+    if reserved is not None:
+        unused = [int(core) for core in reserved.take("core", [str(core) for core in cores], wanted)]
+        if len(unused) < wanted:
+            reserved.release()
+            busy = len(cores) - len(unused)
+            report(f"other trials run on {busy} of {len(cores)} cores of this machine: {_DISTURBED}")
+            return [Slot()] * number
+        cores = unused
     return [Slot(cores=tuple(cores[i * run.threads : (i + 1) * run.threads])) for i in range(number)]
 
 
