@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import json
 import os
@@ -22,7 +21,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 # Tests that run at the same time do not look at each other's cores.
 os.environ["PACEMARK_MACHINE_FOLDER"] = tempfile.mkdtemp(prefix="pacemark-tests-")
-atexit.register(shutil.rmtree, os.environ["PACEMARK_MACHINE_FOLDER"], ignore_errors=True)
 # Inductor otherwise compiles programs to ask what the processor can do, which it reads as well.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
@@ -38,6 +36,11 @@ from workloads.data import fashion_mnist
 # Deterministic, and no second ever decides: machines are shared.
 settings.register_profile("pacemark", derandomize=True, deadline=None, database=None)
 settings.load_profile("pacemark")
+
+
+def pytest_unconfigure() -> None:
+    """Remove the folder that stands for the machine's."""
+    shutil.rmtree(os.environ["PACEMARK_MACHINE_FOLDER"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
