@@ -4,10 +4,10 @@ Linear rule for SGD: Goyal et al. 2017, "Accurate, Large Minibatch SGD: Training
 section 2.1 (η → κ η, all else unchanged) and 2.2 (gradual warm-up: the schedule's, which counts examples). Their
 momentum correction (remark 2) is not needed: the momentum buffer of torch's SGD contains no learning rate.
 
-Square-root rule for Adam: Malladi, Lyu, Panigrahi & Arora 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
-Algorithms", arXiv:2205.10287, definition 5.3:
+Square-root rules for RMSprop and Adam: Malladi, Lyu, Panigrahi & Arora 2022, "On the SDEs and Scaling Rules for
+Adaptive Gradient Algorithms", arXiv:2205.10287, definitions 5.2 and 5.3:
 
-    η → √κ η,   1 - β → κ (1 - β) for both β,   ε → ε / √κ
+    η → √κ η,   1 - β → κ (1 - β) for every β,   ε → ε / √κ
 
 The paper has no weight decay. Here λ → √κ λ, which keeps the decoupled decay per example, (η λ) / batch, unchanged. The
 last batch may exceed the budget. State: the optimizer's. Defaults: torch's, and κ = 2.
@@ -68,13 +68,7 @@ class LargeBatchAdamW(_LargeBatchSubmission):
         weight_decay: float = 1e-2,
         batch_factor: PositiveInt = 2,
     ) -> None:
-        # The averages then have the same length in examples.
-        beta1, beta2 = (1 - batch_factor * (1 - beta) for beta in betas)
-        if min(beta1, beta2) < 0:
-            raise ValueError(
-                f"betas={betas} with batch_factor={batch_factor}: 1 - β times the factor must be at most 1; "
-                "raise β or lower batch_factor"
-            )
+        beta1, beta2 = _scale_betas("betas", betas, batch_factor)
         root = batch_factor**0.5
         adamw = torch.optim.AdamW(
             setup.decay_groups(), lr=lr * root, betas=(beta1, beta2), eps=eps / root, weight_decay=weight_decay * root,
@@ -82,3 +76,37 @@ class LargeBatchAdamW(_LargeBatchSubmission):
         )  # fmt: skip
         super().__init__(setup, [adamw])
         self.batch_factor = batch_factor
+
+
+class LargeBatchRMSprop(_LargeBatchSubmission):
+    """RMSprop on larger batches with the square-root rule. batch_factor: κ."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        batch_factor: PositiveInt = 2,
+    ) -> None:
+        (scaled,) = _scale_betas("alpha", (alpha,), batch_factor)
+        root = batch_factor**0.5
+        rmsprop = torch.optim.RMSprop(
+            setup.decay_groups(), lr=lr * root, alpha=scaled, eps=eps / root, weight_decay=weight_decay, foreach=True
+        )
+        super().__init__(setup, [rmsprop])
+        self.batch_factor = batch_factor
+
+
+def _scale_betas(name: str, betas: tuple[float, ...], batch_factor: int) -> tuple[float, ...]:
+    """Decay rates whose averages have the same length in examples. Raises ValueError where none has."""
+    scaled = tuple(1 - batch_factor * (1 - beta) for beta in betas)
+    if min(scaled) < 0:
+        shown = betas if len(betas) > 1 else betas[0]
+        raise ValueError(
+            f"{name}={shown} with batch_factor={batch_factor}: 1 - β times the factor must be at most 1; "
+            "raise β or lower batch_factor"
+        )
+    return scaled

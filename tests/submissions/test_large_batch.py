@@ -8,7 +8,7 @@ from torch import nn
 
 from harness.interface import ExampleStream
 from harness.seeding import TrialSeeds
-from submissions.large_batch import LargeBatchAdamW, LargeBatchSGD
+from submissions.large_batch import LargeBatchAdamW, LargeBatchRMSprop, LargeBatchSGD
 from tests.submissions.parity import assert_parity, make_setup, submission_optimizer
 
 
@@ -29,7 +29,17 @@ def test_the_square_root_rule() -> None:
     )
 
 
-@pytest.mark.parametrize("cls", [LargeBatchSGD, LargeBatchAdamW])
+def test_the_square_root_rule_of_rmsprop() -> None:
+    """Weight decay is a part of RMSprop's gradient, and stays."""
+    hyperparameters = {"lr": 0.01, "alpha": 0.99, "eps": 1e-4, "weight_decay": 0.1, "batch_factor": 4}
+    assert_parity(
+        submission_optimizer(LargeBatchRMSprop, needs=LargeBatchRMSprop.needs, **hyperparameters),
+        lambda p: torch.optim.RMSprop(p, lr=0.02, alpha=0.96, eps=5e-5, weight_decay=0.1),
+        torch.float64,
+    )
+
+
+@pytest.mark.parametrize("cls", [LargeBatchSGD, LargeBatchAdamW, LargeBatchRMSprop])
 def test_batches_are_larger(cls: type[Any]) -> None:
     setup = make_setup({"a": nn.Parameter(torch.ones(2))}, needs=cls.needs)
     assert len(cls(setup, batch_factor=3).select(ExampleStream(TrialSeeds(0, 1), 64)).indices) == 3
