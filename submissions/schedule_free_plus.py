@@ -6,7 +6,7 @@ the loss f and gradient g at y:
     α = γ_t (f - f* + b ⟨g, z - x⟩)₊ / ê                     ê = e / (1 - β_p^t)
     m ← β1 m + (1 - β1) g,   v ← β2 v + (1 - β2) g²
     z ← z - α² λ y - α m̂ / (√v̂ + ε)
-    x ← (1 - c) x + c z,   y = b x + (1 - b) z               c = t^r / Σ t^r
+    x ← (1 - c) x + c z,   y = b x + (1 - b) z               c = w / Σ w,   w = t^r max γ²
 
 γ_t is lr times the schedule's factor: a warm-up, then constant. The norm, the inner product and α are over all
 parameters. b grows linearly from b₀ to b₁ over a share of the budget. The paper's c = 1 during its warm-up is left out:
@@ -93,7 +93,7 @@ class ScheduleFreePlusRule(Rule):
     """b of the y that the step makes."""
 
     def __init__(self, params: ParamsT, hyperparameters: dict[str, Any]) -> None:
-        super().__init__(params, hyperparameters | {"steps": 0, "weight_sum": 0.0})
+        super().__init__(params, hyperparameters | {"steps": 0, "weight_sum": 0.0, "largest_lr": 0.0})
 
     @override
     def initial_state(self, theta: Tensor, g: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +103,8 @@ class ScheduleFreePlusRule(Rule):
     def prepare_step(self, buckets: Sequence[Bucket]) -> None:
         for group in self.param_groups:
             group["steps"] += 1
-            group["weight_sum"] += group["steps"] ** group["averaging_power"]
+            group["largest_lr"] = max(group["largest_lr"], group["lr"])
+            group["weight_sum"] += group["steps"] ** group["averaging_power"] * group["largest_lr"] ** 2
         if not buckets:
             return
         first = buckets[0]
@@ -130,7 +131,9 @@ class ScheduleFreePlusRule(Rule):
     def apply(self, bucket: Bucket, direction: Tensors) -> None:
         z, y, b = bucket.state("fast"), bucket.theta, bucket["mix"]
         alpha = bucket["lr"] * bucket.scratch["polyak"]
-        c = bucket["steps"] ** bucket["averaging_power"] / bucket["weight_sum"]
+        weight = bucket["steps"] ** bucket["averaging_power"] * bucket["largest_lr"] ** 2
+        # All factors so far may be zero.
+        c = weight / bucket["weight_sum"] if bucket["weight_sum"] else 0.0
         x = torch._foreach_lerp(y, z, 1 - 1 / b)
         torch._foreach_sub_(z, torch._foreach_mul(direction, alpha))
         if bucket["weight_decay"]:
