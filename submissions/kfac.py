@@ -185,8 +185,8 @@ class KFAC(OptimizerSubmission):
 
     @override
     def state_tensors(self) -> list[Tensor]:
-        own = [tensor for pair in (*self.factors.values(), *self.inverses.values()) for tensor in pair]
-        return super().state_tensors() + own
+        held = [tensor for pair in (*self.factors.values(), *self.inverses.values()) for tensor in pair]
+        return super().state_tensors() + held
 
 
 @dataclass

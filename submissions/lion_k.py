@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
+from submissions.matrices import group_by_shape
 from submissions.polar import orthogonalise
 from submissions.rule import Bucket, Rule, Tensors, average_
 
@@ -78,7 +79,7 @@ class LionK(Rule):
         elif bucket["kernel"] == "rows":
             c = [_unit(x, dim=-1) for x in c]
         elif bucket["kernel"] == "nuclear":
-            c = [_polar(x) for x in c]
+            c = _polar(c)
         else:
             torch._foreach_div_(c, bucket["width"])
             torch._foreach_clamp_min_(c, -1.0)
@@ -98,7 +99,12 @@ def _unit(c: Tensor, dim: int | None) -> Tensor:
     return (flat / torch.linalg.vector_norm(flat, dim=rows, keepdim=rows is not None).clamp_min(TINY)).view(c.shape)
 
 
-def _polar(c: Tensor) -> Tensor:
-    if c.ndim < 2 or not c.numel():
-        return _unit(c, dim=None)
-    return orthogonalise(c.flatten(1).unsqueeze(0))[0].view(c.shape)
+def _polar(tensors: Tensors) -> Tensors:
+    """The polar factors of matrices, those of one shape together; vectors over their norms."""
+    factors = [_unit(c, dim=None) if c.ndim < 2 else c for c in tensors]
+    for indices in group_by_shape(tensors):
+        if tensors[indices[0]].ndim >= 2:
+            mapped = orthogonalise(torch.stack([tensors[index].flatten(1) for index in indices]))
+            for index, factor in zip(indices, mapped.unbind(), strict=True):
+                factors[index] = factor.view(tensors[index].shape)
+    return factors

@@ -124,8 +124,8 @@ class NewtonMuon(MatrixSubmission):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        own = {"moments": self.moments, "inverses": self.inverses, "count": self.count}
-        return super().state_dict() | own
+        further = {"moments": self.moments, "inverses": self.inverses, "count": self.count}
+        return super().state_dict() | further
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:

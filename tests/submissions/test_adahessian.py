@@ -29,16 +29,16 @@ def test_adahessian(every: int) -> None:
                     z = [torch.randint(2, p.shape, generator=generator).double() * 2 - 1 for p in parameters]
                     products = context.hessian_vector_product(z)
                     counts["estimates"] += 1
-                    for mine, sign, product in zip(memory, z, products, strict=True):
+                    for moments, sign, product in zip(memory, z, products, strict=True):
                         d = (sign * product).abs()
                         if d.ndim == 4:
                             d = d.mean((2, 3), keepdim=True).expand(d.shape)
-                        mine["v"] = 0.8 * mine["v"] + 0.2 * d**2
+                        moments["v"] = 0.8 * moments["v"] + 0.2 * d**2
                 counts["step"] += 1
-                for p, g, mine in zip(parameters, gradients, memory, strict=True):
-                    mine["m"] = 0.9 * mine["m"] + 0.1 * g
-                    v = mine["v"] / (1 - 0.8 ** counts["estimates"])
-                    ratio = mine["m"] / (1 - 0.9 ** counts["step"]) / (v.sqrt() ** 0.7 + 1e-3)
+                for p, g, moments in zip(parameters, gradients, memory, strict=True):
+                    moments["m"] = 0.9 * moments["m"] + 0.1 * g
+                    v = moments["v"] / (1 - 0.8 ** counts["estimates"])
+                    ratio = moments["m"] / (1 - 0.9 ** counts["step"]) / (v.sqrt() ** 0.7 + 1e-3)
                     p.data = p.data - 0.1 * (ratio + 0.3 * p.data)
 
         return Stepper()

@@ -55,10 +55,10 @@ class Context:
         kept = [p.grad for p in self.model.parameters()]
         self.model.zero_grad()
         self.run(self.y[1])
-        found = [p.grad for p in self.model.parameters()]
+        factors = [p.grad for p in self.model.parameters()]
         for p, grad in zip(self.model.parameters(), kept, strict=True):
             p.grad = grad
-        return [g for g in found if g is not None]
+        return [g for g in factors if g is not None]
 
 
 def factors_by_hand(model: Model, context: Context) -> dict[str, tuple[Tensor, Tensor]]:
@@ -76,7 +76,7 @@ def factors_by_hand(model: Model, context: Context) -> dict[str, tuple[Tensor, T
     F.cross_entropy(model(context.x), context.y[1]).backward()
     for handle in handles:
         handle.remove()
-    found = {}
+    factors = {}
     for name, (inputs, output) in taken.items():
         layer, gradient = getattr(model, name), output.grad
         assert gradient is not None
@@ -89,8 +89,8 @@ def factors_by_hand(model: Model, context: Context) -> dict[str, tuple[Tensor, T
             a, s = inputs, gradient
         if layer.bias is not None:
             a = torch.cat([a, torch.ones(len(a), 1, dtype=a.dtype)], 1)
-        found[name] = (a.T @ a / len(a), EXAMPLES * s.T @ s)
-    return found
+        factors[name] = (a.T @ a / len(a), EXAMPLES * s.T @ s)
+    return factors
 
 
 def test_kfac() -> None:

@@ -34,10 +34,10 @@ def test_matrices_and_the_rest_follow_schedules_of_their_own() -> None:
     context: Any = ParityContext(parameters, 8)
     submission.step(context)
     # Of ten steps: 8 is halfway through the last four, and three quarters through the last eight.
-    found = {tuple(g["params"][0].shape): (g["lr"], g["weight_decay"]) for g in sgd.param_groups}
-    assert found[3, 4] == pytest.approx((0.5, 0.25))
-    assert found[4, 3] == pytest.approx((0.25, 0.125))
-    assert found[(3,)] == pytest.approx((0.25, 0.0))
+    values = {tuple(g["params"][0].shape): (g["lr"], g["weight_decay"]) for g in sgd.param_groups}
+    assert values[3, 4] == pytest.approx((0.5, 0.25))
+    assert values[4, 3] == pytest.approx((0.25, 0.125))
+    assert values[(3,)] == pytest.approx((0.25, 0.0))
 
 
 def test_a_rule_for_matrices_holds_views_of_them() -> None:

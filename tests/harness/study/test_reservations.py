@@ -32,23 +32,23 @@ def test_where_there_is_no_folder_everybody_takes_the_first(tmp_path: Path) -> N
 
 def test_pools_take_different_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors.os, "sched_getaffinity", lambda pid: {2, 5, 7})
-    run, said = load_run(RUN), []
+    run, lines = load_run(RUN), []
     pools = [Reservation(tmp_path) for _ in range(3)]
-    assert executors.assign_slots(run, 1, said.append, pools[0]) == [Slot(cores=(2,))]
-    assert executors.assign_slots(run, 2, said.append, pools[1]) == [Slot(cores=(5,)), Slot(cores=(7,))]
-    assert not said
-    assert executors.assign_slots(run, 1, said.append, pools[2]) == [Slot()]
-    assert said == ["other trials run on 3 of 3 cores of this machine: their seconds disturb each other"]
+    assert executors.assign_slots(run, 1, lines.append, pools[0]) == [Slot(cores=(2,))]
+    assert executors.assign_slots(run, 2, lines.append, pools[1]) == [Slot(cores=(5,)), Slot(cores=(7,))]
+    assert not lines
+    assert executors.assign_slots(run, 1, lines.append, pools[2]) == [Slot()]
+    assert lines == ["other trials run on 3 of 3 cores of this machine: their seconds disturb each other"]
 
 
 def test_pools_take_different_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "list_visible_gpus", lambda: ["0", "1", "2"])
-    run, said = load_run(RUN), []
+    run, lines = load_run(RUN), []
     first, second = Reservation(tmp_path), Reservation(tmp_path)
-    assert executors.assign_slots(run, 2, said.append, first) == [Slot(gpu="0"), Slot(gpu="1")]
-    assert executors.assign_slots(run, 1, said.append, second) == [Slot(gpu="2")]
-    assert not said
+    assert executors.assign_slots(run, 2, lines.append, first) == [Slot(gpu="0"), Slot(gpu="1")]
+    assert executors.assign_slots(run, 1, lines.append, second) == [Slot(gpu="2")]
+    assert not lines
     # Too few are left: the third pool shares, and says so.
     third = Reservation(tmp_path)
-    assert executors.assign_slots(run, 2, said.append, third) == [Slot(gpu="0"), Slot(gpu="1")]
-    assert said == ["other trials run on 3 of 3 GPUs of this machine: their seconds disturb each other"]
+    assert executors.assign_slots(run, 2, lines.append, third) == [Slot(gpu="0"), Slot(gpu="1")]
+    assert lines == ["other trials run on 3 of 3 GPUs of this machine: their seconds disturb each other"]
