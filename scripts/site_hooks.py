@@ -4,7 +4,8 @@ Named in mkdocs.yml, and called by mkdocs alone:
 
 - README.md becomes the front page. CHANGELOG.md, CONTRIBUTING.md and the LEADERBOARD.md of each board become pages.
 - reference.md is made from `harness.interface` and the bases of update rules.
-- What scripts/build_site.py has left in build/boards is added: a list of the boards, and their HTML pages.
+- What scripts/build_site.py has left in build/boards and build/algorithms is added: a list of the boards and their HTML
+  pages, and a page for each algorithm.
 - A link to a file of the repository that is no page leads to `repo_url`; without one it becomes plain text.
 - Formulas become MathML, so that the site needs no script from another server.
 """
@@ -31,6 +32,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 BOARDS = ROOT / "build" / "boards"
 """What scripts/build_site.py makes before it calls mkdocs."""
+ALGORITHMS = ROOT / "build" / "algorithms"
+"""Likewise."""
+NO_ALGORITHMS = "# Each algorithm\n\n`python scripts/build_site.py` builds their pages.\n"
 NO_BOARDS = "# Boards\n\n`python scripts/build_site.py` builds their pages.\n"
 BASES = ("submissions.rule.Rule", "submissions.rule.Bucket", "submissions.matrices.MatrixRule",
          "submissions.matrices.MatrixSubmission")  # fmt: skip
@@ -56,6 +60,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for board in list_boards():
         _add(files, config, f"boards/{board.parent.name}/LEADERBOARD.md", board / "LEADERBOARD.md")
     files.append(File.generated(config, "reference.md", content=_reference()))
+    pages = sorted(ALGORITHMS.glob("*.md"))
+    if not pages:
+        files.append(File.generated(config, "algorithms/index.md", content=NO_ALGORITHMS))
+    for path in pages:
+        _add(files, config, f"algorithms/{path.name}", path)
     made = [path for path in sorted(BOARDS.rglob("*")) if path.is_file()]
     if not made:
         files.append(File.generated(config, "boards/index.md", content=NO_BOARDS))

@@ -103,26 +103,28 @@ def _row(algorithm: Algorithm, times: pd.DataFrame) -> str:
     needs = ", ".join(need.value.replace("_", " ") for need in algorithm.needs)
     waits = "; ".join(algorithm.host_waits)
     rule, *wrappers = algorithm.classes
-    code = _link_source(rule) + "".join(f", in {_link_source(wrapper)}" for wrapper in wrappers)
+    code = link_source(rule) + "".join(f", in {link_source(wrapper)}" for wrapper in wrappers)
     cells = (
-        f"`{algorithm.name}` ({code})", _escape(algorithm.description), _link_paper(_escape(algorithm.paper)), needs,
+        f"`{algorithm.name}` ({code})", _escape(algorithm.description), link_paper(_escape(algorithm.paper)), needs,
         waits, f"{algorithm.state:.2f}", ratio,
     )  # fmt: skip
     return f"| {' | '.join(cells)} |\n"
 
 
-def _link_source(path: str) -> str:
-    """`submissions.lion.Lion` as a link to its file; others by the name of their package."""
+def link_source(path: str, root: str = "..") -> str:
+    """`submissions.lion.Lion` as a link to its file; others by the name of their package. root: from the page to the
+    root of the repository."""
     module = path.rpartition(".")[0]
     if not module.startswith("submissions."):
         return module.partition(".")[0]
     file = module.replace(".", "/") + ".py"
-    return f"[{Path(file).name}](../{file})"
+    return f"[{Path(file).name}]({root}/{file})"
 
 
 def _escape(text: str) -> str:
     return text.replace("|", r"\|")
 
 
-def _link_paper(paper: str) -> str:
+def link_paper(paper: str) -> str:
+    """A citation in Markdown, with its arXiv numbers as links."""
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
