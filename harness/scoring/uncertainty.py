@@ -74,6 +74,8 @@ def estimate(
     - `time` to the target; infinite: missed;
     - `limit`, how long it trained; read for misses only;
     - `resolution`, time from the evaluation before to the one at the target; NaN: unknown;
+    - optionally `interpolated`, whether `time` is the crossing interpolated between the two; otherwise it is that of
+      the evaluation, and a difference counts only as far as it exceeds the resolution;
     - optionally `timing_error`, the relative error that all studies of a cell share, and `timing_dof`, its degrees of
       freedom;
     - optionally `budget`, how long it could have trained; NaN: unknown. It is read where every study of a cell met the
