@@ -62,10 +62,10 @@ def read_real_seeds(records: Path) -> RealSeeds:
 def _read_workload(name: str, records: Path) -> tuple[Array, Array, Array]:
     """Crossing, recorded steps and spacing of the seeds of one workload: each [seeds]."""
     rows, spec = _read_rows(name, records)
-    found = _find(rows, spec)
-    if np.isnan(found.crossing_share).any():
+    crossings = _find(rows, spec)
+    if np.isnan(crossings.crossing_share).any():
         raise UserError(f"a confirmation trial of {name} does not meet the target of its configuration")
-    return _crossing(found), found.steps, found.resolution_steps
+    return _crossing(crossings), crossings.steps, crossings.resolution_steps
 
 
 def _find(rows: Evaluations, spec: WorkloadSpec) -> Crossings:
@@ -73,9 +73,9 @@ def _find(rows: Evaluations, spec: WorkloadSpec) -> Crossings:
     return find_crossings(rows, np.full(CONFIRM_RUNS, spec.target), is_min)
 
 
-def _crossing(found: Crossings) -> Array:
+def _crossing(crossings: Crossings) -> Array:
     """In nominal steps: [seeds] (docs/statistics.md, eq. 8b)."""
-    return found.steps - (1 - found.crossing_share) * found.resolution_steps
+    return crossings.steps - (1 - crossings.crossing_share) * crossings.resolution_steps
 
 
 def _read_rows(name: str, records: Path) -> tuple[Evaluations, WorkloadSpec]:

@@ -47,8 +47,8 @@ def check_studies(trials: Sequence[TrialFolder], shipped: Shipped) -> Iterator[F
         elif rules.tuning is not None and trial.trial > rules.tuning.studies * rules.tuning.trials:
             points = rules.tuning.studies * rules.tuning.trials
             message = (
-                f"trial {trial.trial}: the number of its point, and ruleset {rules.name} tries {points}; for more write "
-                "a ruleset of your own, for all submissions"
+                f"trial {trial.trial}: the number of its point, and ruleset {rules.name} tries {points}; for more "
+                "write a ruleset of your own, for all submissions"
             )
             yield Finding(trial.shown, Severity.REFUSED, "studies", message, i)
             continue

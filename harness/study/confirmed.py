@@ -183,14 +183,14 @@ def trial_cost(trial: PlannedTrial) -> float:
     rows = read_evaluations(trial.path.evaluations, f"validation/{spec.metric}", FURTHER_COLUMNS)
     if rows is None or not state.is_over:
         return math.inf
-    found = find_crossings(rows, np.array([spec.target]), np.array([spec.direction == "min"]))
-    if np.isfinite(found.steps[0]):
+    crossings = find_crossings(rows, np.array([spec.target]), np.array([spec.direction == "min"]))
+    if np.isfinite(crossings.steps[0]):
         # docs/statistics.md, eq. 8b; without an evaluation before, the time is that of the evaluation.
-        rest = 0.0 if np.isnan(found.crossing_share[0]) else 1 - found.crossing_share[0]
-        return float(found.steps[0] - rest * found.resolution_steps[0]) / spec.max_steps
-    if state.name != Status.EXHAUSTED or not np.isfinite(found.best[0]):
+        rest = 0.0 if np.isnan(crossings.crossing_share[0]) else 1 - crossings.crossing_share[0]
+        return float(crossings.steps[0] - rest * crossings.resolution_steps[0]) / spec.max_steps
+    if state.name != Status.EXHAUSTED or not np.isfinite(crossings.best[0]):
         return math.inf
-    return 1 + abs(float(found.best[0]) - spec.target) / abs(spec.target)
+    return 1 + abs(float(crossings.best[0]) - spec.target) / abs(spec.target)
 
 
 def _name(run: Run) -> str:
