@@ -312,7 +312,7 @@ def _seconds_by_machine(trials: pd.DataFrame, timings: Timings | None, further: 
         columns = {run.machine: column(run.apply(untimed), "seconds") for run in further}
     else:
         machines = trials["machine"].dropna().unique()
-        columns = {m: column(trials[trials["machine"] == m], "raw_seconds") for m in machines if len(machines) > 1}
+        columns = {m: column(trials[trials["machine"] == m], "seconds") for m in machines if len(machines) > 1}
     if not columns:
         return pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=CELL))
     return pd.DataFrame({f"seconds_on_{machine}": values for machine, values in columns.items()})
