@@ -16,7 +16,9 @@ left: the error of the interpolation that all studies share (docs/statistics.md,
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,14 +83,21 @@ def _crossing(crossings: Crossings) -> Array:
 def _read_rows(name: str, records: Path) -> tuple[Evaluations, WorkloadSpec]:
     """Every evaluation of the confirmation trials of a workload, numbered by their seeds from 0."""
     spec = load_run([f"workload={name}", "scale=mini", "optimizer=adamw"]).spec
-    contents: dict[int, bytes] = {}
-    for archive in sorted(records.glob("*/external/*/adamw-*.tar.xz")):
-        for trial in read_archive(archive).trials.values():
-            if trial.workload == name and trial.study in CONFIRM_SEEDS:
-                contents[trial.study - CONFIRM_SEED] = trial.files[EVALUATIONS]
+    contents = _read_files(records).get(name, {})
     if sorted(contents) != list(range(CONFIRM_RUNS)):
         raise UserError(f"{records} has {len(contents)} of the {CONFIRM_RUNS} confirmation trials of {name}")
     return parse_evaluations(contents, dict.fromkeys(contents, f"validation/{spec.metric}")).rows, spec
+
+
+@functools.cache
+def _read_files(records: Path) -> dict[str, dict[int, bytes]]:
+    """By workload and seed, counted from 0: the evaluations of every confirmation trial."""
+    files: dict[str, dict[int, bytes]] = defaultdict(dict)
+    for archive in sorted(records.glob("*/external/*/adamw-*.tar.xz")):
+        for trial in read_archive(archive).trials.values():
+            if trial.study in CONFIRM_SEEDS:
+                files[trial.workload][trial.study - CONFIRM_SEED] = trial.files[EVALUATIONS]
+    return files
 
 
 def measure_shifts(records: Path, every: int) -> dict[str, tuple[float, float]]:

@@ -46,12 +46,7 @@ class PointCost:
     """Of its trials in the later stages."""
     study: int
     cost: float
-    """Below 1 where the target was met: the share of the budget."""
-
-    @property
-    def has_met(self) -> bool:
-        """Whether the target was met."""
-        return self.cost <= 1
+    """At most 1 where the target was met: the share of the budget."""
 
 
 def check_confirmed(runs: Sequence[Run]) -> None:
