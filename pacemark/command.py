@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "train a workload with a submission until it meets the target, or a whole study",
     "status": "what a folder of records holds: trials planned, running, finished, and the time left",
     "compare": "is submission A faster than B? a verdict with its uncertainty",
+    "confirm": "which differences seeds will find, and what confirmed settings and their tuning are worth",
     "leaderboard": "a leaderboard from records: tables and a page",
     "audit": "what in records contradicts itself, the configs or the other records",
     "timing": "time submissions alternately on this machine, for seconds that compare",

@@ -34,7 +34,8 @@ def load_records(records: Folders, *, scale: str | None = None, ruleset: str | N
 
     - submission, workload, study, trial, status; disturbed;
     - target, seconds and steps to it (NaN if it was not met), limit_seconds and limit_steps (how far the trial went),
-      resolution_seconds and resolution_steps (since the evaluation before), best and final value of the target's
+      resolution_seconds and resolution_steps (since the evaluation before), crossing_share (how far between that
+      evaluation and this one the interpolated metric meets the target, in (0, 1]), best and final value of the target's
       metric, examples, peak_memory_bytes, state_bytes_per_parameter, energy_joules;
     - hp.<name>: the hyperparameters that the algorithm was built with; schedule.<name>: its schedule; clip_norm;
     - machine, path. Seconds are of each trial's own clock, and compare only within a machine.

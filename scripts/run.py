@@ -38,6 +38,8 @@ from harness.version import package_version
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.study.ledger import TrialState
+
 # Modules that bring torch are imported inside the functions below: --help need not wait for it, and its thread pools
 # are sized on import, after OMP_NUM_THREADS is set.
 
@@ -60,6 +62,7 @@ Keys that are often set (all of them: --show)
   optimizer.clip_norm=1                  clip the global gradient norm; null for none
   ruleset=external                       tune: trials from the search space, in several studies
   ruleset.studies=3 ruleset.trials=5     how many
+  ruleset=confirmed                      tune once, then measure the best point on fresh seeds
   executor.workers=2                     trials at a time
   seed=1                                 another study seed: other weights, data order and augmentation
   run_to_end=true                        train past the target, to the end of the budget
@@ -121,13 +124,9 @@ def _run(runs: list[Run]) -> int:
     """Run the trials of a command, here if there is just one and otherwise as a pool; returns the exit status."""
     # Before the imports below, which bring torch.
     os.environ["OMP_NUM_THREADS"] = str(runs[0].threads)
-    from rich.text import Text
-
     from harness.display import make_console
-    from harness.records.kills import KILL_LIMIT, count_kills
     from harness.records.status import CRASHED
-    from harness.study import executors, ledger
-    from harness.study.progress import PoolProgress, print_studies
+    from harness.study import ledger
 
     # A scheduler's stop is like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -136,14 +135,48 @@ def _run(runs: list[Run]) -> int:
     machine = _find_machine(runs)
     if is_launched():
         return _run_on_ranks(runs, machine, console)
+    is_confirmed = runs[0].ruleset.tuning is not None
     if runs[0].executor.name == "local":
-        trials = ledger.enumerate_trials(runs, machine)
+        trials = ledger.enumerate_trials(runs, machine) if not is_confirmed else []
         # A single trial needs neither a plan nor workers, and its progress line shows in this terminal.
         # A judge is of a process that has not imported the submission, as this one has to check the configuration.
         if len(trials) == 1 and trials[0].run.judge != "process":
             code, _ = _run_here(trials[0].run.model_copy(update={"overwrite": runs[0].overwrite}), console)
             return code
         _check_data(runs)
+    if is_confirmed:
+        return _run_confirmed(runs, machine, console)
+    states = _run_pool(runs, machine, console)
+    return int(any(not state.is_over or state.name in CRASHED for state in states))
+
+
+def _run_confirmed(runs: list[Run], machine: str, console: Console) -> int:
+    """The stages of a ruleset that confirms, each as a pool; returns the exit status."""
+    from harness.records.status import CRASHED
+    from harness.study.confirmed import confirm, power_sentence
+
+    def report(line: str) -> None:
+        console.print(line, markup=False)
+
+    def run_stage(of_stage: list[Run]) -> bool:
+        return all(state.is_over for state in _run_pool(of_stage, machine, console))
+
+    report(power_sentence(runs))
+    confirmed = confirm(runs, machine, run_stage, report)
+    if confirmed is None:
+        return 1
+    states = _run_pool(confirmed, machine, console)
+    return int(any(not state.is_over or state.name in CRASHED for state in states))
+
+
+def _run_pool(runs: list[Run], machine: str, console: Console) -> list[TrialState]:
+    """Plan the trials and run the unfinished ones as a pool; their states after it."""
+    from rich.text import Text
+
+    from harness.records.kills import KILL_LIMIT, count_kills
+    from harness.study import executors, ledger
+    from harness.study.progress import PoolProgress, print_studies
+
     trials = ledger.plan(runs, machine)
     with PoolProgress(console, trials):
         # A text with a style, since style= would colour the live display below the line too.
@@ -157,13 +190,23 @@ def _run(runs: list[Run]) -> int:
             console.print(Text(text, style="yellow"))
     if left:
         console.print(f"{left} trials are left; the same command continues", style="yellow")
-    return int(left > 0 or any(state.name in CRASHED for state in states))
+    return list(states)
 
 
 def _check_runs(runs: list[Run]) -> None:
     """Raise UserError for what no executor can run."""
+    from harness.config.confirmation import CONFIRMED_SEEDS
     from harness.config.study_trials import TARGET_SEEDS, list_trials
 
+    if any(run.ruleset.tuning is not None for run in runs):
+        from harness.study.confirmed import check_confirmed
+
+        check_confirmed(runs)
+        if is_launched():
+            raise UserError(
+                f"ruleset={runs[0].ruleset.name}: its stages are pools of trials, and a launcher's processes share one "
+                "trial; start it without the launcher"
+            )
     if len({str(run.executor) for run in runs}) > 1:
         raise UserError("executor: one for all runs of a sweep; it cannot be swept")
     # A folder of records is of one machine, and both are part of its name.
@@ -184,6 +227,11 @@ def _check_runs(runs: list[Run]) -> None:
             raise UserError(
                 f"seed={run.seed}: the seeds {TARGET_SEEDS[0]} to {TARGET_SEEDS[-1]} serve the measurement of targets; "
                 "take another"
+            )
+        if any(seed in CONFIRMED_SEEDS for seed, _ in list_trials(run)):
+            raise UserError(
+                f"seed={run.seed}: the seeds {CONFIRMED_SEEDS[0]} to {CONFIRMED_SEEDS[-1]} are kept for "
+                "ruleset=confirmed, so that nobody has seen them before; take another"
             )
 
 

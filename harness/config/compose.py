@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import choices
 from harness.config.choices import BASE_VARIANT, EXPERIMENT_GROUP, GROUPS, SCALE_GROUP, VARIANT_GROUP
+from harness.config.confirmation import stage_ruleset
 from harness.config.experiments import quote, read_experiment
 from harness.config.schema import INTERNAL_KEYS, Ruleset, Run
 from harness.errors import UserError, shorten
@@ -119,9 +120,10 @@ def shipped_workload(name: str, scale: str, variant: str | None = None) -> dict[
 
 
 def shipped_ruleset(name: str) -> Ruleset | None:
-    """A ruleset of configs/ or of the user's own folders of configs; None where they have none by this name."""
+    """A ruleset of configs/ or of the user's own folders of configs, or a stage of one; None where they have none by
+    this name."""
     values = _read_choice("ruleset", name)
-    return Ruleset(**values) if values is not None else None
+    return Ruleset(**values) if values is not None else stage_ruleset(name, shipped_ruleset)
 
 
 def shipped_optimizer(name: str) -> dict[str, Any] | None:

@@ -34,6 +34,22 @@ class Named(_Strict):
 Judge = Literal["process", "replay", "none"]
 
 
+class Tuning(_Strict):
+    """What a ruleset does before its own trials: tune, and try the best points again on other seeds."""
+
+    ruleset: str | None = None
+    """Of the tuning's trials; null: one of its own, named after this ruleset."""
+    studies: int = Field(ge=1)
+    trials: int = Field(ge=1)
+    """Points of each study."""
+    seed: int = Field(ge=0)
+    """Of the first study."""
+    finalists: int = Field(ge=1)
+    """Points that are tried again, equally many of each study."""
+    finalist_studies: int = Field(ge=1)
+    """Other seeds that each of them is tried on."""
+
+
 class Ruleset(Named):
     """How much tuning a submission gets."""
 
@@ -43,6 +59,11 @@ class Ruleset(Named):
     """Trials of a study."""
     points: Literal["recipe", "search_space"] = "recipe"
     """Where the trials' hyperparameters come from."""
+    tuning: Tuning | None = None
+    """Stages before this one (harness/config/confirmation.py): all trials of a submission on a workload are at the one
+    point that came out of them; null: none."""
+    kept: int = Field(default=1, ge=1)
+    """Best trials of a study that are looked at, which pruning spares."""
     budget_factor: float = Field(default=1.0, gt=0)
     """The budget in steps, as a multiple of the workload's."""
     judge: Judge = "none"

@@ -24,4 +24,9 @@ def configure_trial(run: Run, seed: int, number: int) -> Run:
     # The validation in harness.config refuses a ruleset that draws from a search space where there is none.
     assert run.optimizer.search_space is not None
     space = parse_search_space(run.optimizer.search_space)
+    tuning = run.ruleset.tuning
+    if tuning is not None:
+        # The number of a trial is that of its point, whatever the seed (harness/config/confirmation.py).
+        study, point = divmod(number - 1, tuning.trials)
+        return trial.with_point(space.point(run.optimizer.name, tuning.seed + study, point + 1))
     return trial.with_point(space.point(run.optimizer.name, seed, number))

@@ -217,8 +217,10 @@ def _search_space_problems(optimizer: Optimizer, run: Run | None, reported: list
     try:
         space = search_space.parse_search_space(optimizer.search_space)
         # The last trial's point is asked for only for its UserError, which says how many points the list has.
-        if run is not None and drawn_from and run.ruleset.trials > len(space.points) > 0:
-            space.point(optimizer.name, 0, run.ruleset.trials)
+        if run is not None and drawn_from:
+            trials = max(run.ruleset.trials, run.ruleset.tuning.trials if run.ruleset.tuning is not None else 1)
+            if trials > len(space.points) > 0:
+                space.point(optimizer.name, 0, trials)
     except UserError as error:
         return error.messages
     messages: list[str] = []

@@ -126,7 +126,7 @@ def _estimate_pairs(
     comparable, is_lower, is_upper = workloads.is_comparable, workloads.is_lower_bound, workloads.is_upper_bound
     detectable = np.nan
     if model is None:
-        log_times = np.where(table.median_missed, table.log_horizon, table.mean_log_time)
+        log_times = np.where(table.median_missed, table.log_bound, table.mean_log_time)
         log_ratio = workloads.mean(log_times[workloads.first] - log_times[workloads.second])
         low = high = p = np.full(len(log_ratio), np.nan)
     else:
@@ -167,11 +167,19 @@ def log_ratios(table: StudyTable, model: MedianModel, workloads: PairedWorkloads
     missed = table.median_missed
     estimate = np.where(missed, model.bound, model.estimate)
     variance = np.where(missed, model.bound_variance, model.variance)
-    log_ratio = workloads.mean(estimate[first] - estimate[second])
-
-    unpaired = variance[first] + variance[second]
+    differences, first_variance, second_variance = estimate[first] - estimate[second], variance[first], variance[second]
     # A missed cell enters with its limit, which has no noise in common with the other's times.
     covariance = np.where(missed[first] | missed[second], 0.0, model.covariance[first, second])
+    if model.means is not None:
+        # docs/statistics.md, eq. 30b.
+        means = model.means
+        is_complete = ~np.isnan(means.estimate[first]) & ~np.isnan(means.estimate[second])
+        differences = np.where(is_complete, means.estimate[first] - means.estimate[second], differences)
+        first_variance = np.where(is_complete, means.variance[first], first_variance)
+        second_variance = np.where(is_complete, means.variance[second], second_variance)
+        covariance = np.where(is_complete, means.covariance[first, second], covariance)
+    log_ratio = workloads.mean(differences)
+    unpaired = first_variance + second_variance
     # docs/statistics.md, eq. 29. The covariance is an estimate too: it must not take the variance of a difference to
     # zero or below.
     paired = np.where(workloads.used, np.maximum(unpaired - 2 * covariance, 1e-3 * unpaired), 0.0)
@@ -180,17 +188,18 @@ def log_ratios(table: StudyTable, model: MedianModel, workloads: PairedWorkloads
     error = np.maximum(np.sqrt(paired.sum(axis=1)) / number, 1e-12)
     timing = np.where(workloads.used, model.timing_variance[first] + model.timing_variance[second], 0.0)
     # Each submission and workload was timed by itself, so every part counts by its own square.
-    squares = np.where(workloads.used, model.timing_variance[first] ** 2 + model.timing_variance[second] ** 2, 0.0)
-    timing_parts = squares.sum(axis=1) / model.timing_dof
+    squares = model.timing_variance**2 / model.timing_dof
+    timing_parts = np.where(workloads.used, squares[first] + squares[second], 0.0).sum(axis=1)
     if model.has_shared_dof:
         dof = np.full(len(first), model.dof.flat[0])
         # docs/statistics.md, eq. 30a. The variances of the studies add up first, being multiples of one estimate.
         of_studies = np.maximum(paired - timing, 0.0).sum(axis=1)
         combined = paired.sum(axis=1) ** 2 / np.maximum(of_studies**2 / dof + timing_parts, 1e-300)
-        return log_ratio, error, np.where(timing_parts > 0, combined, dof)
+        return log_ratio, error, np.where(timing.sum(axis=1) > 0, combined, dof)
     # docs/statistics.md, eq. 30.
-    of_studies = variance - model.timing_variance
-    parts = of_studies[first] ** 2 / model.dof[first] + of_studies[second] ** 2 / model.dof[second]
+    shared = model.timing_variance
+    parts = (first_variance - shared[first]) ** 2 / model.dof[first]
+    parts = parts + (second_variance - shared[second]) ** 2 / model.dof[second]
     total = np.where(workloads.used, unpaired, 0.0).sum(axis=1)
     denominator = np.where(workloads.used, parts, 0.0).sum(axis=1) + timing_parts
     return log_ratio, error, np.maximum(total**2 / np.maximum(denominator, 1e-300), 1.0)

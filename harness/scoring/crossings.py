@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from harness.records.evaluations import Array, Evaluations
 
-_AT_TARGET = ("index", "seconds", "steps", "examples", "resolution_seconds", "resolution_steps")
+_AT_TARGET = ("index", "seconds", "steps", "examples", "resolution_seconds", "resolution_steps", "crossing_share")
 _OF_TRIAL = (
     "limit_seconds", "limit_steps", "best", "final", "peak_memory_bytes", "data_wait_share", "build_seconds",
     "compile_seconds",
@@ -21,7 +21,7 @@ class Crossings:
     """Of each trial; all but the last are arrays float [trials], NaN where there is nothing to tell."""
 
     index: Array
-    """Of the first evaluation that met the target, from 0; the next five are of the same evaluation."""
+    """Of the first evaluation that met the target, from 0; the next six are of the same evaluation."""
     seconds: Array
     steps: Array
     examples: Array
@@ -29,6 +29,9 @@ class Crossings:
     resolution_seconds: Array
     """Since the evaluation before: how exactly the crossing is known."""
     resolution_steps: Array
+    crossing_share: Array
+    """Where between the evaluation before, 0, and this one, 1, the interpolated metric meets the target: in (0, 1]
+    (docs/statistics.md, eq. 8a). NaN where no evaluation before has a value."""
     limit_seconds: Array
     """How far the trial went."""
     limit_steps: Array
@@ -73,6 +76,8 @@ def find_crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]
     first_row = start[np.searchsorted(trials, crossed)]
     crossings.index[crossed] = crossing_row - first_row
     crossings.examples[crossed] = rows.further["examples"][crossing_row]
+    signed_target = target[crossed] * sign[crossing_row]
+    crossings.crossing_share[crossed] = _crossing_share(value * sign, signed_target, first_row, crossing_row)
 
     # The evaluation before a crossing is the last one with a time; an unusable row is stepped over.
     last_usable = np.maximum.accumulate(np.where(np.isnan(rows.seconds), -1, np.arange(len(rows.trial))))
@@ -104,3 +109,20 @@ def find_crossings(rows: Evaluations, target: Array, minimise: NDArray[np.bool_]
     crossings.build_seconds[trials] = rows.further["build"][last_row]
     crossings.compile_seconds[trials] = rows.further["compile"][last_row]
     return crossings
+
+
+def _crossing_share(value: Array, target: Array, first_row: NDArray[np.int_], crossing_row: NDArray[np.int_]) -> Array:
+    """`Crossings.crossing_share` of the trials that met their target: [crossings].
+
+    value: [rows], smaller is better; target, first_row, crossing_row: [crossings].
+    """
+    share = np.full(len(crossing_row), np.nan)
+    for i, (first, row) in enumerate(zip(first_row.tolist(), crossing_row.tolist(), strict=True)):
+        former = value[first:row]
+        known = former[~np.isnan(former)]
+        if len(known):
+            # The best value so far, and not the last one: noise that raised the last evaluation must not move the
+            # crossing towards the next. It is above the target, which no evaluation before has met.
+            best = known.min()
+            share[i] = (best - target[i]) / (best - value[row])
+    return share

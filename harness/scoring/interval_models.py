@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
+from harness.scoring.cell_means import CellMeans, cell_means
 from harness.scoring.pooled_noise import Pairing
 from harness.scoring.study_table import Array, Index, Mask, StudyTable, uniform_sd
 
@@ -39,13 +40,14 @@ class MedianModel:
     variance: Array
     """Squared standard error of `estimate`, `timing_variance` included."""
     timing_variance: Array
-    """The part of it that is the timing run's, which studies do not make smaller."""
-    timing_dof: float
+    """The part of it that studies do not make smaller: that of the timing run and of interpolated crossings."""
+    timing_dof: Array | float
     """Degrees of freedom of `timing_variance`."""
     covariance: Array
     """Of the estimates of two submissions on a workload: [S, S, W]; 0 unless paired by seed."""
     bound: Array
-    """Log time that the median of a missed cell is at least, up to an error of variance `bound_variance`."""
+    """Log time that the median of a missed cell is at least, up to an error of variance `bound_variance`; elsewhere the
+    estimate, at most the horizon."""
     bound_variance: Array
     dof: Array
     """Degrees of freedom of each variance without `timing_variance`."""
@@ -56,12 +58,14 @@ class MedianModel:
     latent_draws: Array
     """The same draws with the times beyond the horizon; infinite only where no study met the target: [D, S, W]."""
     timing_noise: Array
-    """The part of these draws that is the timing run's. It moves a cell's times and its horizon alike: [D, S, W]."""
+    """The part of these draws that a cell's studies share. It moves its times and its horizon alike: [D, S, W]."""
     low: Array
     high: Array
     """Ends of the interval of the log median; `high` is infinite where misses leave it open."""
     correlation: float
     """Of the noise of two submissions under the same seed; 0 unless paired."""
+    means: CellMeans | None = None
+    """What cells without misses are compared by, in place of the above; None: by the above."""
 
 
 # ---- the t model ---------------------------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ def t_model(
     estimate, variance = cell_moments(table, cells, posterior)
     log_medians = joint_draws(table, cells, posterior, pairing.correlation, rng)
     noise = timing_noise(table, draws, rng)
-    timing_variance = table.timing_error**2
+    timing_variance = table.shared_error**2
     low, high = _intervals(table, estimate, variance, posterior.dof, log_medians, noise, level)
 
     # Only studies that both submissions solved contribute common noise to their two means.
@@ -144,9 +148,9 @@ def t_model(
         estimate=estimate,
         variance=variance + timing_variance,
         timing_variance=timing_variance,
-        timing_dof=table.timing_dof,
+        timing_dof=table.shared_dof,
         covariance=pairing.correlation * posterior.sigma**2 * common_share,
-        bound=np.minimum(estimate, table.log_horizon),
+        bound=np.where(table.median_missed, table.log_bound, np.minimum(estimate, table.log_horizon)),
         bound_variance=posterior.sigma**2 / np.maximum(table.study_count, 1) + timing_variance,
         dof=np.full(estimate.shape, pairing.dof if pairing.correlation else posterior.dof),
         has_shared_dof=True,
@@ -161,17 +165,20 @@ def t_model(
 
 
 def timing_noise(table: StudyTable, draws: int, rng: np.random.Generator) -> Array:
-    """What the error of the timing run adds to each draw of the log medians: [D, S, W] (docs/statistics.md, eq. 22a).
-    0 for times that were not made with one."""
+    """What the errors that studies share add to each draw of the log medians: [D, S, W] (docs/statistics.md, eq. 22a).
+    0 for times that have none."""
     shape = (draws, *table.timing_error.shape)
+    noise = np.zeros(shape)
     # No random number is drawn where there is no error, so that intervals in steps do not depend on whether there is.
-    if not table.timing_error.any():
-        return np.zeros(shape)
-    return rng.standard_t(table.timing_dof, shape)[:, table.draw_order] * table.timing_error
+    if table.timing_error.any():
+        noise += rng.standard_t(table.timing_dof, shape)[:, table.draw_order] * table.timing_error
+    if table.crossing_error.any():
+        noise += rng.standard_normal(shape)[:, table.draw_order] * table.crossing_error
+    return noise
 
 
-def combined_dof(variance: Array, dof: Array | float, timing_variance: Array, timing_dof: float) -> Array:
-    """Degrees of freedom of the sum of a variance and one of the timing run, by Welch and Satterthwaite
+def combined_dof(variance: Array, dof: Array | float, timing_variance: Array, timing_dof: Array | float) -> Array:
+    """Degrees of freedom of the sum of a variance between studies and one that they share, by Welch and Satterthwaite
     (docs/statistics.md, eq. 30a); `dof` where the second is 0."""
     total = (variance + timing_variance) ** 2
     parts = variance**2 / dof + timing_variance**2 / timing_dof
@@ -304,12 +311,12 @@ def _intervals(
 ) -> tuple[Array, Array]:
     """Ends of the intervals of the log medians: t intervals, and quantiles of the draws where cells are censored.
 
-    noise: of the timing run [D, S, W], on top of `log_medians`; variance is without it.
+    noise: that the studies share [D, S, W], on top of `log_medians`; variance is without it.
     """
-    timing_variance = table.timing_error**2
+    timing_variance = table.shared_error**2
     # docs/statistics.md, eq. 14.
     width = stats.t.ppf((1 + level) / 2, dof) * np.sqrt(variance)
-    total_dof = combined_dof(variance, dof, timing_variance, table.timing_dof)
+    total_dof = combined_dof(variance, dof, timing_variance, table.shared_dof)
     total_width = stats.t.ppf((1 + level) / 2, total_dof) * np.sqrt(variance + timing_variance)
     low, high, reach = estimate - total_width, estimate + total_width, estimate + width
     # The posterior of a censored cell is skewed, so its interval is not symmetric about the estimate.
@@ -319,8 +326,8 @@ def _intervals(
         low[has_miss] = np.quantile(noisy, (1 - level) / 2, axis=0)
         high[has_miss] = np.quantile(noisy, (1 + level) / 2, axis=0)
         reach[has_miss] = np.quantile(log_medians[:, has_miss], (1 + level) / 2, axis=0)
-    # Nothing was observed beyond the horizon, so no end lies there. Without the error of the timing run, which moves
-    # the horizon too.
+    # Nothing was observed beyond the horizon, so no end lies there. Without the errors that studies share,
+    # which move the horizon too.
     is_open = (reach > table.log_horizon) | _never_met(table)
     return np.minimum(low, table.log_horizon), np.where(is_open, np.inf, high)
 
@@ -340,7 +347,7 @@ def bootstrap(
     log_medians = np.where(never, np.inf, log_medians)
     limited = np.where(log_medians > table.log_horizon, np.inf, log_medians)
     capped = np.minimum(log_medians, table.log_horizon)
-    bound = np.minimum(estimate, table.log_horizon)
+    bound = np.where(table.median_missed, table.log_bound, np.minimum(estimate, table.log_horizon))
 
     # docs/statistics.md, eq. 44. A draw beyond the horizon enters the variance at the horizon: how far beyond it is,
     # the data do not tell.
@@ -349,7 +356,7 @@ def bootstrap(
     # Above zero, since comparisons divide by it.
     variance = (deviation**2).mean(axis=0) + 1e-24
     noise = timing_noise(table, draws, rng)
-    timing_variance = table.timing_error**2
+    timing_variance = table.shared_error**2
     noisy = limited + noise
     covariance = np.zeros((len(estimate), *estimate.shape))
     if correlation:
@@ -360,7 +367,7 @@ def bootstrap(
         estimate=bound,
         variance=variance + timing_variance,
         timing_variance=timing_variance,
-        timing_dof=table.timing_dof,
+        timing_dof=table.shared_dof,
         covariance=covariance,
         bound=bound,
         bound_variance=variance + timing_variance,
@@ -373,6 +380,7 @@ def bootstrap(
         low=np.minimum(low, table.log_horizon),
         high=high,
         correlation=correlation,
+        means=cell_means(table, correlation),
     )
 
 

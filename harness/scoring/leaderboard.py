@@ -28,6 +28,7 @@ from harness.scoring.study_results import (
     timed_trials,
     with_absent_studies,
 )
+from harness.scoring.study_table import Array
 from harness.scoring.targets import Targets
 from harness.scoring.timings import Timings
 from harness.scoring.tunability import Tunability
@@ -122,7 +123,10 @@ def score(
     if count_absent_studies and not is_algoperf:
         all_trials = with_absent_studies(all_trials, records.manifests)
     trials = timed_trials(
-        all_trials, None if is_algoperf else timings, refuse_mixed_clocks=not (is_algoperf or mix_machines)
+        all_trials,
+        None if is_algoperf else timings,
+        refuse_mixed_clocks=not (is_algoperf or mix_machines),
+        interpolate=not is_algoperf,
     )
     results = study_results(trials, targets, by_index=is_algoperf)
     recorded = trials[trials["trial"] > 0]
@@ -169,12 +173,13 @@ def _score_table(
     rule = benchmark_score.algoperf_scores if mode == "algoperf" else benchmark_score.benchmark_scores
     counted, index = results.counted, results.counted["seconds"].index
     has_examples = results.trials["examples"].notna().any()
-    score_ends = intervals.scores.reindex(index)
+    score = rule(counted["seconds"].to_numpy())
+    score_low, score_high = _extended(intervals.scores.reindex(index), score)
     ranks = intervals.seconds.ranks.reindex(index)
     columns = {
-        "score": rule(counted["seconds"].to_numpy()),
-        "score_low": score_ends["low"],
-        "score_high": score_ends["high"],
+        "score": score,
+        "score_low": score_low,
+        "score_high": score_high,
         "steps_score": rule(counted["steps"].to_numpy()),
         "examples_score": rule(counted["examples"].to_numpy()) if has_examples else np.nan,
         "algoperf_score": _algoperf_scores(results.trials[results.trials["trial"] > 0], targets),
@@ -204,14 +209,27 @@ def _speedups(results: StudyResults, intervals: BoardIntervals, targets: Targets
     if baseline is None:
         return pd.DataFrame(np.nan, index, ["speedup", "speedup_low", "speedup_high", "speedup_reading"])
     times = results.seconds.reindex(columns=list(targets.base))
-    # As the time of a cell is the median over its studies, so is the limit that stands in for it.
-    limits = intervals.details.groupby(CELL)["limit"].median().unstack("workload").reindex_like(times)
+    # As the time of a cell is the median over its studies, so is the bound that stands in for it (docs/statistics.md,
+    # eq. 7a). The intervals take the same.
+    details = intervals.details
+    trained = details["time"].where(np.isfinite(details["time"]), details["limit"])
+    limits = trained.groupby([details[key] for key in CELL]).median().unstack("workload").reindex_like(times)
     values, readings = benchmark_score.speedups(times.to_numpy(), limits.to_numpy(), list(index).index(baseline))
-    ends = intervals.seconds.speedups.reindex(index)
+    low, high = _extended(intervals.seconds.speedups.reindex(index), values)
     return pd.DataFrame(
-        {"speedup": values, "speedup_low": ends["low"], "speedup_high": ends["high"], "speedup_reading": readings},
-        index,
+        {"speedup": values, "speedup_low": low, "speedup_high": high, "speedup_reading": readings}, index
     )
+
+
+def _extended(ends: pd.DataFrame, estimates: Array) -> tuple[Array, Array]:
+    """low and high of `ends`, moved to the estimate where it lies outside (docs/statistics.md, eq. 36a). NaN stays.
+
+    The estimate is made of medians over studies, and the interval may be of means.
+    """
+    low, high = ends["low"].to_numpy(dtype=float), ends["high"].to_numpy(dtype=float)
+    is_known = ~np.isnan(estimates)
+    low = np.where(is_known, np.minimum(low, estimates), low)
+    return low, np.where(is_known, np.maximum(high, estimates), high)
 
 
 def _trial_figures(trials: pd.DataFrame) -> pd.DataFrame:
@@ -247,15 +265,17 @@ def _time_table(results: StudyResults, intervals: BoardIntervals, targets: Targe
     seconds = medians["seconds"]
     is_held_out = cells.get_level_values("workload").isin(targets.held_out)
     counted = results.counted["seconds"].stack(future_stack=True).reindex(cells)
-    ends = intervals.seconds.times.set_index(CELL).reindex(cells)
+    # A missed time is no estimate, and its interval stays as it is.
+    estimates = seconds.where(np.isfinite(seconds)).to_numpy(dtype=float)
+    low, high = _extended(intervals.seconds.times.set_index(CELL).reindex(cells), estimates)
     table = pd.DataFrame(
         {
             "held_out": is_held_out,
             "status": np.where(seconds.notna(), np.where(np.isfinite(seconds), "reached", "missed"), "not run"),
             "counts": np.isfinite(counted.fillna(np.inf)) | (is_held_out & np.isfinite(seconds)),
             "seconds": seconds,
-            "seconds_low": ends["low"],
-            "seconds_high": ends["high"],
+            "seconds_low": low,
+            "seconds_high": high,
             **{unit: values for unit, values in medians.items() if unit != "seconds"},
         },
         index=cells,
@@ -292,7 +312,7 @@ def _seconds_by_machine(trials: pd.DataFrame, timings: Timings | None, further: 
         columns = {run.machine: column(run.apply(untimed), "seconds") for run in further}
     else:
         machines = trials["machine"].dropna().unique()
-        columns = {m: column(trials[trials["machine"] == m], "raw_seconds") for m in machines if len(machines) > 1}
+        columns = {m: column(trials[trials["machine"] == m], "seconds") for m in machines if len(machines) > 1}
     if not columns:
         return pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []], names=CELL))
     return pd.DataFrame({f"seconds_on_{machine}": values for machine, values in columns.items()})

@@ -47,8 +47,9 @@ class Records:
 
     submission, workload (without framework), study, trial, framework, status (a `Status`);
     index (of the evaluation that met the target), seconds, steps and examples (of all gradients) there, NaN if it was
-    not met; resolution_seconds and resolution_steps since the evaluation before; limit_seconds and limit_steps, how far
-    the trial went; best and final value of the target's metric; machine, path, and figures of our manifests.
+    not met; resolution_seconds and resolution_steps since the evaluation before; crossing_share, where between the two
+    the metric meets the target (`Crossings`); limit_seconds and limit_steps, how far the trial went; best and final
+    value of the target's metric; machine, path, and figures of our manifests.
     """
     rows: Evaluations
     """All evaluations, by row label of `trials`."""

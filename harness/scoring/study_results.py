@@ -57,15 +57,21 @@ class BoardIntervals:
     """By submission: low, high of the score in seconds, with the rules for held-out workloads."""
 
 
-def timed_trials(trials: pd.DataFrame, timings: Timings | None, *, refuse_mixed_clocks: bool) -> pd.DataFrame:
+def timed_trials(
+    trials: pd.DataFrame, timings: Timings | None, *, refuse_mixed_clocks: bool, interpolate: bool
+) -> pd.DataFrame:
     """The trials without duplicates, and the seconds that a board is scored by.
 
     `seconds` of the trials' own clocks become `raw_seconds`. seconds, resolution, limit and budget are those of
-    `timings`, or without it of the clocks. Raises UserError for clocks of several machines with refuse_mixed_clocks,
-    and what `Timings.apply` raises.
+    `timings`, or without it of the clocks. interpolate: take seconds, steps and examples at the interpolated crossing,
+    where there is one (column `interpolated`), instead of at the evaluation that met the target; raw_seconds stay those
+    of the evaluation. Raises UserError for clocks of several machines with refuse_mixed_clocks, and what
+    `Timings.apply` raises.
     """
     # A duplicate repeats a trial that is counted already, and its row has no times.
-    trials = trials[trials["status"] != Status.DUPLICATE].rename(columns={"seconds": "raw_seconds"})
+    trials = trials[trials["status"] != Status.DUPLICATE]
+    trials = trials.assign(raw_seconds=trials["seconds"], interpolated=interpolate & trials["crossing_share"].notna())
+    trials = _at_crossing(trials)
     if timings is not None:
         return timings.apply(trials)
     machines = sorted(trials["machine"].dropna().unique())
@@ -76,7 +82,6 @@ def timed_trials(trials: pd.DataFrame, timings: Timings | None, *, refuse_mixed_
             "clocks as they are, with a column of seconds for each machine"
         )
     return trials.assign(
-        seconds=trials["raw_seconds"],
         resolution=trials["resolution_seconds"],
         limit=trials["limit_seconds"],
         # Each trial was timed by itself, so there is no error that they share.
@@ -85,6 +90,18 @@ def timed_trials(trials: pd.DataFrame, timings: Timings | None, *, refuse_mixed_
         # Records do not say how many seconds a trial could have trained, so the longest of its workload stands in.
         budget=trials.groupby("workload")["limit_seconds"].transform("max"),
     )
+
+
+def _at_crossing(trials: pd.DataFrame) -> pd.DataFrame:
+    """`trials` with the seconds, steps and examples of the interpolated ones at their crossing
+    (docs/statistics.md, eq. 8b)."""
+    # What lies between the crossing and the evaluation; 0 for the others.
+    rest = (1 - trials["crossing_share"]).where(trials["interpolated"], 0.0)
+    steps = trials["steps"] - (rest * trials["resolution_steps"]).where(trials["interpolated"], 0.0)
+    seconds = trials["seconds"] - (rest * trials["resolution_seconds"]).where(trials["interpolated"], 0.0)
+    # Examples go with the steps.
+    examples = trials["examples"] * (steps / trials["steps"]).where(trials["interpolated"], 1.0)
+    return trials.assign(seconds=seconds, steps=steps, examples=examples)
 
 
 def with_absent_studies(trials: pd.DataFrame, manifests: Mapping[int, Manifest]) -> pd.DataFrame:
@@ -129,8 +146,8 @@ def study_results(trials: pd.DataFrame, targets: Targets, *, by_index: bool) -> 
 def study_details(results: StudyResults, unit: str, targets: Targets) -> pd.DataFrame:
     """The table that `uncertainty.estimate` takes, in seconds or steps: a row per study of a base workload.
 
-    Columns: submission, workload, study, time (infinite: missed), resolution, budget, limit, and in seconds
-    timing_error and timing_dof (`Timings.apply`).
+    Columns: submission, workload, study, time (infinite: missed), resolution, interpolated, budget, limit, and in
+    seconds timing_error and timing_dof (`Timings.apply`).
     """
     trials, studies = results.trials, results.studies[unit]
     if unit == "steps":
@@ -143,7 +160,9 @@ def study_details(results: StudyResults, unit: str, targets: Targets) -> pd.Data
     lasting = limit.where(~trials["status"].isin(BROKEN_DOWN))
     shortest = lasting.groupby([trials[key] for key in STUDY]).min().rename("limit")
     details = studies.rename(columns={unit: "time"}).assign(
-        resolution=resolution.loc[studies["row"]].to_numpy(), budget=budget.loc[studies["row"]].to_numpy()
+        resolution=resolution.loc[studies["row"]].to_numpy(),
+        interpolated=trials.loc[studies["row"], "interpolated"].to_numpy(),
+        budget=budget.loc[studies["row"]].to_numpy(),
     )
     if unit != "steps":
         shared = ["timing_error", "timing_dof"]

@@ -7,7 +7,7 @@ Derivations: docs/statistics.md, sections 2 and 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +41,8 @@ class StudyTable:
     """Degrees of freedom of each of these errors."""
     draw_order: Index
     """Which row of random numbers a submission gets, by its times: int [S]. No name can change a result."""
+    is_interpolated: Mask = field(default_factory=lambda: np.zeros((1, 1, 1), dtype=bool))
+    """Hits whose time is the interpolated crossing, and not that of the evaluation: bool [S, W, K]."""
 
     @cached_property
     def is_hit(self) -> Mask:
@@ -86,9 +88,40 @@ class StudyTable:
 
     @cached_property
     def log_resolution(self) -> Array:
-        """How much earlier, in log time, the target can have been met: mean over hits, 0 without: [S, W] (eq. 9)."""
-        widths = np.where(self.is_hit, -np.log1p(-self.resolution), 0.0)
+        """How much earlier, in log time, the target can have been met than at the evaluations that the times are of:
+        mean over hits, 0 without: [S, W] (eq. 9)."""
+        widths = np.where(self.is_hit & ~self.is_interpolated, -np.log1p(-self.resolution), 0.0)
         return widths.sum(axis=-1) / np.maximum(self.hit_count, 1)
+
+    @cached_property
+    def crossing_error(self) -> Array:
+        """Standard deviation of the error that interpolation leaves in the log times of a cell, and which its studies
+        share; 0 for times of evaluations: [S, W] (eq. 9a)."""
+        squares = np.where(self.is_hit & self.is_interpolated, self.resolution**2 / 12, 0.0)
+        return np.sqrt(squares.sum(axis=-1) / np.maximum(self.hit_count, 1))
+
+    @cached_property
+    def shared_error(self) -> Array:
+        """Standard deviation of the errors of log time that the studies of a cell share: of the timing run and of
+        interpolation: [S, W]."""
+        return np.sqrt(self.timing_error**2 + self.crossing_error**2)
+
+    @cached_property
+    def shared_dof(self) -> Array:
+        """Degrees of freedom of `shared_error`, infinite where interpolation alone makes it: [S, W] (eq. 9b)."""
+        is_timed = self.timing_error > 0
+        relative = np.where(is_timed, self.shared_error / np.where(is_timed, self.timing_error, 1.0), 1.0)
+        return np.where(is_timed, self.timing_dof * relative**4, np.inf)
+
+    @cached_property
+    def log_bound(self) -> Array:
+        """Log of the median over studies of the time, or for a miss of how long it trained: [S, W]. The median is at
+        least that; NaN without studies (eq. 7a)."""
+        known = np.exp(np.where(self.is_hit, self.log_time, np.where(self.is_miss, self.log_limit, np.nan)))
+        bound = np.full(known.shape[:2], np.nan)
+        has_study = self.study_count > 0
+        bound[has_study] = np.log(np.nanmedian(known[has_study], axis=-1))
+        return bound
 
     @cached_property
     def resolution_sd(self) -> float:
@@ -113,6 +146,9 @@ def tabulate(studies: pd.DataFrame) -> StudyTable:
     limit = _fill_limits(time, limit, w, len(workloads))
 
     log_time, log_limit, relative = np.full(shape, np.nan), np.full(shape, np.nan), np.zeros(shape)
+    is_interpolated = np.zeros(shape, dtype=bool)
+    if "interpolated" in studies:
+        is_interpolated[s, w, k] = studies["interpolated"].to_numpy(dtype=bool) & is_hit
     log_time[s[is_hit], w[is_hit], k[is_hit]] = np.log(time[is_hit])
     log_limit[s[~is_hit], w[~is_hit], k[~is_hit]] = np.log(limit[~is_hit])
     with np.errstate(invalid="ignore"):
@@ -129,6 +165,7 @@ def tabulate(studies: pd.DataFrame) -> StudyTable:
         timing_error=_timing_error(studies, (s, w), shape[:2]),
         timing_dof=float(studies["timing_dof"].min()) if "timing_dof" in studies and len(studies) else 1.0,
         draw_order=_order_by_times(log_time, log_limit),
+        is_interpolated=is_interpolated,
     )
 
 

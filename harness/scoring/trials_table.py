@@ -26,7 +26,7 @@ AT_TARGET = ["index", "seconds", "steps"]
 """Evaluation index, seconds and nominal steps; empty where the target was not met."""
 OPTIONAL = [f"{figure}_{unit}" for figure in ("resolution", "limit") for unit in ("seconds", "steps")]
 OPTIONAL += ["examples", "best", "final", "peak_memory_bytes", "data_wait_share", "build_seconds", "compile_seconds"]
-OPTIONAL += ["state_bytes_per_parameter", "energy_joules"]
+OPTIONAL += ["state_bytes_per_parameter", "energy_joules", "crossing_share"]
 """Columns that a table may leave out."""
 
 

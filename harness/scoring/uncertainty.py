@@ -3,7 +3,7 @@
 The intervals come from one of two models (harness/scoring/interval_models.py), by the number of studies per cell:
 
 - the **t model** below ten, with one variance for the whole table and censored misses;
-- the **bootstrap** from ten on;
+- the **bootstrap** from ten on, with the cells' means in comparisons;
 - **none** below four pooled degrees of freedom: every interval is NaN.
 
 Derivations: docs/statistics.md.
@@ -47,7 +47,7 @@ class Uncertainty:
     """a, b, log_ratio (mean over shared workloads of log time a - log time b), low, high, p, p_holm, verdict, reason.
 
     Where one of the two missed a target, log_ratio is a bound and one of low, high is infinite. p is for a difference
-    beyond the evaluations' resolution; the verdict follows p_holm.
+    beyond the resolution of times that are those of evaluations; the verdict follows p_holm.
     """
     pairs_by_workload: pd.DataFrame
     """The same for every workload by itself; Holm's correction is over all rows."""
@@ -74,6 +74,8 @@ def estimate(
     - `time` to the target; infinite: missed;
     - `limit`, how long it trained; read for misses only;
     - `resolution`, time from the evaluation before to the one at the target; NaN: unknown;
+    - optionally `interpolated`, whether `time` is the crossing interpolated between the two; otherwise it is that of
+      the evaluation, and a difference counts only as far as it exceeds the resolution;
     - optionally `timing_error`, the relative error that all studies of a cell share, and `timing_dof`, its degrees of
       freedom;
     - optionally `budget`, how long it could have trained; NaN: unknown. It is read where every study of a cell met the

@@ -32,6 +32,7 @@ class OnlinePruner:
         self._policy = run.pruning
         self._optimizer = run.optimizer.name
         self._spec = run.spec
+        self._kept = run.ruleset.kept
         self._path = path
         self._siblings: dict[RecordPath, Curve] = {}
         self._references: References | None = None
@@ -43,7 +44,7 @@ class OnlinePruner:
         seconds, steps, values = table.T
         trial = _make_curve(self._path, seconds, steps, values, self._spec)
         siblings = self._finished_siblings()
-        reason = pruning_rules.stop_reason(self._policy, trial, siblings, self._other_submissions())
+        reason = pruning_rules.stop_reason(self._policy, trial, siblings, self._other_submissions(), kept=self._kept)
         decision = "goes on" if reason is None else f"stops: {reason}"
         level = logging.DEBUG if reason is None else logging.INFO
         logger.log(level, "pruning=%s against %d finished trials: %s", self._policy, len(siblings), decision)

@@ -142,16 +142,20 @@ def stops(
     siblings: Sequence[Curve],
     references: References = NO_REFERENCES,
     rule: Futility | None = None,
+    kept: int = 1,
 ) -> Mask:
     """At which evaluations of `trial` the policy would stop it: bool [evaluations], False from its target on.
 
-    siblings: the finished trials of its study. references: of the other submissions, for futility.
+    siblings: the finished trials of its study. references: of the other submissions, for futility. kept: how many of
+    the study's best trials are looked at; so many siblings must have been faster.
     """
     verdict = np.zeros(len(trial.seconds), dtype=bool)
     if policy == "none":
         return verdict
+    beaten_by = np.zeros(len(trial.seconds), dtype=int)
     for sibling in siblings:
-        verdict |= _beaten(trial, sibling)
+        beaten_by += _beaten(trial, sibling)
+    verdict |= beaten_by >= kept
     if policy == "futility":
         rule = rule or Futility()
         verdict |= _too_slow(trial, references)
@@ -168,9 +172,10 @@ def stop_reason(
     siblings: Sequence[Curve],
     references: References = NO_REFERENCES,
     rule: Futility | None = None,
+    kept: int = 1,
 ) -> str | None:
     """Why the policy stops `trial` at its last evaluation, for the record; None to go on. Arguments as of `stops`."""
-    if not len(trial.seconds) or not stops(policy, trial, siblings, references, rule)[-1]:
+    if not len(trial.seconds) or not stops(policy, trial, siblings, references, rule, kept)[-1]:
         return None
     for sibling in siblings:
         if _beaten(trial, sibling)[-1]:

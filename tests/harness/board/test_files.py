@@ -50,12 +50,12 @@ def test_scores_times_and_intervals(tmp_path: Path) -> None:
     assert scores.loc["fast", "speedup"] == pytest.approx(1.5)
     assert scores.loc["fast", "speedup_low"] < 1.5 < scores.loc["fast", "speedup_high"]
     assert scores.loc["never", "speedup_reading"] == "upper bound"
-    # An evaluation every 10 or 15 seconds cannot tell 20 seconds from 30.
+    # Crossings between evaluations every 10 or 15 seconds cannot tell 15 seconds from 23.
     assert scores.loc["fast", ["rank_low", "rank_high"]].tolist() == [1, 2]
     assert scores.loc["fast", ["reached", "exhausted"]].tolist() == [6, 0]
     times = board.times.set_index(["submission", "workload"])
     assert times.loc[("fast", "lm"), ["status", "seconds", "steps", "studies", "studies_reached"]].tolist() == [
-        "reached", pytest.approx(20.2), 200, 3, 3
+        "reached", pytest.approx(15.15), 150, 3, 3
     ]  # fmt: skip
     assert times.loc[("never", "lm"), "status"] == "missed"
 
@@ -116,8 +116,9 @@ def test_seconds_of_a_timing_run_replace_the_clocks(tmp_path: Path) -> None:
     assert timings.costs.loc[("fast", "lm"), "seconds_per_step"] == pytest.approx(0.408)
     board = score(records, baseline="slow", timings=timings)
     times = board.times.set_index(["submission", "workload"])["seconds"]
-    assert times["fast", "lm"] == pytest.approx(200 * 0.408 + 3) and times["slow", "lm"] == pytest.approx(
-        200 * 0.102 + 3
+    # The crossing is half way between the evaluations at 100 and 200 steps.
+    assert times["fast", "lm"] == pytest.approx(150 * 0.408 + 3) and times["slow", "lm"] == pytest.approx(
+        150 * 0.102 + 3
     )
     assert board.scores["submission"].iloc[0] == "slow"
     assert any("3 alternating rounds on m" in note for note in board.notes)
@@ -272,7 +273,9 @@ def test_clocks_of_several_machines_meet_only_when_asked(tmp_path: Path) -> None
         score(records)
     board = score(records, mix_machines=True)
     times = board.times.set_index("submission").loc["a"]
-    assert (times["seconds"], times["seconds_on_fast-1-thread"], times["seconds_on_slow-1-thread"]) == (40, 20, 60)
+    seconds = (times["seconds"], times["seconds_on_fast-1-thread"], times["seconds_on_slow-1-thread"])
+    # Of evaluations at 20 and 60 seconds; the crossings are two thirds of the way from those before.
+    assert seconds == pytest.approx((100 / 3, 50 / 3, 50))
     assert "## Seconds to target on slow-1-thread" in format_files(board, "t", [])["LEADERBOARD.md"]
 
 

@@ -95,6 +95,16 @@ def test_exact_waits_until_both_clocks_are_past_the_sibling() -> None:
     assert not pruning_rules.stops("none", slower_steps, [sibling]).any()
 
 
+def test_exact_spares_what_can_be_one_of_the_best_that_are_kept() -> None:
+    siblings = [curve([1, 0], name="first"), curve([1, 1, 0], name="second"), curve([1, 1, 1, 1, 0], name="third")]
+    trial = curve([1, 1, 1, 1, 1, 1])
+    first_stop = [int(np.argmax(pruning_rules.stops("exact", trial, siblings, kept=kept))) + 1 for kept in (1, 2, 3)]
+    assert first_stop == [2, 3, 5]
+    assert not pruning_rules.stops("exact", trial, siblings, kept=4).any()
+    assert pruning_rules.stop_reason("exact", trial.until(2), siblings, kept=2) is None
+    assert "first met the target" in str(pruning_rules.stop_reason("exact", trial.until(3), siblings, kept=2))
+
+
 def test_futility_compares_at_the_same_share_of_the_way() -> None:
     """Twice as fast a reference: at half the steps it was as far from its target as the trial from its deadline."""
     reference = curve([8, 6, 4, 2, 0])
