@@ -15,7 +15,10 @@ last batch may exceed the budget. State: the optimizer's. Defaults: torch's, and
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Interval
 from pydantic import PositiveInt
 from typing_extensions import override
 
@@ -86,7 +89,7 @@ class LargeBatchRMSprop(_LargeBatchSubmission):
         setup: Setup,
         *,
         lr: float = 1e-2,
-        alpha: float = 0.99,
+        alpha: Annotated[float, Interval(ge=0, lt=1)] = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         batch_factor: PositiveInt = 2,

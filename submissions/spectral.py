@@ -104,7 +104,7 @@ class Spectral(MatrixSubmission):
         slot = BEFORE.get(values.get("before", "none"))
         waits = [slot.waits] if slot is not None else []
         if values.get("polar") in ("exact", "power"):
-            waits.append("every step, for a singular value decomposition")
+            waits.append("every step, for a singular value decomposition of each shape")
         return "; ".join(filter(None, waits))
 
 

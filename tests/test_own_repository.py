@@ -96,7 +96,7 @@ def test_the_package_is_one_import_name(place: Place) -> None:
 def test_the_short_commands(place: Place) -> None:
     printed = [place.run(*words_of(command)) for command in commands("")]
     assert "failed" not in printed[0] and "not comparable: max_steps" in printed[1] and "seed: 3" in printed[2]
-    (record,) = (place.folder / "results" / "records").glob("*/quick/*/signum/study_0/gpt2_pytorch/trial_1")
+    (record,) = (place.folder / "results" / "records").glob("*/quick/*/my_signum/study_0/gpt2_pytorch/trial_1")
     assert (record / "manifest.json").is_file()
     assert sorted(path.name for path in place.folder.iterdir()) == ["my_configs", "my_package", "results"]
 
@@ -109,8 +109,8 @@ def test_the_baselines_come_along(place: Place) -> None:
 @pytest.mark.timeout(1800)
 def test_the_verdict_the_board_and_the_notebook(place: Place) -> None:
     printed = [place.run(*words_of(command)) for command in commands("long")]
-    assert "signum is" in printed[1] or "no difference shown" in printed[1]
+    assert "my_signum is" in printed[1] or "no difference shown" in printed[1]
     assert (place.folder / "board" / "LEADERBOARD.md").is_file()
     (code,) = [text for language, option, text in BLOCKS if option == "notebook"]
     printed_by_notebook = place.run(f"{FRESH}/bin/python", "-c", code)
-    assert "signum" in printed_by_notebook and "hp.lr" in printed_by_notebook
+    assert "my_signum" in printed_by_notebook and "hp.lr" in printed_by_notebook
