@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 
 from harness import log
 from harness.errors import UserError
@@ -21,6 +23,8 @@ from harness.study.trial_process import Slot, TrialProcess
 
 logger = logging.getLogger(__name__)
 
+Report = Callable[[str], None]
+"""Tells the user a line."""
 POLL_SECONDS = 2.0
 """How long to wait while others run the last trials: one of them may die, and its trial become free again."""
 
@@ -173,9 +177,32 @@ def _unwritable(trial: PlannedTrial, error: OSError) -> UserError:
 
 def work(trials: Sequence[PlannedTrial], slot: Slot | None = None) -> None:
     """Run a worker from start to end; an exception of this thread (of a scheduler, say) stops it."""
-    # A job of SLURM or a task of Ray: it has inherited the level, and its standard error is its log.
+    # A task of Ray: it has inherited the level, and its standard error is its log.
     log.configure()
     worker = Worker(trials, slot)
     with contextlib.ExitStack() as stack:
         stack.callback(worker.stop)
         worker.work()
+
+
+def work_in_threads(workers: Sequence[Worker], report: Report) -> None:
+    """Run each worker in a thread. An exception of this thread, Ctrl-C too, stops them first; an error of one of them
+    stops the others and is raised."""
+    with ThreadPoolExecutor(len(workers)) as pool:
+        running = [pool.submit(worker.work) for worker in workers]
+        try:
+            # FIRST_EXCEPTION: an error that the user has to correct would meet every worker.
+            futures.wait(running, return_when=futures.FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            report("stopping the running trials; the same command continues them")
+            raise
+        finally:
+            # After an error or an interruption the running trials stop, with a status in their records, before it is
+            # raised again. Where all have ended, there is nothing to stop.
+            for worker in workers:
+                worker.stop()
+            # Futures are waited for, and not threads: Thread.join forgets a thread in which Ctrl-C interrupted it.
+            futures.wait(running)
+        # Raises the first error.
+        for future in running:
+            future.result()

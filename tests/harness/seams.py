@@ -299,6 +299,21 @@ def plan_kills(folder: Path, number: int, victim: str = "trial") -> dict[str, st
     return dict(os.environ) | {"PACEMARK_TEST_KILLS": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
+class Held(OptimizerSubmission):
+    """AdamW that is slow, and stands at its 70th step, until the file PACEMARK_TEST_RELEASE is there."""
+
+    def __init__(self, setup: Setup, *, lr: float = 0.01) -> None:
+        super().__init__(setup, [torch.optim.AdamW(setup.parameters, lr=lr)])
+
+    def step(self, ctx: StepContext) -> None:
+        release = Path(os.environ["PACEMARK_TEST_RELEASE"])
+        while not release.exists():
+            time.sleep(0.04)
+            if ctx.step < 70:
+                break
+        super().step(ctx)
+
+
 class Hanging(_Sgd):
     """Hangs in foreign code at its eighth step, deaf to signals, and creates the file PACEMARK_TEST_HANG. Where the
     file is there it trains on."""
