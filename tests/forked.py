@@ -94,8 +94,10 @@ class ForkedProcess:
 
     def send_signal(self, number: int) -> None:
         """As Popen's."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        # It can end this moment.
+        with contextlib.suppress(ProcessLookupError):
+            if self.poll() is None:
+                os.kill(self.pid, number)
 
     def communicate(self, timeout: float = DEADLINE_SECONDS) -> tuple[str, str]:
         """As Popen's. The deadline is that of the process, which is killed at it."""

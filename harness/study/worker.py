@@ -73,7 +73,7 @@ class Worker:
                 # Another worker may have run it between the look and the lease.
                 is_over, kills = read_state(trial).is_over, count_kills(trial.path)
                 if not is_over and kills < KILL_LIMIT:
-                    logger.info("%s: taken, with lease %d (it was %s)", trial.name, lease.holder.number, state.name)
+                    logger.info("%s: taken, with lease %s (it was %s)", trial.name, lease.holder.token, state.name)
                     return trial, lease
                 why = "another worker finished it this moment" if is_over else f"left, after {kills} kills"
                 logger.info("%s: %s", trial.name, why)
