@@ -124,7 +124,7 @@ def _run(runs: list[Run]) -> int:
     from rich.text import Text
 
     from harness.display import make_console
-    from harness.records.kills import KILL_LIMIT, count_kills
+    from harness.records.kills import KILL_LIMIT, count_kills, last_cause
     from harness.records.status import CRASHED
     from harness.study import executors, ledger
     from harness.study.progress import PoolProgress, print_studies
@@ -153,7 +153,8 @@ def _run(runs: list[Run]) -> int:
     for trial, state in zip(trials, states, strict=True):
         if not state.is_over and (kills := count_kills(trial.path)) >= KILL_LIMIT:
             remedy = "where memory ran out, a smaller executor.workers helps"
-            text = f"{trial.name}: its process was killed {kills} times without a new checkpoint; {remedy}"
+            cause = last_cause(trial.path) or "its process was killed"
+            text = f"{trial.name}: {cause}, {kills} times without a new checkpoint; {remedy}"
             console.print(Text(text, style="yellow"))
     if left:
         console.print(f"{left} trials are left; the same command continues", style="yellow")

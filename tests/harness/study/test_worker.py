@@ -16,7 +16,7 @@ import pytest
 from harness import log
 from harness.config.compose import load_run
 from harness.errors import UserError
-from harness.records.kills import KILL_LIMIT, count_kills
+from harness.records.kills import KILL_LIMIT, count_kills, last_cause
 from harness.records.lease import Lease
 from harness.study import executors, ledger
 from harness.study.ledger import PlannedTrial
@@ -298,7 +298,7 @@ def test_a_process_that_writes_another_record_than_its_own_is_not_started_again(
     assert elsewhere.path.manifest.exists()
 
 
-def kill_child(worker: Worker, number: signal.Signals, name: str | None = None) -> None:
+def kill_child(worker: Worker, number: int, name: str | None = None) -> None:
     """Send a signal to the process that the worker runs, to that of the trial `name` if it is given."""
     process = worker._process
     if process is not None and name in (None, process._name):
@@ -389,3 +389,55 @@ def test_a_submission_that_ends_the_process_has_failed(
     content = manifest(entry)
     assert content["status"] == "failed" and len(content["failures"]) == 1
     assert f"ended with status {status}" in content["final"]["traceback"]
+
+
+@pytest.mark.usefixtures("forked_trials")
+@pytest.mark.parametrize(
+    ("death", "judge", "cause"),
+    [
+        ("SIGSEGV", "none", "the process of the trial ended by signal SIGSEGV"),
+        ("SIGSEGV", "process", "the process of the submission ended by signal SIGSEGV"),
+        ("SIGUSR2", "none", None),
+        ("0", "none", "the process of the trial ended with status 0 before the trial was over"),
+        ("0", "process", "the process of the submission ended with status 0"),
+        ("3", "none", "the process of the trial ended with status 3"),
+    ],
+)
+def test_a_process_that_ends_before_its_trial_has_a_record_ends_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str, judge: str, cause: str | None
+) -> None:
+    deadly = [*SEAM, "optimizer.class_path=tests.harness.deadly.Deadly", f"judge={judge}", "ruleset.retries=0"]
+    entries = study(tmp_path / "records", *deadly) + study(tmp_path / "records", "optimizer=sgd", "judge=none")
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    for number in range(KILL_LIMIT):
+        (deaths / str(number)).touch()
+    monkeypatch.setenv("PACEMARK_TEST_DEATHS", str(deaths))
+    monkeypatch.setenv("PACEMARK_TEST_DEATH", death)
+    Worker(entries).work()
+    assert manifest(entries[1])["status"] == "exhausted"
+    if cause is None:
+        # Ignored from the beginning: SLURM sends it to all processes of a job.
+        assert manifest(entries[0])["status"] == "exhausted"
+        return
+    assert not entries[0].path.manifest.exists() and not list(deaths.iterdir())
+    assert (count_kills(entries[0].path), last_cause(entries[0].path)) == (KILL_LIMIT, cause)
+    # The next command tries it again.
+    executors.execute(entries, print)
+    assert manifest(entries[0])["status"] == "exhausted" and count_kills(entries[0].path) == 0
+
+
+@pytest.mark.usefixtures("forked_trials")
+@pytest.mark.parametrize("number", [signal.SIGXCPU, signal.SIGRTMIN + 5])
+def test_any_signal_that_comes_from_outside_is_no_crash(tmp_path: Path, number: int) -> None:
+    (entry,) = study(tmp_path, "optimizer=adamw", "ruleset.retries=0", "checkpoint_seconds=0", "judge=none")
+    worker = Worker([entry])
+    killed: list[int] = []
+
+    def disturb() -> None:
+        if entry.path.checkpoint.exists() and not killed:
+            killed.append(number)
+            kill_child(worker, number)
+
+    run_while(worker, disturb)
+    assert killed and manifest(entry)["status"] == "exhausted" and not manifest(entry).get("failures")
