@@ -2,8 +2,8 @@
 
 Such a kill says nothing of the submission. It is no crash and uses up no retry; the trial goes on from its checkpoint.
 A process that ended before its trial had a record, by whatever signal, counts alike: there is no record yet that could
-tell of a crash. A trial that is killed again and again without getting further would keep a worker busy for ever, so the kills are counted
-in a file beside its record, which all workers see, and which goes when the trial ends.
+tell of a crash. A trial that is killed again and again without getting further would keep a worker busy for ever, so
+the kills are counted in a file beside its record, which all workers see, and which goes when the trial ends.
 """
 
 from __future__ import annotations
