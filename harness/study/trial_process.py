@@ -42,6 +42,9 @@ _STACK_SECONDS = 2.0
 """How long it may take for that."""
 _INTERRUPT_SECONDS = 60.0
 """How long a child may go on after `interrupt` without a sign of progress: it may hang."""
+_REPEAT_SECONDS = 5.0
+"""A child that is still training so long after `interrupt` is interrupted again: an exception that is raised in a
+destructor or a callback of a library is lost."""
 _LOOK_SECONDS = 1.0
 """Between two looks whether the child hangs; its end and its signs of progress are seen at once."""
 _KILL_SECONDS = 30.0
@@ -65,7 +68,7 @@ class TrialProcess:
         the trial, for the log."""
         self._name = name
         self._stall_seconds = 60 * run.executor.stall_minutes
-        self._interrupted = False
+        self._interrupted, self._interrupted_at = False, 0.0
         self.stop_reason: str | None = None
         """Why the process was killed, where it hung; in a sentence."""
         self.kill_cause: str | None = None
@@ -174,6 +177,9 @@ class TrialProcess:
                 if selector.get_map() and selector.select(_LOOK_SECONDS):
                     if self._progress.read(4096):
                         last = time.monotonic()
+                        if self._interrupted and last - self._interrupted_at >= _REPEAT_SECONDS:
+                            logger.info("%s: it trains on after an interrupt, and gets another one", self._name)
+                            self.interrupt()
                     else:
                         # Its end: the process is about to end.
                         selector.unregister(self._progress)
@@ -213,7 +219,7 @@ class TrialProcess:
 
     def interrupt(self) -> None:
         """Stop the trial as Ctrl-C does; it can be continued."""
-        self._interrupted = True
+        self._interrupted_at, self._interrupted = time.monotonic(), True
         self._send(signal.SIGINT)
 
     def kill(self) -> None:

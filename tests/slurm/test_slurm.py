@@ -1,6 +1,6 @@
-"""A study through a real SLURM, whose jobs are cancelled, put back into the queue, preempted and killed.
+"""A study through a real SLURM, whose jobs are warned, cancelled, put back into the queue, preempted and killed.
 
-Skipped where SLURM is not installed or does not start. PACEMARK_TEST_SLURM_INTERRUPTIONS: how many (default: 4).
+Skipped where SLURM is not installed or does not start. PACEMARK_TEST_SLURM_INTERRUPTIONS: how many (default: 5).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tests.conftest import TINY_GPT2
 from tests.harness.outcomes import read_outcomes
 from tests.slurm.cluster import CORES, Cluster, missing
 
-INTERRUPTIONS = int(os.environ.get("PACEMARK_TEST_SLURM_INTERRUPTIONS", "4"))
-KINDS = ("cancelled", "put back", "preempted", "killed")
+INTERRUPTIONS = int(os.environ.get("PACEMARK_TEST_SLURM_INTERRUPTIONS", "5"))
+KINDS = ("warned", "cancelled", "put back", "preempted", "killed")
 STUDY = [
     *TINY_GPT2, "optimizer=any", "optimizer.class_path=tests.harness.seams.Held",
     "optimizer.search_space={hyperparameters: {lr: {log: [1e-3, 1e-1]}}}", "machine=here",
@@ -56,7 +56,10 @@ def cluster() -> Iterator[Cluster]:
 
 def interrupt(cluster: Cluster, kind: str, job: str, trials: list[PlannedTrial]) -> bool:
     """Take a running job from its node, or kill a worker that runs a trial. Whether there was one."""
-    if kind == "cancelled":
+    if kind == "warned":
+        # As before the end of its time: submitit puts it back into the queue.
+        cluster.call("scancel", "--signal=USR2", job)
+    elif kind == "cancelled":
         cluster.call("scancel", job)
     elif kind == "put back":
         cluster.call("scontrol", "requeue", job)

@@ -441,3 +441,22 @@ def test_any_signal_that_comes_from_outside_is_no_crash(tmp_path: Path, number: 
 
     run_while(worker, disturb)
     assert killed and manifest(entry)["status"] == "exhausted" and not manifest(entry).get("failures")
+
+
+@pytest.mark.usefixtures("forked_trials")
+def test_an_interrupt_that_is_lost_is_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.study.trial_process._REPEAT_SECONDS", 0.0)
+    marker = tmp_path / "marker"
+    monkeypatch.setenv("PACEMARK_TEST_DEAF", str(marker))
+    deaf = [*SEAM, "optimizer.class_path=tests.harness.seams.DeafOnce", "judge=none"]
+    (entry,) = study(tmp_path / "records", *deaf, "workload.max_steps=1000000", "checkpoint_seconds=0")
+    worker = Worker([entry])
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    # Of the evaluation after the step at which it turns deaf.
+    processes.wait_until(
+        lambda: entry.path.evaluations.exists() and len(entry.path.evaluations.read_text().splitlines()) > 4
+    )
+    worker.stop()
+    processes.join(thread)
+    assert marker.exists() and ledger.read_state(entry).name == "interrupted"
