@@ -165,6 +165,8 @@ def _run(
     if link is not None:
         _end_with(starter)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    # Ignored where a shell runs the tests in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     # Its own children come from the same process, whose address it has: multiprocessing would start another one.
     forkserver._forkserver.ensure_running = lambda: None
