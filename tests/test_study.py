@@ -69,8 +69,8 @@ def test_an_interrupted_pool_stops_its_trials_and_continues(tmp_path: Path, monk
     environment = plan_kills(tmp_path / "kills", 0)
     pool = forked.ForkedProcess(*command(tmp_path, *arguments), env=environment)
     # By os.walk: a folder that another process removes meanwhile is no error there.
-    found = lambda: sum("checkpoint.pt" in files for _, _, files in os.walk(tmp_path))  # noqa: E731
-    processes.wait_until(lambda: found() == 2, processes.is_running(pool))
+    checkpoints = lambda: sum("checkpoint.pt" in files for _, _, files in os.walk(tmp_path))  # noqa: E731
+    processes.wait_until(lambda: checkpoints() == 2, processes.is_running(pool))
     pool.send_signal(signal.SIGINT)
     _, errors = pool.communicate()
     assert pool.returncode == 130 and "the same command continues" in errors

@@ -163,13 +163,13 @@ class Cluster:
                                  stdin=subprocess.DEVNULL, start_new_session=True)
             )  # fmt: skip
 
-    def _wait(self, what: str, condition: Callable[[], bool]) -> None:
+    def _wait(self, name: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DEADLINE_SECONDS / 2
         while not condition():
             ended = [str(process.args) for process in self._daemons if process.poll() is not None]
             if ended or time.monotonic() > deadline:
                 logs = "\n".join(path.read_text()[-2000:] for path in sorted(self.folder.glob("*.output")))
-                raise RuntimeError(f"{what} is not ready; ended: {ended or 'none'}\n{logs}")
+                raise RuntimeError(f"{name} is not ready; ended: {ended or 'none'}\n{logs}")
             time.sleep(0.1)
 
 
