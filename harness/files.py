@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 
 @contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+def atomic_writer(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` in one rename when the body ends.
 
     The content is on the disk before the rename, and the rename is on return. If the body raises, `path` stays as it
-    was and no temporary file is left; a process that is killed leaves `.<name>.<pid>`, see `remove_leftovers`. Raises
+    was and no temporary file is left; a process that is killed leaves `.<name>.<pid>-<random>`, see `remove_leftovers`.
+    check: called immediately before the rename; where it raises, as where the body does, `path` stays as it was. Raises
     OSError.
     """
-    # In the same folder, since a rename is atomic only within one file system. The process id keeps two writers apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # In the same folder, since a rename is atomic only within one file system. Two writers never have the same
+    # file, not even processes of two machines that have the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             # Without it a crash of the machine could leave the new name with an empty file.
             os.fsync(file.fileno())
+        check()
         # os.replace: the standard library's warning-free name for a rename over an existing file on every system.
         os.replace(temporary, path)  # noqa: PTH105
         _sync_folder(path.parent)
@@ -52,9 +56,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
-    """Write `path` whole or not at all; text as UTF-8. Raises OSError."""
-    with atomic_writer(path) as file:
+def write_atomically(path: Path, content: str | bytes | memoryview, check: Callable[[], None] = lambda: None) -> None:
+    """Write `path` whole or not at all; text as UTF-8. check: as `atomic_writer`. Raises OSError."""
+    with atomic_writer(path, check) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

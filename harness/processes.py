@@ -50,6 +50,17 @@ def process_start_time(pid: int) -> str | None:
     return None if state == "Z" else start_time
 
 
+def describe_end(status: int) -> str:
+    """How a process ended, by its exit status, which is negative for a signal: "by signal SIGSEGV", "with status 3"."""
+    if status >= 0:
+        return f"with status {status}"
+    try:
+        return f"by signal {signal.Signals(-status).name}"
+    # Most real-time signals have no name.
+    except ValueError:
+        return f"by signal {-status}"
+
+
 def _answers_signals(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -173,7 +173,7 @@ def _run_pool(runs: list[Run], machine: str, console: Console) -> list[TrialStat
     """Plan the trials and run the unfinished ones as a pool; their states after it."""
     from rich.text import Text
 
-    from harness.records.kills import KILL_LIMIT, count_kills
+    from harness.records.kills import KILL_LIMIT, count_kills, last_cause
     from harness.study import executors, ledger
     from harness.study.progress import PoolProgress, print_studies
 
@@ -186,7 +186,8 @@ def _run_pool(runs: list[Run], machine: str, console: Console) -> list[TrialStat
     for trial, state in zip(trials, states, strict=True):
         if not state.is_over and (kills := count_kills(trial.path)) >= KILL_LIMIT:
             remedy = "where memory ran out, a smaller executor.workers helps"
-            text = f"{trial.name}: its process was killed {kills} times without a new checkpoint; {remedy}"
+            cause = last_cause(trial.path) or "its process was killed"
+            text = f"{trial.name}: {cause}, {kills} times without a new checkpoint; {remedy}"
             console.print(Text(text, style="yellow"))
     if left:
         console.print(f"{left} trials are left; the same command continues", style="yellow")

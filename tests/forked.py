@@ -94,8 +94,10 @@ class ForkedProcess:
 
     def send_signal(self, number: int) -> None:
         """As Popen's."""
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        # It can end this moment.
+        with contextlib.suppress(ProcessLookupError):
+            if self.poll() is None:
+                os.kill(self.pid, number)
 
     def communicate(self, timeout: float = DEADLINE_SECONDS) -> tuple[str, str]:
         """As Popen's. The deadline is that of the process, which is killed at it."""
@@ -163,6 +165,8 @@ def _run(
     if link is not None:
         _end_with(starter)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    # Ignored where a shell runs the tests in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
     # Its own children come from the same process, whose address it has: multiprocessing would start another one.
     forkserver._forkserver.ensure_running = lambda: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from pathlib import Path
@@ -67,7 +68,9 @@ def test_an_interrupted_pool_stops_its_trials_and_continues(tmp_path: Path, monk
     arguments = ["executor.workers=2", "workload.max_steps=1000000", "workload.eval_every=20"]
     environment = plan_kills(tmp_path / "kills", 0)
     pool = forked.ForkedProcess(*command(tmp_path, *arguments), env=environment)
-    processes.wait_until(lambda: len(list(tmp_path.rglob("checkpoint.pt"))) == 2, processes.is_running(pool))
+    # By os.walk: a folder that another process removes meanwhile is no error there.
+    checkpoints = lambda: sum("checkpoint.pt" in files for _, _, files in os.walk(tmp_path))  # noqa: E731
+    processes.wait_until(lambda: checkpoints() == 2, processes.is_running(pool))
     pool.send_signal(signal.SIGINT)
     _, errors = pool.communicate()
     assert pool.returncode == 130 and "the same command continues" in errors
@@ -76,4 +79,4 @@ def test_an_interrupted_pool_stops_its_trials_and_continues(tmp_path: Path, monk
     assert status.returncode == 0, status.stderr
     assert "2 interrupted, 2 planned" in " ".join(status.stdout.split())
     assert "0 running" in status.stdout
-    assert not list(tmp_path.rglob(".lease.*"))
+    assert not list(tmp_path.rglob(".lease*"))

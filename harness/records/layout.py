@@ -3,7 +3,7 @@
     <records>/<scale>/<ruleset>/<machine>/<label>/
         plan_<workload>.json                                the trials of a study that are planned
         study_<seed>/<workload>_pytorch/trial_<number>/
-            .lease.<n>                                      while a process is at it
+            .lease/<token>                                  while a process is at it
             .kills                                          after a kill of its process, until the trial is finished
             eval_measurements.csv                           one row per evaluation
             manifest.json                                   all else
@@ -31,6 +31,8 @@ from harness.config.schema import Run
 
 EVALUATIONS, MANIFEST, CHECKPOINT = "eval_measurements.csv", "manifest.json", "checkpoint.pt"
 SOURCES, WEIGHTS_AT_TARGET, WEIGHTS_AT_END = "sources.json", "weights_at_target.pt", "weights_at_end.pt"
+FILES = (EVALUATIONS, MANIFEST, CHECKPOINT, SOURCES, WEIGHTS_AT_TARGET, WEIGHTS_AT_END)
+"""That a trial writes into its folder."""
 KILLS = ".kills"
 ARCHIVE_SUFFIX = ".tar.xz"
 """Of the archive that lies in the place of a submission's folder."""

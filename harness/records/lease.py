@@ -1,9 +1,13 @@
 """Leases: which process may write a trial's folder, on one machine or on several that share a file system.
 
-A lease is a file `.lease.<n>` in the folder. Its holder touches it every few seconds, the heartbeat. Whoever finds the
-newest one dead (no heartbeat for `EXPIRY_SECONDS`, or its process gone from this machine) creates number n + 1, which
-only one process can; a holder whose lease is not the newest any more has lost the folder and must not write again. It
-knows its lease by the token in it, and not by the number, since numbers start again at 1 after a release.
+A lease is a file `.lease/<token>` in the folder, with a random token as its name. Its holder touches it every few
+seconds, the heartbeat. Whoever finds it dead (no heartbeat for `EXPIRY_SECONDS`, or its process gone from this machine)
+removes it and takes the place; a holder whose file is gone has lost the folder and must not write again.
+
+Every operation names the token, so a process that was suspended anywhere within it can only ever touch or remove its
+own lease, or one that it has seen dead, and never that of who came later. A folder `.lease` comes into being by the
+rename of one that holds a file already. A rename replaces an empty folder and fails on any other, so of several
+processes one gets the place, and there are never two files in it.
 Ages are differences of times that the file system stamped itself, so clocks of different machines are never compared.
 """
 
@@ -14,7 +18,6 @@ import errno
 import json
 import logging
 import os
-import re
 import threading
 import time
 import uuid
@@ -33,17 +36,17 @@ EXPIRY_SECONDS = 60.0
 # A sixth of the expiry, since a busy file server can swallow some of the beats.
 HEARTBEAT_SECONDS = 10.0
 
-_FILE_NAME = re.compile(r"\.lease\.(\d{1,9})")
+_PLACE = ".lease"
+_NO_FILE = (errno.ENOENT, errno.ESTALE)
+"""Errors of a file that is gone, the second one from a file server."""
 
 
 @dataclass(frozen=True)
 class Holder:
     """The process that holds a folder."""
 
-    number: int
-    """Of the lease in the folder; the highest one holds it."""
     token: str
-    """Random. A process that is told it may use the lease of its parent."""
+    """Random, and the name of the lease's file. A process that is told it may use the lease of its parent."""
     host: str
     """`harness.processes.host_id`: differs wherever a pid means another process."""
     pid: int
@@ -59,7 +62,7 @@ class Lease:
     def __init__(self, folder: Path, holder: Holder, *, inherited: bool = False) -> None:
         """inherited: the parent process holds the lease, keeps its heartbeat and releases it."""
         self.folder, self.holder, self.inherited = folder, holder, inherited
-        self._path = folder / f".lease.{holder.number}"
+        self._path = folder / _PLACE / holder.token
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -67,13 +70,15 @@ class Lease:
     def acquire(cls, folder: Path, *, executor: str = "", token: str | None = None) -> Lease | None:
         """The lease of `folder`, or None while another process holds it. The folder must exist; OSError if it cannot
         be written. token: of a lease that the parent process holds and lends to this one."""
-        newest = _newest(folder)
-        if newest is not None and token is not None and newest.token == token:
-            return cls(folder, newest, inherited=True)
-        if newest is not None and is_alive(folder, newest):
-            return None
+        former = _read_holder(folder)
+        if former is not None and token is not None and former.token == token:
+            return cls(folder, former, inherited=True)
+        if former is not None:
+            if is_alive(folder, former):
+                return None
+            # By its name: if another process has taken the place since, its file has another one.
+            (folder / _PLACE / former.token).unlink(missing_ok=True)
         holder = Holder(
-            number=newest.number + 1 if newest else 1,
             token=uuid.uuid4().hex,
             host=host_id(),
             pid=os.getpid(),
@@ -81,25 +86,33 @@ class Lease:
             executor=executor,
         )
         lease = cls(folder, holder)
-        try:
-            # "x": of several processes that create the same number, one succeeds.
-            with lease._path.open("x") as file:
-                json.dump({k: v for k, v in vars(holder).items() if k != "number"}, file)
-        except FileExistsError:
+        if not lease._take_place():
             return None
-        # Another process may have listed the folder before this file existed, or acquired and released the lease
-        # between our look and our file. After a release it may also have got a lower number.
-        if any(number > holder.number or _is_another(folder, number, newest) for number, _ in lease._list_others()):
-            lease._path.unlink(missing_ok=True)
-            return None
-        # Only after the new file is there: between a removal and a creation another process would find an empty folder
-        # and create number 1.
-        for number, path in _list_files(folder):
-            if number < holder.number:
-                path.unlink(missing_ok=True)
-        if newest is not None:
-            logger.info("%s: taken over from process %d of %s, which is gone", folder, newest.pid, newest.host)
+        if former is not None:
+            logger.info("%s: taken over from process %d of %s, which is gone", folder, former.pid, former.host)
         return lease
+
+    def _take_place(self) -> bool:
+        """Put the lease into the folder, unless there is one. Whether it is there."""
+        prepared = self.folder / f"{_PLACE}-{self.holder.token}"
+        prepared.mkdir()
+        try:
+            content = {k: v for k, v in vars(self.holder).items() if k != "token"}
+            (prepared / self.holder.token).write_text(json.dumps(content))
+            # A file system may refuse to replace even an empty folder, which a killed process has left.
+            _remove_if_empty(self._path.parent)
+            prepared.rename(self._path.parent)
+        except OSError as error:
+            _remove(prepared)
+            # ENOENT: its holder has taken it for what a killed process left.
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                return False
+            raise
+        # What processes have left that were killed within this function.
+        for leftover in self.folder.glob(f"{_PLACE}-*"):
+            _remove(leftover)
+        # Not where who has the place took it for one of these.
+        return self._path.exists()
 
     def start_heartbeat(self, when_lost: Callable[[], None] | None = None) -> Lease:
         """Touch the lease from a thread until it is released or lost; `when_lost` is then called in that thread."""
@@ -116,30 +129,32 @@ class Lease:
 
     def is_owned(self) -> bool:
         """Whether no other process has taken the folder over."""
-        newest = _newest(self.folder)
-        return newest is not None and newest.token == self.holder.token
-
-    def _list_others(self) -> list[tuple[int, Path]]:
-        return [(number, path) for number, path in _list_files(self.folder) if number != self.holder.number]
+        try:
+            # Opened, since a client of a file server answers by its memory where it is only asked for a name.
+            self._path.open("rb").close()
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                return False
+            raise
+        return True
 
     def release(self) -> None:
         """Give the folder free, unless it was lost or belongs to the parent process."""
         # First, or the heartbeat would take the missing file for a loss and call `when_lost`.
         self._stop.set()
-        if not self.inherited and self.is_owned():
+        if not self.inherited:
             self._path.unlink(missing_ok=True)
+            _remove_if_empty(self._path.parent)
 
     def _beat(self, when_lost: Callable[[], None] | None) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                owned = self.is_owned()
-                if owned:
-                    os.utime(self._path)
+                os.utime(self._path)
             except OSError as error:
-                # A file server that does not answer now may answer the next time.
-                logger.warning("%s: no heartbeat this time: %s", self.folder, error)
-                continue
-            if not owned:
+                if error.errno not in _NO_FILE:
+                    # A file server that does not answer now may answer the next time.
+                    logger.warning("%s: no heartbeat this time: %s", self.folder, error)
+                    continue
                 if not self._stop.is_set():
                     logger.warning(
                         "%s: taken over by another process, since this one missed its heartbeats", self.folder
@@ -151,8 +166,8 @@ class Lease:
 
 def current_holder(folder: Path) -> Holder | None:
     """The process that holds `folder` now; None if there is none or it is dead (see `is_alive`)."""
-    newest = _newest(folder)
-    return newest if newest is not None and is_alive(folder, newest, _recent_file_system_time) else None
+    holder = _read_holder(folder)
+    return holder if holder is not None and is_alive(folder, holder, _recent_file_system_time) else None
 
 
 def is_alive(folder: Path, holder: Holder, file_system_time: Callable[[Path], float] | None = None) -> bool:
@@ -168,10 +183,10 @@ def is_alive(folder: Path, holder: Holder, file_system_time: Callable[[Path], fl
         # Where the start time was unknown, the pid alone decides.
         return start_time is not None and (not holder.started or start_time == holder.started)
     try:
-        last_heartbeat = (folder / f".lease.{holder.number}").stat().st_mtime
+        last_heartbeat = (folder / _PLACE / holder.token).stat().st_mtime
         return (file_system_time or _file_system_time)(folder) - last_heartbeat < EXPIRY_SECONDS
     except FileNotFoundError:
-        # It was released since the folder was listed.
+        # It was released since it was read.
         return False
 
 
@@ -208,34 +223,32 @@ def _recent_file_system_time(folder: Path) -> float:
     return now + offset
 
 
-def _is_another(folder: Path, number: int, dead: Holder | None) -> bool:
-    """Whether lease `number` is a live one of a process other than `dead`."""
-    if dead is not None and number == dead.number:
-        return False
-    holder = _read_holder(number, folder / f".lease.{number}")
-    return holder is not None and is_alive(folder, holder)
-
-
-def _list_files(folder: Path) -> list[tuple[int, Path]]:
+def _read_holder(folder: Path) -> Holder | None:
+    """Who has the place in `folder`, dead or alive."""
     try:
-        names = [path.name for path in folder.iterdir()]
+        path = next((folder / _PLACE).iterdir(), None)
     except FileNotFoundError:
-        return []
-    matches = ((_FILE_NAME.fullmatch(name), name) for name in names)
-    return [(int(match[1]), folder / name) for match, name in matches if match]
-
-
-def _newest(folder: Path) -> Holder | None:
-    files = _list_files(folder)
-    return _read_holder(*max(files)) if files else None
-
-
-def _read_holder(number: int, path: Path) -> Holder | None:
+        return None
+    if path is None:
+        return None
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-        return Holder(number=number, **content)
+        return Holder(token=path.name, **content)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        # Its holder is writing it this moment: unknown, but alive until it is too old.
-        return Holder(number, "", "", 0, "")
+        # Damaged: unknown, but alive until it is too old.
+        return Holder(path.name, "", 0, "")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that never got the place, whoever made it."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -262,11 +262,12 @@ class Manifest(BaseModel):
         """From a file; None if there is none. Raises ManifestError if it cannot be read."""
         return _read(cls, path)
 
-    def write(self, path: Path) -> None:
-        """Write manifest.json whole or not at all, with the keys that were set. Raises OSError."""
+    def write(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        """Write manifest.json whole or not at all, with the keys that were set. check: called immediately before it is
+        put in place; where it raises, it is not. Raises OSError."""
         # Without the defaults, so that a manifest which is read and written again gains no keys.
         content = self.model_dump(exclude_unset=True)
-        write_atomically(path, json.dumps(_strict(content), indent=2) + "\n")
+        write_atomically(path, json.dumps(_strict(content), indent=2) + "\n", check)
 
 
 class ManifestSummary(BaseModel):

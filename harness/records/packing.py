@@ -166,9 +166,12 @@ def _remove_leftovers(working: Path, folder: Path) -> None:
     if _list_files(retired) and not folder.exists() and not archive.exists():
         raise UserError(f"{retired} holds the only copy of the records; move it to {folder}")
     for leftover in working.iterdir():
+        # Of who holds or wants the folder.
+        if leftover.name.startswith((".lease", ".now.")):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover)
-        elif not leftover.name.startswith((".lease.", ".now.")):
+        else:
             leftover.unlink()
 
 
@@ -211,7 +214,7 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 def _describe_stranger(path: Path) -> str:
     if path.name == CHECKPOINT:
         return f"{path}: the trial can be continued from its checkpoint; finish it, or delete the checkpoint"
-    if path.name.startswith(".lease."):
+    if path.parent.name.startswith(".lease"):
         return f"{path}: the trial is running, or was killed; finish it"
     return f"{path} is no file of a record (of a tracker?); move it away"
 
@@ -269,9 +272,10 @@ def _check_contained(files: Mapping[str, bytes], folder: Path, archive: Path) ->
 
 
 def _move_missing(source: Path, target: Path) -> None:
-    """Move the files that `target` lacks from `source`. The others are equal, or leases."""
+    """Move the files that `target` lacks from `source`. The others are equal. No leases: their holders find them lost,
+    and another process may have taken the place."""
     for name in sorted(_list_files(source)):
         path = target / name
-        if not path.exists():
+        if not path.exists() and not path.parent.name.startswith(".lease"):
             path.parent.mkdir(parents=True, exist_ok=True)
             (source / name).rename(path)

@@ -11,11 +11,7 @@ import importlib
 import logging
 import os
 import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 from harness import log
@@ -26,15 +22,12 @@ from harness.records.kills import forget_kills
 from harness.study.ledger import PlannedTrial
 from harness.study.machine import list_visible_gpus
 from harness.study.reservations import Reservation, reservation
+from harness.study.slurm import run_jobs
 from harness.study.trial_process import Slot
-from harness.study.worker import Worker, work
+from harness.study.worker import Report, Worker, work, work_in_threads
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[str], None]
-"""Tells the user a line."""
-JOB_POLL_SECONDS = 1.0
-"""Between two looks at the jobs of a cluster; submitit asks SLURM itself far less often."""
 _DISTURBED = "their seconds disturb each other"
 
 
@@ -52,7 +45,7 @@ def execute(trials: Sequence[PlannedTrial], report: Report) -> None:
         with contextlib.suppress(OSError):
             forget_kills(trial.path)
     # One executor for all: a command refuses a sweep over executors.
-    {"local": _local, "slurm": _slurm, "ray": _ray}[executor.name](trials, executor, report)
+    {"local": _local, "slurm": run_jobs, "ray": _ray}[executor.name](trials, executor, report)
 
 
 # ---- this machine ------------------------------------------------------------------------------------------------
@@ -64,28 +57,7 @@ def _local(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -
     with reservation() as reserved:
         slots = assign_slots(trials[0].study, number, report, reserved)
         logger.debug("slots of the workers: %s", slots)
-        _work_in_threads([Worker(trials, slot) for slot in slots], report)
-
-
-def _work_in_threads(workers: Sequence[Worker], report: Report) -> None:
-    with ThreadPoolExecutor(len(workers)) as pool:
-        running = [pool.submit(worker.work) for worker in workers]
-        try:
-            # FIRST_EXCEPTION: an error that the user has to correct would meet every worker.
-            futures.wait(running, return_when=futures.FIRST_EXCEPTION)
-        except KeyboardInterrupt:
-            report("stopping the running trials; the same command continues them")
-            raise
-        finally:
-            # After an error or an interruption the running trials stop, with a status in their records, before it is
-            # raised again. Where all have ended, there is nothing to stop.
-            for worker in workers:
-                worker.stop()
-            # Futures are waited for, and not threads: Thread.join forgets a thread in which Ctrl-C interrupted it.
-            futures.wait(running)
-        # Raises the first error.
-        for future in running:
-            future.result()
+        work_in_threads([Worker(trials, slot) for slot in slots], report)
 
 
 def assign_slots(run: Run, number: int, report: Report, reserved: Reservation | None = None) -> list[Slot]:
@@ -127,159 +99,6 @@ def assign_slots(run: Run, number: int, report: Report, reserved: Reservation | 
             return [Slot()] * number
         cores = unused
     return [Slot(cores=tuple(cores[i * run.threads : (i + 1) * run.threads])) for i in range(number)]
-
-
-# ---- SLURM -------------------------------------------------------------------------------------------------------
-
-
-class _Job:
-    """One job of the array, which runs a worker. At module level, since submitit pickles it."""
-
-    def __call__(self, trials: Sequence[PlannedTrial]) -> None:
-        work(trials)
-
-    def checkpoint(self, trials: Sequence[PlannedTrial]) -> Any:
-        """Called by submitit when the job is preempted or out of time: requeue it. Its trial resumes from its
-        checkpoint."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self, trials)
-
-
-def _slurm(trials: Sequence[PlannedTrial], executor: Executor, report: Report) -> None:
-    """A job array with one worker per job; waits until all jobs have ended."""
-    try:
-        submitit: Any = importlib.import_module("submitit")
-    except ImportError as error:
-        raise UserError("executor=slurm: submitit is not installed; pip install -e '.[slurm]'") from error
-    run = trials[0].study
-    cluster = executor.options.get("cluster")
-    options = {key: value for key, value in executor.options.items() if key != "cluster"}
-    folder = run.records.resolve() / ".submitit"
-    jobs: list[Any]
-    with _quiet_submitit():
-        try:
-            submit = submitit.AutoExecutor(folder=folder, cluster=cluster)
-            parameters = {"name": "pacemark", "cpus_per_task": run.threads, "timeout_min": executor.minutes or 240}
-            if _wants_slurm_gpu(run, cluster, options, report):
-                parameters["gpus_per_node"] = 1
-            # The user's options win over ours.
-            submit.update_parameters(**parameters | options)
-            jobs = submit.map_array(_Job(), [trials] * min(executor.workers, len(trials)))
-        except (RuntimeError, NameError, TypeError, OSError, submitit.core.utils.FailedSubmissionError) as error:
-            raise UserError(
-                f"executor=slurm: {error}; run this where sbatch works, or take executor=local. "
-                f"executor.options holds parameters of submitit: {options or 'none given'}"
-            ) from error
-        job_ids = ", ".join(job.job_id for job in jobs)
-        report(f"submitted {len(jobs)} jobs: {job_ids} (interrupting this command leaves them)")
-        logger.info("the jobs write their logs into %s", folder)
-        _wait_for_jobs(jobs, submitit.core.utils, report)
-
-
-def _wants_slurm_gpu(run: Run, cluster: str | None, options: Mapping[str, Any], report: Report) -> bool:
-    """Whether a job asks for a GPU: under device=auto, if all nodes that it can get have one. Raises UserError where
-    only some of them do."""
-    # The user has said it.
-    if run.device != "auto" or any("gpu" in key or "gres" in key for key in options):
-        return run.device.startswith("cuda")
-    if cluster in ("local", "debug"):
-        # Their jobs run on this machine.
-        return bool(list_visible_gpus())
-    partitions = str(options.get("slurm_partition") or options.get("partition") or "")
-    try:
-        command = ["sinfo", "--noheader", "--format=%P|%G"]
-        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.info("sinfo: %s", error)
-        report("device=auto: sinfo does not tell whether the nodes have GPUs, so the jobs ask for none; "
-               "give device=cuda or device=cpu")  # fmt: skip
-        return False
-    have_gpus = parse_node_gpus(listed, partitions)
-    if len(have_gpus) > 1:
-        raise UserError(
-            f"device=auto: of the nodes of {partitions or 'the default partition'} only some have GPUs; give "
-            "device=cuda or device=cpu, or one partition with executor.options={slurm_partition: NAME}"
-        )
-    return have_gpus == {True}
-
-
-def parse_node_gpus(listed: str, partitions: str = "") -> set[bool]:
-    """Whether the nodes of the partitions have GPUs: both values where only some have, none where no node is listed.
-
-    listed: what `sinfo --format=%P|%G` prints, a line for each kind of node with the partition and the generic
-    resources. partitions: names, separated by commas; empty: the default partition, which sinfo marks with a star.
-    """
-    names = {name.strip() for name in partitions.split(",") if name.strip()}
-    have_gpus = set()
-    for line in listed.splitlines():
-        partition, _, resources = line.strip().partition("|")
-        if partition.rstrip("*") in names if names else partition.endswith("*"):
-            have_gpus.add(any(entry.startswith("gpu:") for entry in resources.split(",")) or resources == "gpu")
-    return have_gpus
-
-
-def _wait_for_jobs(jobs: Sequence[Any], errors: Any, report: Report) -> None:
-    """Wait until all jobs have ended. A job that was cancelled or lost is reported, and the others go on.
-
-    errors: the module of submitit that has them. Raises UserError for an error that the user has to correct.
-    """
-    pending = list(jobs)
-    while pending:
-        ended = [job for job in pending if job.done()]
-        for job in ended:
-            pending.remove(job)
-            try:
-                job.result()
-                logger.info("job %s has ended", job.job_id)
-            except errors.UncompletedJobError as error:
-                cause = _cause_of_loss(job, error, errors)
-                if cause is None:
-                    # The end of the message: it holds the traceback of the job, whose last lines name the error.
-                    text = str(error).strip()[-2000:]
-                    raise UserError(f"executor=slurm: job {job.job_id} failed: {text}") from error
-                logger.debug("job %s: %s", job.job_id, error)
-                rest = f"{len(pending)} still {'runs' if len(pending) == 1 else 'run'}"
-                report(f"job {job.job_id} {cause}; {rest if pending else 'none is left'}; the same command continues")
-        if not ended:
-            time.sleep(JOB_POLL_SECONDS)
-
-
-def _cause_of_loss(job: Any, error: Exception, errors: Any) -> str | None:
-    """How a job ended that was taken away from outside, as part of a sentence; None if its own code failed."""
-    if isinstance(error, errors.FailedJobError):
-        # submitit raises this in a job that may not be requeued any more.
-        return "was out of time too often" if "Job not requeued because: timed-out" in str(error) else None
-    # Without accounting the state is UNKNOWN. An array lists it as `CANCELLED by 1000`.
-    state = str(job.state).split(" ")[0].lower().replace("_", " ")
-    words = {"cancelled": "was cancelled", "preempted": "was preempted", "timeout": "was out of time",
-             "out of memory": "was out of memory", "node fail": "lost its node"}  # fmt: skip
-    # What is left without a state: a killed process leaves no result.
-    return words.get(state, "was cancelled or its node was lost")
-
-
-@contextlib.contextmanager
-def _quiet_submitit() -> Iterator[None]:
-    """Within it, submitit's records come through this module's log: its own handlers would write into a live display,
-    and without accounting it warns every few seconds that sacct cannot be asked."""
-    theirs = logging.getLogger("submitit")
-    is_told = False
-
-    def take(record: logging.LogRecord) -> bool:
-        nonlocal is_told
-        if "sacct" not in record.getMessage():
-            logger.log(record.levelno, "submitit: %s", record.getMessage())
-            return False
-        level = logging.DEBUG if is_told else logging.INFO
-        is_told = True
-        logger.log(level, "sacct does not answer, so the end of a job is known from its files: %s", record.getMessage())
-        return False
-
-    theirs.addFilter(take)
-    try:
-        yield
-    finally:
-        theirs.removeFilter(take)
 
 
 # ---- Ray ---------------------------------------------------------------------------------------------------------

@@ -262,9 +262,12 @@ def _place(path: RecordPath) -> tuple[int, str, int]:
     return path.study, path.workload, path.trial
 
 
-def record_crash(trial: PlannedTrial, reason: str, stop_reason: str | None = None) -> None:
+def record_crash(
+    trial: PlannedTrial, reason: str, stop_reason: str | None = None, check: Callable[[], None] = lambda: None
+) -> None:
     """Note in the manifest that the process of a trial ended without writing why, with status `failed` once the
     ruleset's retries are used up. stop_reason: a sentence for the reader of a status, where the process was killed.
+    check: called immediately before it is written; where it raises, it is not.
 
     To be called while holding the trial's lease. Raises FileNotFoundError where the trial has no manifest yet.
     """
@@ -279,7 +282,7 @@ def record_crash(trial: PlannedTrial, reason: str, stop_reason: str | None = Non
     else:
         logger.info("%s: retry %d of %d", trial.name, len(manifest.failures) + 1, trial.study.ruleset.retries)
         manifest.failures = [*manifest.failures, reason]
-    manifest.write(trial.path.manifest)
+    manifest.write(trial.path.manifest, check)
 
 
 # ---- plans on disk -------------------------------------------------------------------------------------------------

@@ -30,17 +30,21 @@ import psutil
 from harness import log
 from harness.config.schema import Run
 from harness.errors import ProcessKilled, UserError
-from harness.processes import PROGRESS_VARIABLE, SOURCE_ROOT, STACK_SIGNAL
+from harness.processes import PROGRESS_VARIABLE, SOURCE_ROOT, STACK_SIGNAL, describe_end
 from harness.records.kills import is_kill
 from harness.records.lease import Lease
 
 logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_END = "the process of the trial is at its end"
 _STACK_SECONDS = 2.0
 """How long it may take for that."""
 _INTERRUPT_SECONDS = 60.0
 """How long a child may go on after `interrupt` without a sign of progress: it may hang."""
+_REPEAT_SECONDS = 5.0
+"""A child that is still training so long after `interrupt` is interrupted again: an exception that is raised in a
+destructor or a callback of a library is lost."""
 _LOOK_SECONDS = 1.0
 """Between two looks whether the child hangs; its end and its signs of progress are seen at once."""
 _KILL_SECONDS = 30.0
@@ -64,11 +68,13 @@ class TrialProcess:
         the trial, for the log."""
         self._name = name
         self._stall_seconds = 60 * run.executor.stall_minutes
-        self._interrupted = False
+        self._interrupted, self._interrupted_at = False, 0.0
         self.stop_reason: str | None = None
         """Why the process was killed, where it hung; in a sentence."""
         self.kill_cause: str | None = None
         """How the process was ended from outside, once `wait` has seen it; no crash."""
+        self.reached_end = False
+        """Whether the process came to the end of its own program, once `wait` has seen it."""
         environment = os.environ | {
             # Before the child starts: thread pools are sized when torch is imported.
             "OMP_NUM_THREADS": str(run.threads),
@@ -143,6 +149,7 @@ class TrialProcess:
             self._process.stdin.close()
         if self.stop_reason is not None and code != 0:
             return None if self._interrupted else f"{self.stop_reason}\n{errors[-4000:]}".rstrip()
+        self.reached_end = f"{_END}\n" in lines
         messages = [line.removeprefix("error: ").rstrip("\n") for line in lines if line.startswith("error: ")]
         # Without a message it is the submission that has ended the process.
         if code == 2 and messages:
@@ -152,10 +159,8 @@ class TrialProcess:
         # 0: the status is in the record, a crash included. 130: stopped, to be continued.
         if code in (0, 130) or is_kill(code):
             return None
-        # Popen gives the number of the signal as a negative status.
         assert code is not None
-        cause = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-        return f"the process of the trial ended {cause}\n{errors[-4000:]}".rstrip()
+        return f"the process of the trial ended {describe_end(code)}\n{errors[-4000:]}".rstrip()
 
     def _read_errors(self, lines: list[str]) -> None:
         """Append what the child writes to standard error, to its end. Its log records go to the log of this process as
@@ -172,6 +177,9 @@ class TrialProcess:
                 if selector.get_map() and selector.select(_LOOK_SECONDS):
                     if self._progress.read(4096):
                         last = time.monotonic()
+                        if self._interrupted and last - self._interrupted_at >= _REPEAT_SECONDS:
+                            logger.info("%s: it trains on after an interrupt, and gets another one", self._name)
+                            self.interrupt()
                     else:
                         # Its end: the process is about to end.
                         selector.unregister(self._progress)
@@ -211,7 +219,7 @@ class TrialProcess:
 
     def interrupt(self) -> None:
         """Stop the trial as Ctrl-C does; it can be continued."""
-        self._interrupted = True
+        self._interrupted_at, self._interrupted = time.monotonic(), True
         self._send(signal.SIGINT)
 
     def kill(self) -> None:
@@ -235,7 +243,7 @@ class TrialProcess:
 def _describe_kill(status: int | None, lines: Sequence[str]) -> str:
     """How a process was ended from outside, by its exit status and by what it wrote to standard error."""
     if status is not None and status < 0:
-        return f"its process was killed by {signal.Signals(-status).name}"
+        return f"its process was killed {describe_end(status).replace('signal ', '')}"
     # The last line, where the process itself has noted the cause.
     return lines[-1].strip() if lines else "its process was stopped from outside"
 
@@ -265,6 +273,8 @@ def main() -> int:
     run = Run(**request["run"])
     if run.judge == "process":
         fork_trainee()
+    # SLURM sends it to all processes of a job whose time is over; the worker deals with it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     # A scheduler's stop is like Ctrl-C: the trial ends as stopped. SIGINT too, which children inherit as ignored from a
     # shell's background jobs.
     for number in _STOP_SIGNALS:
@@ -287,7 +297,11 @@ def main() -> int:
     except ProcessKilled as error:
         print(error, file=sys.stderr)
         return 130
-    return 130 if record.status is Status.STOPPED else 0
+    if record.status is Status.STOPPED:
+        return 130
+    # The last line: what ends the process before, `os._exit(0)` in a submission too, has not written it.
+    print(_END, file=sys.stderr, flush=True)
+    return 0
 
 
 def _end_with_parent() -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 
 from harness import log
-from harness.errors import UserError
+from harness.errors import LeaseLost, UserError
 from harness.records.kills import KILL_LIMIT, count_kills, note_kill
 from harness.records.lease import Lease
 from harness.records.packing import unpack_if_packed
@@ -21,6 +23,10 @@ from harness.study.trial_process import Slot, TrialProcess
 
 logger = logging.getLogger(__name__)
 
+_STATUS_OF_AN_EXCEPTION = 1
+"""With which Python ends."""
+Report = Callable[[str], None]
+"""Tells the user a line."""
 POLL_SECONDS = 2.0
 """How long to wait while others run the last trials: one of them may die, and its trial become free again."""
 
@@ -69,7 +75,7 @@ class Worker:
                 # Another worker may have run it between the look and the lease.
                 is_over, kills = read_state(trial).is_over, count_kills(trial.path)
                 if not is_over and kills < KILL_LIMIT:
-                    logger.info("%s: taken, with lease %d (it was %s)", trial.name, lease.holder.number, state.name)
+                    logger.info("%s: taken, with lease %s (it was %s)", trial.name, lease.holder.token, state.name)
                     return trial, lease
                 why = "another worker finished it this moment" if is_over else f"left, after {kills} kills"
                 logger.info("%s: %s", trial.name, why)
@@ -102,24 +108,33 @@ class Worker:
             logger.warning("%s: lost to another worker; its process here was ended", trial.name)
             return
         if process.kill_cause is not None:
+            # A scheduler that ends a job sends the signal to all of its processes.
+            if self._stopping.is_set():
+                return
             self._note_kill(trial, process.kill_cause)
             return
         if crash is None and process.exit_status == 0:
-            crash = _check_record(trial)
+            crash = _check_record(trial, process.reached_end)
         if crash is None:
             return
-        logger.info("%s: %s", trial.name, crash.partition("\n")[0])
+        cause = crash.partition("\n")[0]
+        logger.info("%s: %s", trial.name, cause)
         try:
-            record_crash(trial, crash, process.stop_reason)
+            record_crash(trial, crash, process.stop_reason, lease.check)
+        except LeaseLost:
+            logger.warning("%s: lost to another worker before its crash was noted", trial.name)
         except FileNotFoundError:
-            # Nothing of the trial exists: it is the environment that is broken, not the trial.
-            raise UserError(f"{trial.name}: {crash}") from None
+            # Nothing of the trial exists. Python says so where it is the environment that is broken, a package that
+            # cannot be loaded, say: every trial would meet it.
+            if process.exit_status == _STATUS_OF_AN_EXCEPTION:
+                raise UserError(f"{trial.name}: {crash}") from None
+            self._note_kill(trial, cause)
 
     def _note_kill(self, trial: PlannedTrial, cause: str) -> None:
         """Note that the process of a trial was ended from outside: the trial goes on after the others, unless this
         happened too often. Raises UserError where it cannot be noted."""
         try:
-            kills = note_kill(trial.path)
+            kills = note_kill(trial.path, cause)
         except OSError as error:
             raise _unwritable(trial, error) from error
         self._pending.remove(trial)
@@ -131,16 +146,17 @@ class Worker:
             logger.warning("%s: %s, %d times without a new checkpoint; it is left", trial.name, cause, kills)
 
 
-def _check_record(trial: PlannedTrial) -> str | None:
-    """How the process of a trial ended that ended well, if the trial is not over; None if it is. Raises UserError where
-    it left no record in its folder: the worker would start it again and again."""
+def _check_record(trial: PlannedTrial, reached_end: bool) -> str | None:
+    """How the process of a trial ended that ended with status 0, if the trial is not over; None if it is. reached_end:
+    whether the process came to the end of its own program, where the submission did not end it. Raises UserError where
+    it came there and left no record in the trial's folder: the worker would start it again and again."""
     manifest = read_state(trial).manifest
-    if manifest is None:
+    if manifest is None and reached_end:
         raise UserError(
             f"{trial.path.folder} has no record although its process ended well: that process sees another machine "
             "than the one that the trial is planned for; name the folder of records with machine=NAME"
         )
-    if manifest.status.is_finished:
+    if manifest is not None and manifest.status.is_finished:
         return None
     return "the process of the trial ended with status 0 before the trial was over"
 
@@ -173,9 +189,32 @@ def _unwritable(trial: PlannedTrial, error: OSError) -> UserError:
 
 def work(trials: Sequence[PlannedTrial], slot: Slot | None = None) -> None:
     """Run a worker from start to end; an exception of this thread (of a scheduler, say) stops it."""
-    # A job of SLURM or a task of Ray: it has inherited the level, and its standard error is its log.
+    # A task of Ray: it has inherited the level, and its standard error is its log.
     log.configure()
     worker = Worker(trials, slot)
     with contextlib.ExitStack() as stack:
         stack.callback(worker.stop)
         worker.work()
+
+
+def work_in_threads(workers: Sequence[Worker], report: Report) -> None:
+    """Run each worker in a thread. An exception of this thread, Ctrl-C too, stops them first; an error of one of them
+    stops the others and is raised."""
+    with ThreadPoolExecutor(len(workers)) as pool:
+        running = [pool.submit(worker.work) for worker in workers]
+        try:
+            # FIRST_EXCEPTION: an error that the user has to correct would meet every worker.
+            futures.wait(running, return_when=futures.FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            report("stopping the running trials; the same command continues them")
+            raise
+        finally:
+            # After an error or an interruption the running trials stop, with a status in their records, before it is
+            # raised again. Where all have ended, there is nothing to stop.
+            for worker in workers:
+                worker.stop()
+            # Futures are waited for, and not threads: Thread.join forgets a thread in which Ctrl-C interrupted it.
+            futures.wait(running)
+        # Raises the first error.
+        for future in running:
+            future.result()

@@ -27,7 +27,7 @@ from harness.hashing import config_hash
 from harness.processes import interrupts_deferred
 from harness.records.differences import differences
 from harness.records.kills import forget_kills
-from harness.records.layout import CHECKPOINT, EVALUATIONS, MANIFEST, RecordPath
+from harness.records.layout import FILES, RecordPath
 from harness.records.lease import Lease
 from harness.records.manifest import FORMAT, FORMAT_VERSION, Evidence, FinalFigures, Life, Manifest
 from harness.records.packing import unpack_if_packed
@@ -101,12 +101,15 @@ class Record:
         data, and where the folder cannot be written.
         """
         with self._report_unwritable():
-            # Only with the lease: another process might be about to rename its temporary file.
-            remove_leftovers(self.folder, (EVALUATIONS, MANIFEST, CHECKPOINT))
+            # With the lease, and before anything is written: a former holder that was suspended after its last check of
+            # the lease cannot put in place any more what it had written.
+            self._check_lease()
+            remove_leftovers(self.folder, FILES)
             # Decided anew, since _acquire has read the manifest again.
             if self.run.overwrite:
                 self.manifest = None
             if self.manifest is None:
+                self._check_lease()
                 for file in (self.path.evaluations, self.path.checkpoint):
                     file.unlink(missing_ok=True)
             self.manifest = self._next_manifest(values)
@@ -115,10 +118,10 @@ class Record:
     def write_manifest(self) -> None:
         """Write the manifest as it is now. Raises LeaseLost and OSError."""
         assert self.manifest is not None
-        self._check_lease()
         if self.manifest.evidence is not None and self.manifest.evidence.lives:
             self.manifest.evidence.lives[-1].seconds = monotonic() - self._life_began
-        self.manifest.write(self.path.manifest)
+        # Every file with a check as late as possible, so that a lease lost in the meantime is noticed.
+        self.manifest.write(self.path.manifest, self._check_lease)
         self._note_written(self.path.manifest)
 
     def append(self, row: dict[str, Any]) -> None:
@@ -134,15 +137,12 @@ class Record:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        # As late as possible, so that a lease lost in the meantime is noticed.
-        self._check_lease()
-        write_atomically(self.path.evaluations, text.getvalue())
+        write_atomically(self.path.evaluations, text.getvalue(), self._check_lease)
         self._note_written(self.path.evaluations)
 
     def write_extra(self, name: str, content: bytes) -> None:
         """Write another file of the record (`harness.records.layout`). Raises LeaseLost and OSError."""
-        self._check_lease()
-        write_atomically(self.folder / name, content)
+        write_atomically(self.folder / name, content, self._check_lease)
 
     def changed_files(self) -> list[str]:
         """Names of the files that are not as this process wrote them last."""
@@ -150,12 +150,11 @@ class Record:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write `state` and the rows so far as the checkpoint. Raises LeaseLost and OSError."""
+        # Into memory, so that an interrupt does not wait for the disk.
         buffer = io.BytesIO()
-        # Into memory, so that the lease is checked after the serialisation, which may take long.
         with interrupts_deferred():
             torch.save(state | {"rows": self.rows}, buffer)
-        self._check_lease()
-        write_atomically(self.path.checkpoint, buffer.getbuffer())
+        write_atomically(self.path.checkpoint, buffer.getbuffer(), self._check_lease)
         self._note_written(self.path.checkpoint)
         # With the wall time of this life: a process that is killed cannot write it.
         self.write_manifest()

@@ -19,7 +19,6 @@ import contextlib
 import ctypes
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -40,7 +39,7 @@ from harness.interface.model_runner import Counters
 from harness.interface.needs import Need
 from harness.interface.ranks import SINGLE_RANK
 from harness.interface.workload import Workload
-from harness.processes import MARK_VARIABLE, PROGRESS_VARIABLE, SOURCE_ROOT
+from harness.processes import MARK_VARIABLE, PROGRESS_VARIABLE, SOURCE_ROOT, describe_end
 from harness.records.kills import is_kill
 from harness.seeding import TrialSeeds
 from harness.trial import trainee_process
@@ -115,6 +114,7 @@ class RemoteTraining(TrainingFacts):
         self._cpu_before: float | None = None
         # An answer is outstanding. After an interruption it stays so, and whatever comes next would be the wrong one.
         self._is_waiting = False
+        self._is_open = False
         # Its import may have changed what this process evaluates by.
         self._imported = any(map(_is_foreign, run.optimizer.class_paths)) or _has_run(run.optimizer.path)
         self._process, self._channel = _start(run)
@@ -129,6 +129,7 @@ class RemoteTraining(TrainingFacts):
         except BaseException:
             self.close()
             raise
+        self._is_open = True
         self.needs = frozenset(Need[name] for name in answer["needs"])
         self.remarks = [str(remark) for remark in answer["remarks"]]
         # The trial begins here: starting a process and importing libraries is the harness's affair.
@@ -356,9 +357,9 @@ class RemoteTraining(TrainingFacts):
             code = self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             return SubmissionFailed("the process of the submission closed its connection to the judge")
-        cause = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-        text = f"the process of the submission ended {cause}"
-        return ProcessKilled(text) if is_kill(code) else SubmissionFailed(text)
+        text = f"the process of the submission ended {describe_end(code)}"
+        # Before the submission is there the trial has no record that could tell of a crash.
+        return ProcessKilled(text) if is_kill(code) or not self._is_open else SubmissionFailed(text)
 
 
 def _is_foreign(class_path: str) -> bool:

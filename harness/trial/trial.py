@@ -121,7 +121,8 @@ def run_trial(
         # written: a corrupt checkpoint is refused, and nothing is changed.
         checkpoint = None if run.overwrite else ranks.run_on_all(lambda: record.load_checkpoint())
         _check_checkpoint(checkpoint, record, ranks)
-        ranks.run_on_all(lambda: record.start(figures.manifest_values(training)))
+        with _report_lost_folder(record):
+            ranks.run_on_all(lambda: record.start(figures.manifest_values(training)))
         if checkpoint is not None:
             # Drops the rows after the checkpoint, whose steps are made again.
             record.write_rows()

@@ -299,6 +299,39 @@ def plan_kills(folder: Path, number: int, victim: str = "trial") -> dict[str, st
     return dict(os.environ) | {"PACEMARK_TEST_KILLS": str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
+class DeafOnce(_Sgd):
+    """Loses the first Ctrl-C of its process, as a destructor that is interrupted does, and creates the file
+    PACEMARK_TEST_DEAF then."""
+
+    def step(self, ctx: StepContext) -> None:
+        marker = Path(os.environ["PACEMARK_TEST_DEAF"])
+        if not marker.exists() and ctx.step == 7:
+            former = signal.getsignal(signal.SIGINT)
+
+            def lose(number: int, frame: object) -> None:
+                marker.touch()
+                signal.signal(signal.SIGINT, former)
+
+            signal.signal(signal.SIGINT, lose)
+        super().step(ctx)
+
+
+class Held(OptimizerSubmission):
+    """AdamW that is slow, and stands ten steps before its end, until the file PACEMARK_TEST_RELEASE is there."""
+
+    def __init__(self, setup: Setup, *, lr: float = 0.01) -> None:
+        super().__init__(setup, [torch.optim.AdamW(setup.parameters, lr=lr)])
+        self.last_step = setup._max_steps - 10
+
+    def step(self, ctx: StepContext) -> None:
+        release = Path(os.environ["PACEMARK_TEST_RELEASE"])
+        while not release.exists():
+            time.sleep(0.04)
+            if ctx.step < self.last_step:
+                break
+        super().step(ctx)
+
+
 class Hanging(_Sgd):
     """Hangs in foreign code at its eighth step, deaf to signals, and creates the file PACEMARK_TEST_HANG. Where the
     file is there it trains on."""

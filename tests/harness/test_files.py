@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -38,7 +39,9 @@ def test_the_new_name_is_on_the_disk_on_return(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", note)
     write_atomically(path, "text")
-    assert synced == [(f"{tmp_path}/.file.txt.{os.getpid()}", False), (str(tmp_path), True)]
+    (temporary, *is_put_in_place), folder = synced
+    assert re.fullmatch(rf"{tmp_path}/\.file\.txt\.{os.getpid()}-[0-9a-f]{{8}}", temporary)
+    assert is_put_in_place == [False] and folder == (str(tmp_path), True)
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])

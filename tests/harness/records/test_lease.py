@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -20,10 +21,17 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def foreign(folder: Path, number: int = 1, age: float = 0.0) -> Path:
-    """A lease of another machine, last touched `age` seconds ago."""
-    path = folder / f".lease.{number}"
-    content = {"token": "x", "host": "elsewhere", "pid": 1, "started": "1", "executor": "slurm"}
+def lease_file(folder: Path) -> Path:
+    (path,) = (folder / ".lease").iterdir()
+    return path
+
+
+def foreign(folder: Path, token: str = "x", age: float = 0.0) -> Path:
+    """A lease of another machine, last touched `age` seconds ago, in the place of the one that is there."""
+    shutil.rmtree(folder / ".lease", ignore_errors=True)
+    (folder / ".lease").mkdir()
+    path = folder / ".lease" / token
+    content = {"host": "elsewhere", "pid": 1, "started": "1", "executor": "slurm"}
     path.write_text(json.dumps(content))
     os.utime(path, (time.time() - age, time.time() - age))
     return path
@@ -57,17 +65,17 @@ def test_of_many_who_try_at_once_one_gets_it(tmp_path: Path) -> None:
 def test_the_lease_of_a_process_that_died_here_is_free_at_once(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from harness.records.lease import Lease; Lease.acquire(Path({str(tmp_path)!r}))"
     run([sys.executable, "-c", code], check=True)
-    assert files(tmp_path) == [".lease.1"]
+    dead = lease_file(tmp_path)
     assert current_holder(tmp_path) is None
     assert Lease.acquire(tmp_path) is not None
-    assert files(tmp_path) == [".lease.2"]
+    assert files(tmp_path) == [".lease"] and lease_file(tmp_path) != dead
 
 
 def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path: Path) -> None:
     lease = Lease.acquire(tmp_path)
     assert lease is not None
-    content = json.loads((tmp_path / ".lease.1").read_text())
-    (tmp_path / ".lease.1").write_text(json.dumps(content | {"started": "12"}))
+    content = json.loads(lease_file(tmp_path).read_text())
+    lease_file(tmp_path).write_text(json.dumps(content | {"started": "12"}))
     assert current_holder(tmp_path) is None
 
 
@@ -84,22 +92,35 @@ def test_clocks_of_machines_are_never_compared(tmp_path: Path, monkeypatch: pyte
     assert current_holder(tmp_path) is not None
 
 
-def test_half_a_lease_is_somebody_elses(tmp_path: Path) -> None:
-    """The file exists a moment before its content does."""
-    (tmp_path / ".lease.3").touch()
+def test_a_lease_that_cannot_be_read_is_somebody_elses(tmp_path: Path) -> None:
+    """As after a crash of the machine, which can leave a name without its content."""
+    (tmp_path / ".lease").mkdir()
+    (tmp_path / ".lease" / "3").touch()
     assert Lease.acquire(tmp_path) is None
-    os.utime(tmp_path / ".lease.3", (1, 1))
+    os.utime(tmp_path / ".lease" / "3", (1, 1))
     assert Lease.acquire(tmp_path) is not None
+
+
+def test_what_killed_processes_have_left_of_their_attempts_is_removed(tmp_path: Path) -> None:
+    # Killed in `release`, and before and after it had written a lease that it had not put in its place.
+    for name in (".lease", ".lease-a", ".lease-b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".lease-b" / "b").touch()
+    assert current_holder(tmp_path) is None
+    lease = Lease.acquire(tmp_path)
+    assert lease is not None and files(tmp_path) == [".lease"]
+    lease.release()
+    assert files(tmp_path) == []
 
 
 def test_who_was_taken_over_finds_out_before_it_writes(tmp_path: Path) -> None:
     slow = Lease.acquire(tmp_path)
     assert slow is not None
-    foreign(tmp_path, number=2)
+    other = foreign(tmp_path)
     with pytest.raises(LeaseLost, match="taken over"):
         slow.check()
     slow.release()  # not its own any more
-    assert ".lease.2" in files(tmp_path)
+    assert other.exists()
 
 
 def test_a_lost_lease_is_told_and_a_kept_one_stays_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,11 +128,12 @@ def test_a_lost_lease_is_told_and_a_kept_one_stays_young(tmp_path: Path, monkeyp
     lost = threading.Event()
     kept = Lease.acquire(tmp_path)
     assert kept is not None
-    os.utime(tmp_path / ".lease.1", (1, 1))
+    file = lease_file(tmp_path)
+    os.utime(file, (1, 1))
     kept.start_heartbeat(when_lost=lost.set)
-    wait_until(lambda: (tmp_path / ".lease.1").stat().st_mtime != 1)
+    wait_until(lambda: file.stat().st_mtime != 1)
     assert not lost.is_set()
-    foreign(tmp_path, number=2)
+    foreign(tmp_path)
     assert lost.wait(60)
 
 
@@ -134,12 +156,11 @@ def acquire_as(folder: Path, host: str) -> Lease:
     return lease
 
 
-def test_a_number_that_comes_again_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+def test_who_was_suspended_never_takes_a_later_lease_for_its_own(tmp_path: Path) -> None:
     suspended = acquire_as(tmp_path, "A")
-    os.utime(tmp_path / ".lease.1", (1, 1))
+    os.utime(lease_file(tmp_path), (1, 1))
     acquire_as(tmp_path, "B").release()
     now = acquire_as(tmp_path, "C")
-    assert now.holder.number == suspended.holder.number == 1
     assert now.is_owned() and not suspended.is_owned()
     with pytest.raises(LeaseLost):
         suspended.check()
@@ -150,7 +171,7 @@ def test_a_number_that_comes_again_is_not_taken_for_ones_own(tmp_path: Path) -> 
 def test_who_was_slow_to_take_over_a_dead_lease_takes_none_from_the_living(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    foreign(tmp_path, number=5, age=2 * EXPIRY_SECONDS)
+    foreign(tmp_path, age=2 * EXPIRY_SECONDS)
     others: list[Lease] = []
 
     def stall(folder: Path, holder: lease_module.Holder) -> bool:
@@ -162,8 +183,8 @@ def test_who_was_slow_to_take_over_a_dead_lease_takes_none_from_the_living(
 
     monkeypatch.setattr(lease_module, "is_alive", stall)
     assert Lease.acquire(tmp_path) is None
-    assert others[0].holder.number == 1 and others[0].is_owned()
-    assert files(tmp_path) == [".lease.1"]
+    assert others[0].is_owned()
+    assert files(tmp_path) == [".lease"]
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])

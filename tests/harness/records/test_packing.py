@@ -70,8 +70,7 @@ class KillAt:
             return
         self.left -= 1
         if self.left == 0:
-            # A torn lease is as good as a live one until it expires (test_lease.py), and would be waited for.
-            if self.torn and is_write and ".lease." not in str(arguments[0]):
+            if self.torn and is_write:
                 descriptor = os.open(arguments[0], os.O_WRONLY | os.O_CREAT)
                 os.write(descriptor, b"torn")
             os._exit(9)
@@ -207,7 +206,7 @@ def make_large(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (make_running, r"\.lease\.1: the trial is running, or was killed; finish it"),
+        (make_running, r"\.lease/\w+: the trial is running, or was killed; finish it"),
         (make_checkpoint, "checkpoint.pt: the trial can be continued from its checkpoint"),
         (make_stopped, "trial_1: the trial is stopped; finish it"),
         (make_damaged, "manifest.json cannot be read"),

@@ -17,7 +17,7 @@ import torch
 from harness import log
 from harness.config.compose import load_run
 from harness.errors import UserError
-from harness.study import executors, ledger
+from harness.study import executors, ledger, slurm
 from harness.study.trial_process import Slot, TrialProcess
 from tests import forked
 from tests.conftest import TINY_GPT2
@@ -119,13 +119,13 @@ class EndedJob:
 
 def wait_for(*jobs: EndedJob) -> list[str]:
     reported: list[str] = []
-    executors._wait_for_jobs(jobs, pytest.importorskip("submitit.core.utils"), reported.append)
+    slurm.wait_for_jobs(jobs, pytest.importorskip("submitit.core.utils"), reported.append)
     return reported
 
 
 def test_a_job_that_was_taken_away_is_told_and_the_others_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = pytest.importorskip("submitit.core.utils")
-    monkeypatch.setattr(executors, "JOB_POLL_SECONDS", 0)
+    monkeypatch.setattr(slurm, "JOB_POLL_SECONDS", 0)
     lost = errors.UncompletedJobError("Job 5_0 has not produced any output\nTraceback ...\nKeyboardInterrupt")
     last = EndedJob("5_3", looks=4)
     late = errors.FailedJobError("... UncompletedJobError: Job not requeued because: timed-out too many times.")
@@ -155,13 +155,13 @@ def test_submitit_says_only_once_that_accounting_is_off(
     for level, lines in (("WARNING", 0), ("INFO", 1)):
         monkeypatch.setenv(log.VARIABLE, level)
         log.configure()
-        with executors._quiet_submitit():
+        with slurm._quiet_submitit():
             for call in range(3):
                 theirs.warning(f"Call #{call} - Bypassing sacct error, status may be inaccurate.")
             theirs.warning("something else")
         printed = "".join(capsys.readouterr()).splitlines()
         assert sum("sacct does not answer" in line for line in printed) == lines == len(printed) - 1
-        assert printed[-1].endswith("WARNING harness.study.executors: submitit: something else")
+        assert printed[-1].endswith("WARNING harness.study.slurm: submitit: something else")
     monkeypatch.undo()
     log.configure()
 
@@ -231,7 +231,7 @@ SINFO = "cpu*|(null)\ngpu|gpu:a100:4(S:0-1)\nmixed|(null)\nmixed|lustre:1,gpu:4\
     [("", {False}), ("gpu", {True}), ("mixed", {True, False}), ("cpu, gpu", {True, False}), ("absent", set())],
 )
 def test_the_nodes_of_a_partition_tell_whether_they_have_gpus(partitions: str, have_gpus: set[bool]) -> None:
-    assert executors.parse_node_gpus(SINFO, partitions) == have_gpus
+    assert slurm.parse_node_gpus(SINFO, partitions) == have_gpus
 
 
 def wants_slurm_gpu(folder: Path, device: str, options: dict[str, Any], sinfo: str | None) -> tuple[bool, list[str]]:
@@ -243,7 +243,7 @@ def wants_slurm_gpu(folder: Path, device: str, options: dict[str, Any], sinfo: s
     run = load_run([*TINY_GPT2, *EXTERNAL, f"device={device}"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{folder}:/bin:/usr/bin" if sinfo is not None else str(folder))
-        return executors._wants_slurm_gpu(run, None, options, reported.append), reported
+        return slurm._wants_slurm_gpu(run, None, options, reported.append), reported
 
 
 def test_slurm_jobs_ask_for_a_gpu_where_the_nodes_have_one(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from harness import log
 from harness.config.compose import load_run
 from harness.errors import UserError
-from harness.records.kills import KILL_LIMIT, count_kills
+from harness.records.kills import KILL_LIMIT, count_kills, last_cause
 from harness.records.lease import Lease
 from harness.study import executors, ledger
 from harness.study.ledger import PlannedTrial
@@ -111,7 +111,8 @@ def test_the_log_of_a_trial_comes_to_its_parent_and_changes_no_bit(
         outcomes.append(read_outcome(entry.path.folder))
         printed = capsys.readouterr().err
         for line in (
-            f"INFO harness.study.worker: {entry.name}: taken, with lease 1 (it was planned)",
+            f"INFO harness.study.worker: {entry.name}: taken, with lease ",
+            " (it was planned)\n",
             f"DEBUG harness.trial.trial: {entry.name}: step 3 of 12: validation/loss ",
             f"INFO harness.trial.trial: {entry.name}: ended as exhausted",
             " ended with status 0 after ",
@@ -195,16 +196,17 @@ def test_a_worker_whose_lease_was_taken_over_kills_its_process_and_writes_nothin
     thread.start()
     rows = entries[0].path.evaluations
     processes.wait_until(rows.exists, thread.is_alive)
-    (last,) = entries[0].path.folder.glob(".lease.*")
-    other = {"token": "x", "host": "elsewhere", "pid": 1, "started": "1", "executor": "slurm"}
-    (entries[0].path.folder / ".lease.99").write_text(json.dumps(other))
+    (last,) = entries[0].path.folder.glob(".lease/*")
+    other = {"host": "elsewhere", "pid": 1, "started": "1", "executor": "slurm"}
+    last.with_name("x").write_text(json.dumps(other))
+    last.unlink()
     processes.wait_until(lambda: worker._process is None)
     before = rows.read_bytes()
     worker.stop()
     processes.join(thread)
     assert rows.read_bytes() == before
     assert ledger.read_state(entries[0]).worker.startswith("slurm elsewhere")
-    assert last.exists()
+    assert not last.exists()
 
 
 def test_a_trial_dies_with_its_worker(tmp_path: Path) -> None:
@@ -296,7 +298,7 @@ def test_a_process_that_writes_another_record_than_its_own_is_not_started_again(
     assert elsewhere.path.manifest.exists()
 
 
-def kill_child(worker: Worker, number: signal.Signals, name: str | None = None) -> None:
+def kill_child(worker: Worker, number: int, name: str | None = None) -> None:
     """Send a signal to the process that the worker runs, to that of the trial `name` if it is given."""
     process = worker._process
     if process is not None and name in (None, process._name):
@@ -387,3 +389,74 @@ def test_a_submission_that_ends_the_process_has_failed(
     content = manifest(entry)
     assert content["status"] == "failed" and len(content["failures"]) == 1
     assert f"ended with status {status}" in content["final"]["traceback"]
+
+
+@pytest.mark.usefixtures("forked_trials")
+@pytest.mark.parametrize(
+    ("death", "judge", "cause"),
+    [
+        ("SIGSEGV", "none", "the process of the trial ended by signal SIGSEGV"),
+        ("SIGSEGV", "process", "the process of the submission ended by signal SIGSEGV"),
+        ("SIGUSR2", "none", None),
+        ("0", "none", "the process of the trial ended with status 0 before the trial was over"),
+        ("0", "process", "the process of the submission ended with status 0"),
+        ("3", "none", "the process of the trial ended with status 3"),
+    ],
+)
+def test_a_process_that_ends_before_its_trial_has_a_record_ends_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str, judge: str, cause: str | None
+) -> None:
+    deadly = [*SEAM, "optimizer.class_path=tests.harness.deadly.Deadly", f"judge={judge}", "ruleset.retries=0"]
+    entries = study(tmp_path / "records", *deadly) + study(tmp_path / "records", "optimizer=sgd", "judge=none")
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    for number in range(KILL_LIMIT):
+        (deaths / str(number)).touch()
+    monkeypatch.setenv("PACEMARK_TEST_DEATHS", str(deaths))
+    monkeypatch.setenv("PACEMARK_TEST_DEATH", death)
+    Worker(entries).work()
+    assert manifest(entries[1])["status"] == "exhausted"
+    if cause is None:
+        # Ignored from the beginning: SLURM sends it to all processes of a job.
+        assert manifest(entries[0])["status"] == "exhausted"
+        return
+    assert not entries[0].path.manifest.exists() and not list(deaths.iterdir())
+    assert (count_kills(entries[0].path), last_cause(entries[0].path)) == (KILL_LIMIT, cause)
+    # The next command tries it again.
+    executors.execute(entries, print)
+    assert manifest(entries[0])["status"] == "exhausted" and count_kills(entries[0].path) == 0
+
+
+@pytest.mark.usefixtures("forked_trials")
+@pytest.mark.parametrize("number", [signal.SIGXCPU, signal.SIGRTMIN + 5])
+def test_any_signal_that_comes_from_outside_is_no_crash(tmp_path: Path, number: int) -> None:
+    (entry,) = study(tmp_path, "optimizer=adamw", "ruleset.retries=0", "checkpoint_seconds=0", "judge=none")
+    worker = Worker([entry])
+    killed: list[int] = []
+
+    def disturb() -> None:
+        if entry.path.checkpoint.exists() and not killed:
+            killed.append(number)
+            kill_child(worker, number)
+
+    run_while(worker, disturb)
+    assert killed and manifest(entry)["status"] == "exhausted" and not manifest(entry).get("failures")
+
+
+@pytest.mark.usefixtures("forked_trials")
+def test_an_interrupt_that_is_lost_is_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.study.trial_process._REPEAT_SECONDS", 0.0)
+    marker = tmp_path / "marker"
+    monkeypatch.setenv("PACEMARK_TEST_DEAF", str(marker))
+    deaf = [*SEAM, "optimizer.class_path=tests.harness.seams.DeafOnce", "judge=none"]
+    (entry,) = study(tmp_path / "records", *deaf, "workload.max_steps=1000000", "checkpoint_seconds=0")
+    worker = Worker([entry])
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    # Of the evaluation after the step at which it turns deaf.
+    processes.wait_until(
+        lambda: entry.path.evaluations.exists() and len(entry.path.evaluations.read_text().splitlines()) > 4
+    )
+    worker.stop()
+    processes.join(thread)
+    assert marker.exists() and ledger.read_state(entry).name == "interrupted"

@@ -158,7 +158,7 @@ def test_a_lost_rank_ends_the_trial_as_failed_and_the_same_command_continues_to_
     rows, manifest = read(tmp_path)
     assert statuses == [1, -signal.SIGKILL] and manifest["status"] == "failed", errors
     assert manifest["final"]["lost_ranks"] == [1] and "failed: lost rank 1; the same command" in errors
-    assert len(rows) == 2 and not list(tmp_path.rglob(".lease.*"))
+    assert len(rows) == 2 and not list(tmp_path.rglob(".lease*"))
     statuses, errors = launch(2, "run", *command)
     assert statuses == [0, 0], errors
     rows, manifest = read(tmp_path)
