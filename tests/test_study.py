@@ -32,6 +32,8 @@ def command(records: Path, *arguments: str) -> list[str]:
     return [forked_run.__name__, *STUDY, f"records={records}", *arguments]
 
 
+# It starts a dozen processes that train, which takes minutes where others use the cores.
+@pytest.mark.timeout(400)
 def test_killed_workers_end_with_every_trial_once_and_the_same_results(tmp_path: Path) -> None:
     for planned in ledger.plan([load_run([*STUDY, f"records={tmp_path / 'undisturbed'}"])], "unused"):
         run_trial(planned.run)
